@@ -1,0 +1,131 @@
+"""The metric: exact counts per image, from which mIoU, its parts and the confusion matrix follow.
+
+Shape legend: K classes; a confusion matrix is (K truth, K predicted), in pixels.
+"""
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, is_main_process
+from mmengine.logging import print_log
+from mmseg.evaluation import IoUMetric
+from mmseg.registry import METRICS
+
+from fsa_seg.errors import UserError
+
+
+@METRICS.register_module()
+class ExactIoUMetric(IoUMetric):
+    """mmseg's `IoUMetric` with exact int64 counts, kept per image.
+
+    An image that a distributed sampler repeats counts once. After `evaluate`, on the main process, `images` holds the
+    names, and `confusions` the sparse confusion matrices, in the order of the names.
+
+    Args:
+        ignore_index (int): label of pixels that do not count.
+
+    Raises (while processing):
+        UserError: a label or a prediction outside the classes; the file is named.
+    """
+
+    def __init__(self, ignore_index=255, prefix=None):
+        super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix)
+        self.images, self.confusions = [], []
+
+    def process(self, data_batch, data_samples):
+        classes = len(self.dataset_meta['classes'])
+        for sample in data_samples:
+            predicted = sample['pred_sem_seg']['data'].squeeze(0)
+            truth = sample['gt_sem_seg']['data'].squeeze(0).to(predicted)
+            try:
+                counts = confusion(truth, predicted, classes, self.ignore_index)
+            except ValueError as error:
+                raise UserError(f'{sample["seg_map_path"]}: {error}') from None
+            self.results.append((sample['img_path'], counts))
+
+    def evaluate(self, size):
+        """Gather all processes' counts and return the metrics; see `metrics`."""
+        gathered = {}
+        for part in all_gather_object(self.results):
+            gathered.update(part)
+        self.results.clear()
+        if len(gathered) != size:
+            raise RuntimeError(f'{len(gathered)} images were evaluated, but the data set has {size}')
+        self.images = sorted(gathered)
+        self.confusions = [gathered[name] for name in self.images]
+        figures = metrics(sum_confusions(self.confusions, len(self.dataset_meta["classes"])))
+        if is_main_process():
+            self._log(figures)
+        return {key: figures[key] for key in ('aAcc', 'mIoU', 'mAcc')}
+
+    def _log(self, figures):
+        rows = [f'{name:>20}  {iou:6.2f}' if iou == iou else f'{name:>20}       –'
+                for name, iou in zip(self.dataset_meta['classes'], figures['IoU'])]
+        print_log('per-class IoU in percent (– where absent from truth and prediction):\n' + '\n'.join(rows), 'current')
+
+
+def confusion(truth, predicted, classes, ignore_index=255):
+    """Return the sparse confusion matrix of one image: int64 (3, n), rows truth, predicted, pixels.
+
+    >>> confusion(torch.tensor([[0, 1, 255]]), torch.tensor([[0, 0, 1]]), 2).tolist()
+    [[0, 1], [0, 0], [1, 1]]
+
+    Args:
+        truth, predicted (height, width): integer labels.
+        classes (int): K.
+        ignore_index (int): truth that does not count.
+
+    Raises:
+        ValueError: sizes differ, or a label lies outside 0..K-1 and is not `ignore_index`.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f'truth has {tuple(truth.shape)} pixels, the prediction {tuple(predicted.shape)}')
+    counted = truth != ignore_index
+    truth, predicted = truth[counted].long(), predicted[counted].long()
+    for labels, what in ((truth, 'truth'), (predicted, 'prediction')):
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            wrong = sorted(set(labels[(labels < 0) | (labels >= classes)].tolist()))
+            raise ValueError(f'the {what} has labels {wrong[:5]}, but the data set has the classes 0 to {classes - 1} '
+                             f'(and {ignore_index} for void)')
+    counts = torch.bincount(truth * classes + predicted, minlength=classes**2).cpu()
+    cells = counts.nonzero()[:, 0]
+    return torch.stack([cells // classes, cells % classes, counts[cells]]).numpy()
+
+
+def sum_confusions(confusions, classes):
+    """Return the sum of sparse confusion matrices as a dense one, (K, K) int64."""
+    total = np.zeros((classes, classes), np.int64)
+    for truth, predicted, pixels in confusions:
+        np.add.at(total, (truth, predicted), pixels)
+    return total
+
+
+def metrics(total):
+    """Return mIoU, mAcc, aAcc (percent, unrounded) and per-class IoU and Acc (percent, NaN where undefined).
+
+    A class that is absent from both truth and prediction is left out of mIoU; one that is absent from the truth is
+    left out of mAcc.
+
+    Args:
+        total (K, K): confusion matrix.
+    """
+    intersect, label, predicted = np.diag(total), total.sum(1), total.sum(0)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        iou = 100 * intersect / (label + predicted - intersect)
+        acc = 100 * intersect / label
+        return dict(mIoU=float(np.nanmean(iou)), mAcc=float(np.nanmean(acc)),
+                    aAcc=float(100 * intersect.sum() / total.sum()), IoU=iou.tolist(), Acc=acc.tolist())
+
+
+def per_image_counts(confusions):
+    """Return each image's counts: a list of dict(classes, intersection, union, label), over the classes it shows.
+
+    Lists are parallel: pixels of the classes that are in the image's truth or prediction.
+    """
+    rows = []
+    for truth, predicted, pixels in confusions:
+        classes = np.union1d(truth, predicted)
+        label = [int(pixels[truth == c].sum()) for c in classes]
+        shown = [int(pixels[predicted == c].sum()) for c in classes]
+        both = [int(pixels[(truth == c) & (predicted == c)].sum()) for c in classes]
+        rows.append(dict(classes=classes.tolist(), intersection=both, label=label,
+                         union=[a + b - c for a, b, c in zip(label, shown, both)]))
+    return rows

@@ -1,0 +1,23 @@
+"""Readout: from attended values of CLIP's last block to patch embeddings in the space that text shares.
+
+Shape legend: B images, T tokens, D width, E embedding.
+"""
+import torch.nn.functional as F
+
+
+def readout(visual, mixed, tokens=None, mlp=False):
+    """Return unit embeddings (B, T, E): out-projection, optional residual and MLP, then `ln_post @ proj`.
+
+    Args:
+        visual: an `open_clip` image tower.
+        mixed (B, T, D): attention map times values, heads side by side.
+        tokens (B, T, D): the block's input, added as residual; None leaves the residual out.
+        mlp (bool): whether the block's MLP, with its own residual, follows.
+    """
+    block = visual.transformer.resblocks[-1]
+    x = block.ls_1(block.attn.out_proj(mixed))
+    if tokens is not None:
+        x = tokens + x
+    if mlp:
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return F.normalize((visual.ln_post(x) @ visual.proj).float(), dim=-1)

@@ -1,0 +1,185 @@
+"""Results: one JSON file per cell, its identity, and the tables made from such files alone."""
+import glob
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+
+import torch
+
+from fsa_seg.errors import UserError
+from fsa_seg.evaluation import metrics, per_image_counts, sum_confusions
+from fsa_seg.paths import ROOT, local_path
+from fsa_seg.text import templates_digest
+
+PACKAGES = ('torch', 'torchvision', 'open_clip_torch', 'timm', 'mmengine', 'mmcv', 'mmsegmentation', 'numpy',
+            'onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation')  # yapf: disable
+TOY_NOTE = ('These are the numbers of toy models on the toy world that the repository ships: they show that the suite '
+            'works, and are never comparable with published ones.')
+
+
+def identity(config, names):
+    """Return what can change a cell's number, as a JSON-ready dict.
+
+    Method, feedback, protocol, words, prompts, weights, precision and split are in it; paths, launcher, workers and
+    batch are not.
+
+    Args:
+        config: composed config.
+        names (list of str): the split's images, in order.
+    """
+    model = json.loads(json.dumps(config.model))
+    for key in ('text_cache', 'keep_scores'):
+        model.pop(key, None)
+    model['backbone'] = dict(model=_weights_identity(model['backbone']['model']),
+                             pretrained=_weights_identity(model['backbone'].get('pretrained')))
+    if model.get('vfm'):
+        model['vfm']['checkpoint'] = _weights_identity(model['vfm'].get('checkpoint'))
+    dataset = config.test_dataloader.dataset
+    return dict(
+        model=model, prompts=templates_digest(), dataset=dataset.type, metainfo=dataset.get('metainfo'),
+        reduce_zero_label=dataset.get('reduce_zero_label'), ignore_index=config.test_evaluator.get('ignore_index'),
+        resize=[step for step in dataset.pipeline if step['type'] == 'Resize'],
+        split=hashlib.sha256('\n'.join(names).encode()).hexdigest())  # yapf: disable
+
+
+def identity_hash(config, names):
+    """Return the SHA-256 of `identity`, as a hexadecimal string."""
+    return hashlib.sha256(json.dumps(identity(config, names), sort_keys=True).encode()).hexdigest()
+
+
+def row_name(cell):
+    """Return the name of a cell's row, such as 'ProxyCLIP + FSA'."""
+    names = dict(clip='CLIP', maskclip='MaskCLIP', sclip='SCLIP', clearclip='ClearCLIP', proxyclip='ProxyCLIP')
+    name = names.get(cell['method'], cell['method'])
+    return f'{name} + {cell["feedback"].upper()}' if cell['feedback'] else name
+
+
+def cell_id(cell, digest):
+    """Return a file name for a cell: its parts, and the head of its hash."""
+    parts = [cell['dataset'], cell['method'] + (f'+{cell["feedback"]}' if cell['feedback'] else ''), cell['backbone'],
+             cell['vfm'], cell['protocol'], 'words' if cell['words'] == 'file' else None,
+             f'limit{cell["limit"]}' if cell['limit'] else None, digest[:10]]  # yapf: disable
+    return '_'.join(part for part in parts if part)
+
+
+def make_result(config, digest, metric, classes, weights, device, seconds):
+    """Return the result of one cell as a JSON-ready dict.
+
+    Args:
+        config: composed config.
+        digest (str): `identity_hash`.
+        metric: the evaluated `ExactIoUMetric`.
+        classes (sequence of str): names in label order.
+        weights (dict): digest of each model's loaded weights.
+        device (str), seconds (float): where it ran, and how long.
+    """
+    total = sum_confusions(metric.confusions, len(classes))
+    figures = metrics(total)
+    truth, predicted = total.nonzero()
+    root = config.test_dataloader.dataset.data_root
+    images = [dict(name=os.path.relpath(name, root), **counts)
+              for name, counts in zip(metric.images, per_image_counts(metric.confusions))]
+    return dict(
+        cell=dict(config.cell), partial=bool(config.cell.limit),
+        hash=digest, metrics={key: figures[key] for key in ('mIoU', 'mAcc', 'aAcc')},
+        classes=[dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
+                 for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])],
+        confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
+        images=images, seconds=seconds, device=device, weights=weights, prompts=templates_digest(),
+        sources=sources_digest(), versions=versions(), config=config.pretty_text)  # yapf: disable
+
+
+def write_result(result, path):
+    """Write a result as JSON; a half-written one never appears under `path`."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    part = f'{path}.{os.getpid()}.part'
+    with open(part, 'w', encoding='utf-8') as f:
+        json.dump(result, f, allow_nan=False)
+    os.replace(part, path)
+
+
+def read_result(path):
+    """Return the result in a file; one that is no result is a UserError that names it."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            result = json.load(f)
+        result['cell'], result['metrics']['mIoU'], result['hash']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is not a result of this suite ({error!r}); remove it or run its cell again') from None
+    return result
+
+
+def read_results(folder):
+    """Return all results in a folder, whole ones only: a partial result enters no table."""
+    results = [read_result(path) for path in sorted(glob.glob(os.path.join(folder, '*.json')))]
+    return [result for result in results if not result['partial']]
+
+
+def table(results, datasets):
+    """Return a Markdown table of mIoU (percent): a row per method, feedback and setting, a column per data set.
+
+    Rows of toy models are marked by a line above the table.
+
+    Args:
+        results (list of dict): of `read_result`.
+        datasets (list of str): the columns, in order.
+    """
+    rows = {}
+    for result in results:
+        cell = result['cell']
+        row = (row_name(cell), cell['backbone'], cell['vfm'] or '–',
+               cell['protocol'] + (' (own words)' if cell['words'] == 'file' else ''))
+        rows.setdefault(row, {})[cell['dataset']] = result
+    lines = [f'| method | backbone | VFM | protocol | {" | ".join(datasets)} | mean |',
+             '|---|---|---|---|' + '---:|' * (len(datasets) + 1)]
+    for row, cells in rows.items():
+        values = [cells[d]['metrics']['mIoU'] if d in cells else math.nan for d in datasets]
+        mean = sum(values) / len(values)
+        shown = ' | '.join('–' if math.isnan(value) else f'{value:.1f}' for value in [*values, mean])
+        lines.append(f'| {" | ".join(row)} | {shown} |')
+    note = [TOY_NOTE, ''] if any(result['cell']['toy'] for result in results) else []
+    return '\n'.join([*note, 'mIoU in percent.', '', *lines])
+
+
+def sources_digest():
+    """Return the SHA-256 of the package's source files, as a hexadecimal string."""
+    digest = hashlib.sha256()
+    for path in sorted(glob.glob(os.path.join(ROOT, 'fsa_seg', '*.py'))):
+        with open(path, 'rb') as f:
+            digest.update(os.path.basename(path).encode() + f.read())
+    return digest.hexdigest()
+
+
+def versions():
+    """Return the versions of the libraries that are installed, and of CUDA."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return dict(found, cuda=torch.version.cuda)
+
+
+def _weights_identity(name):
+    """Return the digest of the file or folder that `name` stands for, or `name` itself if it is no local one."""
+    if not name:
+        return None
+    folder = name.removeprefix('local-dir:')
+    try:
+        path = local_path(folder, 'weights')
+    except UserError:
+        return name
+    files = [path] if os.path.isfile(path) else sorted(glob.glob(os.path.join(path, '*')))
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, 'rb') as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    return 'sha256:' + digest.hexdigest()
+
+
+def _number(value):
+    return None if math.isnan(value) else value

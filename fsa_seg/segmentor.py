@@ -1,0 +1,205 @@
+"""The registered segmentors: CLIP, MaskCLIP, SCLIP, ClearCLIP, ProxyCLIP, over one base that spells a method out.
+
+Shape legend: B images, Q queries, K classes; images (3, height, width), each of its own size.
+"""
+import math
+
+import torch
+from mmengine.device import get_device
+from mmengine.model import BaseDataPreprocessor
+from mmengine.structures import PixelData
+from mmseg.models.segmentors import BaseSegmentor
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+from fsa_seg.clip import check_tower, load_clip, weights_digest
+from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.feedback import FSA
+from fsa_seg.methods import METHODS, patch_logits, resolve_method
+from fsa_seg.text import encode_queries
+from fsa_seg.windows import class_scores, label_map, slide
+
+PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
+
+MODELS.register_module(module=FSA)
+
+
+def resolve_precision(precision):
+    """Return 'fp32', 'fp16' or 'bf16'; 'auto' is half precision on a GPU and float32 without one."""
+    one_of(precision, ('auto', *PRECISIONS), 'precision')
+    if precision == 'auto':
+        return 'fp16' if get_device() == 'cuda' else 'fp32'
+    return precision
+
+
+@MODELS.register_module()
+class ImageListPreprocessor(BaseDataPreprocessor):
+    """Normalises images that may differ in size: uint8 BGR (3, height, width) each -> a list of float RGB ones.
+
+    Args:
+        mean, std (3 floats): of the backbone, on 0..1 RGB.
+    """
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.register_buffer('mean', torch.tensor(mean)[:, None, None] * 255, persistent=False)
+        self.register_buffer('std', torch.tensor(std)[:, None, None] * 255, persistent=False)
+
+    def forward(self, data, training=False):
+        data = self.cast_data(data)
+        inputs = [(image.flip(0).float() - self.mean) / self.std for image in data['inputs']]
+        return dict(inputs=inputs, data_samples=data.get('data_samples'))
+
+
+@MODELS.register_module()
+class TrainingFreeSegmentor(BaseSegmentor):
+    """Segments images into classes named by words, with CLIP's last block run under a chosen attention map.
+
+    Args:
+        backbone (dict): `model` and `pretrained` of `fsa_seg.clip.load_clip`.
+        words (list of lists of str): the query words of each class, in label order. Without them the text tower is
+            kept, and `set_words` has to be called first.
+        attention (str), residual (bool), mlp (bool): attention map (`fsa_seg.attention.ATTENTIONS`) and readout; by
+            default a named method's own.
+        vfm (dict): a registered VFM, needed by the attention map 'proxy'.
+        feedback (dict): None, or dict(type='FSA', lam=..., p=...).
+        window (int), stride (int): of the sliding windows, in pixels of the resized image.
+        logit_scale (float): factor on the cosines before the softmax over queries.
+        prob_thd (float), area_thd (float): see `fsa_seg.windows.label_map`.
+        precision (str): of trunk and VFM: 'auto', 'fp32', 'fp16' or 'bf16'. FSA, cosines and scores are float32.
+        keep_scores (bool): also put the class scores, (K, height, width), into each data sample's `seg_logits`.
+        text_cache (str): folder of the text embeddings' cache, see `fsa_seg.text.encode_queries`.
+
+    Raises:
+        UserError: a setting that cannot be used, or weights that are missing or do not fit.
+    """
+
+    own_method = None  # name of the method that a subclass stands for
+
+    def __init__(self, backbone, words=None, attention=None, residual=None, mlp=None, vfm=None, feedback=None, window=336,
+                 stride=112, logit_scale=40.0, prob_thd=0.0, area_thd=None, precision='auto', keep_scores=False,
+                 text_cache=None):
+        given = dict(attention=attention, residual=residual, mlp=mlp)
+        own = METHODS[self.own_method] if self.own_method else {}
+        method = resolve_method({**own, **{key: value for key, value in given.items() if value is not None}})
+        needs_vfm = method['attention'] == 'proxy'
+        if needs_vfm and vfm is None:
+            raise UserError("the attention map 'proxy' needs a VFM: name one, such as --vfm dino_vit-b8")
+        if not (isinstance(window, int) and isinstance(stride, int) and 0 < stride <= window):
+            raise UserError(f'window {window} and stride {stride}: both have to be whole pixels, 0 < stride <= window')
+        if not logit_scale > 0:
+            raise UserError(f'logit_scale is {logit_scale}; it has to be above 0 (published: 40 to 65)')
+        dtype = PRECISIONS[resolve_precision(precision)]
+        check_keys(backbone, ('model', 'pretrained', 'cache_dir'), 'backbone')
+        clip, tokenizer = load_clip(**backbone)
+        check_tower(clip.visual)
+        mean, std = (clip.visual.preprocess_cfg[key] for key in ('mean', 'std'))
+        super().__init__(data_preprocessor=dict(type='ImageListPreprocessor', mean=mean, std=std))
+
+        self.method, self.feedback = method, MODELS.build(feedback) if feedback else None
+        self.window, self.stride = window, stride
+        self.logit_scale, self.prob_thd, self.area_thd = logit_scale, prob_thd, area_thd
+        self.keep_scores = keep_scores
+        self.weights = dict(backbone=weights_digest(clip))
+        self.clip, self.tokenizer, self.text_cache = clip, tokenizer, text_cache
+        self.register_buffer('text', torch.empty(0), persistent=False)
+        if words is not None:
+            self.set_words(words)
+            self.clip = None  # the text tower is not needed any more
+        self.visual = clip.visual.to(dtype)
+        self.vfm = MODELS.build(vfm) if needs_vfm else None
+        patches = [self.visual.patch_size]
+        if needs_vfm:
+            self.weights['vfm'] = weights_digest(self.vfm)
+            self.vfm.to(dtype)
+            patches.append(self.vfm.patch_size)
+        self.multiple = tuple(math.lcm(*sides) for sides in zip(*patches))
+        self.eval()
+
+    def set_words(self, words):
+        """Segment into these classes from now on; words: a list with the list of query words of each class."""
+        self.words_per_class = [len(group) for group in words]
+        queries = [query for group in words for query in group]
+        text = encode_queries(self.clip, self.tokenizer, queries, self.weights['backbone'], self.text_cache)
+        self.text = text.to(self.text.device)
+
+    def predict(self, inputs, data_samples=None):
+        """Return data samples with `pred_sem_seg` (1, height, width) int64 at each image's original size.
+
+        Args:
+            inputs (sequence of tensors (3, height, width), or (B, 3, height, width)): normalised.
+            data_samples (list of SegDataSample): their `ori_shape` is the original size; without it, the input's.
+        """
+        samples = data_samples or [SegDataSample() for _ in inputs]
+        for image, sample in zip(inputs, samples):
+            size = sample.metainfo.get('ori_shape', image.shape[1:])[:2]
+            scores = class_scores(self.pixel_cosines(image), self.words_per_class, self.logit_scale, size)
+            labels = label_map(scores, self.prob_thd, self.area_thd)
+            sample.pred_sem_seg = PixelData(data=labels[None])
+            if self.keep_scores:
+                sample.seg_logits = PixelData(data=scores)
+        return samples
+
+    @torch.no_grad()
+    def pixel_cosines(self, image):
+        """Return the cosines of a normalised image's pixels with the queries: (Q, height, width) float32."""
+        return slide(image, self.window_cosines, self.window, self.stride, self.multiple)
+
+    def window_cosines(self, images):
+        """Return the cosines (B, N, Q) of windows (B, 3, height, width), and their grid."""
+        features = None
+        if self.vfm is not None:
+            normalise = self.data_preprocessor
+            features = self.vfm((images * normalise.std + normalise.mean) / 255)
+        return patch_logits(self.visual, images, self.text, method=self.method, feedback=self.feedback,
+                            vfm_features=features)
+
+    def train(self, mode=True):
+        """Stay in evaluation mode; training mode is refused."""
+        if mode:
+            raise RuntimeError('the segmentors are training-free: there is no training mode')
+        return super().train(False)
+
+    def loss(self, inputs, data_samples):
+        """Raise: the segmentors are training-free."""
+        raise RuntimeError('the segmentors are training-free: they have no loss')
+
+    def _forward(self, inputs, data_samples=None):
+        """Return each image's cosines (Q, height, width), without post-processing."""
+        return [self.pixel_cosines(image) for image in inputs]
+
+    def extract_feat(self, inputs):
+        raise NotImplementedError('use fsa_seg.patch_logits')
+
+    def encode_decode(self, inputs, batch_data_samples):
+        raise NotImplementedError('use predict')
+
+
+@MODELS.register_module()
+class CLIP(TrainingFreeSegmentor):
+    """CLIP as trained: softmax(qkᵀ/√d), residual and MLP."""
+    own_method = 'clip'
+
+
+@MODELS.register_module()
+class MaskCLIP(TrainingFreeSegmentor):
+    """MaskCLIP (arXiv 2112.01071): identity attention, no residual, no MLP."""
+    own_method = 'maskclip'
+
+
+@MODELS.register_module()
+class SCLIP(TrainingFreeSegmentor):
+    """SCLIP (arXiv 2312.01597): softmax(qqᵀ/√d) + softmax(kkᵀ/√d), residual and MLP."""
+    own_method = 'sclip'
+
+
+@MODELS.register_module()
+class ClearCLIP(TrainingFreeSegmentor):
+    """ClearCLIP (arXiv 2407.12442): softmax(qqᵀ/√d), no residual, no MLP."""
+    own_method = 'clearclip'
+
+
+@MODELS.register_module()
+class ProxyCLIP(TrainingFreeSegmentor):
+    """ProxyCLIP (arXiv 2408.04883): attention of a VFM's features, no residual, no MLP."""
+    own_method = 'proxyclip'

@@ -1,0 +1,108 @@
+"""Text queries: the words of a data set's classes, and their CLIP embeddings."""
+import hashlib
+import json
+import logging
+import os
+
+import open_clip
+from mmengine.logging import print_log
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fsa_seg.errors import UserError
+
+TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
+
+
+def class_words(classes, rename=None, synonyms=None, background=None, join_spaces=False):
+    """Return the query words of each class: a list with one list of strings per class.
+
+    The rules stand in a protocol's ``words``; a class that no rule names is queried by its own name.
+
+    Args:
+        classes (sequence of str): class names in label order.
+        rename (dict): name -> the one word used in its place.
+        synonyms (dict): name -> list of words, every one of which stands for the class.
+        background (list of str): words of the class "background".
+        join_spaces (bool): remove the spaces inside names ("traffic light" -> "trafficlight").
+
+    Raises:
+        UserError: a rule names a class that `classes` lacks.
+    """
+    rules = {name: [word] for name, word in (rename or {}).items()}
+    rules.update(synonyms or {})
+    if background:
+        rules['background'] = background
+    names = [name.strip() for name in classes]
+    unknown = sorted(set(rules) - set(names))
+    if unknown:
+        raise UserError(f'word rules name the classes {unknown}, which are not among the classes {names}')
+    return [list(rules.get(name, [name.replace(' ', '') if join_spaces else name])) for name in names]
+
+
+def read_words(path, classes):
+    """Return the query words of each class from a text file: one line per class in label order, synonyms by ';'.
+
+    Raises:
+        UserError: the file is missing, a line is empty, or the number of lines differs from the classes'.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f'the file of class words {path!r} does not exist')
+    with open(path, encoding='utf-8') as f:
+        lines = f.read().splitlines()
+    words = [split_words(line) for line in lines]
+    check_words(words, classes, path)
+    return words
+
+
+def split_words(line):
+    """Return the words of one class: 'cat; kitten' -> ['cat', 'kitten']."""
+    return [word.strip() for word in line.split(';') if word.strip()]
+
+
+def check_words(words, classes, where):
+    """Raise a UserError unless every class has its list of words."""
+    if len(words) != len(classes):
+        raise UserError(f'{where} has words for {len(words)} classes, but the data set has {len(classes)}: give one '
+                        f'line (list) per class, in the order {", ".join(classes[:5])}, ...')
+    empty = [i for i, group in enumerate(words) if not group]
+    if empty:
+        raise UserError(f'{where} has no word for class {empty[0]} ({classes[empty[0]]!r})')
+
+
+def encode_queries(clip, tokenizer, queries, weights, cache_dir=None):
+    """Return the unit embedding of each query, (Q, E) float32: the mean over `open_clip`'s 80 ImageNet templates.
+
+    Built by `open_clip.build_zero_shot_classifier` in float32 and kept on disk, under a key of the weights, the
+    tokenizer, the words, the templates and open_clip's version.
+
+    Args:
+        clip: an `open_clip` model in float32.
+        tokenizer: its tokenizer.
+        queries (list of str): the words.
+        weights (str): digest of the model's weights.
+        cache_dir (str): by default the environment's FSA_SEG_CACHE or ~/.cache/fsa_seg.
+    """
+    cache_dir = cache_dir or os.environ.get('FSA_SEG_CACHE', os.path.expanduser('~/.cache/fsa_seg'))
+    tokens = tokenizer([template('') for template in TEMPLATES] + list(queries))
+    key = [weights, open_clip.__version__, templates_digest(), list(queries), tokens.tolist()]
+    path = os.path.join(cache_dir, 'text', hashlib.sha256(json.dumps(key).encode()).hexdigest() + '.safetensors')
+    if os.path.exists(path):
+        try:
+            return load_file(path)['text']
+        except SafetensorError:
+            print_log(f'{path} is damaged and is built again', 'current', logging.WARNING)
+    print_log(f'embedding {len(queries)} queries with {len(TEMPLATES)} templates', 'current')
+    device = clip.logit_scale.device
+    text = open_clip.build_zero_shot_classifier(clip, tokenizer, list(queries), TEMPLATES, device=device)
+    text = text.T.float().cpu().contiguous()
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    part = f'{path}.{os.getpid()}.part'
+    save_file(dict(text=text), part)
+    os.replace(part, path)
+    return text
+
+
+def templates_digest():
+    """Return the SHA-256 of the prompt templates, as a hexadecimal string."""
+    return hashlib.sha256('\n'.join(template('{}') for template in TEMPLATES).encode()).hexdigest()

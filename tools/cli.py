@@ -1,0 +1,63 @@
+"""What the command-line tools share: options, and errors as one line."""
+import os
+import sys
+import warnings
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+MINI = dict(data_root='data/mini', backbone='toy', vfm='toy')
+
+
+def add_model_options(parser):
+    """Add the options that choose a cell's parts."""
+    parser.add_argument('--method', metavar='M', help='attention and readout (default: proxyclip)')
+    parser.add_argument('--fsa', action='store_true', default=None, help='FSA feedback on (default)')
+    parser.add_argument('--no-fsa', dest='fsa', action='store_false', help='the bare method')
+    parser.add_argument('--backbone', metavar='B', help='CLIP image tower (default: clip_vit-b16)')
+    parser.add_argument('--vfm', metavar='V', help='vision foundation model (default: dino_vit-b8)')
+    parser.add_argument('--protocol', metavar='own|NAME', help="evaluation settings (default: own, the publication's)")
+    parser.add_argument('--data-root', metavar='DIR', help='folder of all data sets (default: data)')
+    parser.add_argument('--precision', metavar='P', help='auto, fp32, fp16 or bf16 (default: auto)')
+    parser.add_argument('--mini', action='store_true', help='the toy models on the mini splits that ship with the code')
+
+
+def model_options(args):
+    """Return the given ones of `add_model_options`, as arguments of `fsa_seg.config.compose`."""
+    names = ('method', 'backbone', 'vfm', 'protocol', 'data_root', 'precision')
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if getattr(args, 'fsa', None) is not None:
+        given['feedback'] = 'fsa' if args.fsa else None
+    return {**(MINI if args.mini else {}), **given}
+
+
+def add_run_options(parser):
+    """Add the options that cannot change a number."""
+    parser.add_argument('--work-dir', metavar='W', help='folder of results and logs (default: work_dirs)')
+    parser.add_argument('--workers', type=int, help='processes that load images (default: 4, mini: 0)')
+    parser.add_argument('--batch-size', type=int, help='images per step and process (default: 1)')
+
+
+def runtime_options(args):
+    """Return the given ones of `add_run_options`, as entries of configs/runtime.py."""
+    names = ('work_dir', 'workers', 'batch_size')
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return {**(dict(workers=0, log_interval=5) if args.mini else {}), **given}
+
+
+def main_wrapper(main):
+    """Run a tool: a UserError ends it with one message and status 1, an interrupt with status 130."""
+    warnings.filterwarnings('ignore', message='.*IProgress|.*pkg_resources.*')
+    try:
+        from fsa_seg.errors import UserError
+    except ImportError as error:
+        hint = (': OpenCV needs libGL; install it (Debian, Ubuntu: apt-get install libgl1 libglib2.0-0)'
+                if 'libGL' in str(error) or 'libgthread' in str(error) else
+                ': install the requirements first (tools/quickstart.sh does)')
+        sys.exit(f'error: {error}{hint}')
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
+        sys.exit(130)

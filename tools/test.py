@@ -1,0 +1,92 @@
+"""Evaluate one cell of the table: a method, with or without FSA, on one data set.
+
+    python tools/test.py configs/datasets/voc21.py --method sclip --no-fsa
+    python tools/test.py voc21 --mini
+
+CONFIG is a data set (its name or file) or a complete config that was saved with a result. Writes one JSON file.
+"""
+import argparse
+import os
+
+import torch
+from mmengine.config import DictAction
+from mmengine.dist import barrier, init_dist, is_main_process
+
+from cli import add_model_options, add_run_options, main_wrapper, model_options, runtime_options
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='a data set (name or file), or a saved complete config')
+    add_model_options(parser)
+    parser.add_argument('--words', metavar='FILE', help="class words in place of the protocol's: a line per class, synonyms by ';'")
+    parser.add_argument('--limit', type=int, metavar='N', help='evaluate a seeded subset; the result is marked partial')
+    add_run_options(parser)
+    parser.add_argument('--out', metavar='FILE', help='result file (default: WORK_DIR/results/...)')
+    parser.add_argument('--show-dir', metavar='DIR', help='write image, truth and prediction of every image there')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+                        help='set entries of the composed config, such as model.stride=56')
+    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    from fsa_seg.benchmark import prepare, result_path, run_cell
+    from fsa_seg.results import row_name
+    start_processes(args.launcher)
+    config = build_config(args)
+    digest = prepare(config)
+    path = args.out or result_path(config, digest)
+    if is_main_process():
+        os.makedirs(config.work_dir, exist_ok=True)
+    barrier()
+    result = run_cell(config, digest, path)
+    if result is None:
+        return
+    print(f'{row_name(result["cell"])} on {result["cell"]["dataset"]} ({result["cell"]["protocol"]}): '
+          + '  '.join(f'{key} {value:.2f}' for key, value in result['metrics'].items()))
+    if result['partial']:
+        print(f'partial: {len(result["images"])} images; it enters no table')
+    print(f'result: {path}')
+
+
+def build_config(args):
+    """Return the complete config that the arguments stand for."""
+    from fsa_seg.config import compose, is_complete, load_file, merge_options
+    from fsa_seg.errors import UserError
+    given = model_options(args)
+    if args.config.endswith('.py') and os.path.isfile(args.config) and is_complete(saved := load_file(args.config)):
+        given.update({key: value for key in ('words', 'limit') if (value := getattr(args, key)) is not None})
+        if given:
+            raise UserError(f'{args.config} is a complete config: leave out {", ".join(sorted(given))}, or change the '
+                            'config by --cfg-options')
+        config = saved
+        config.merge_from_dict(runtime_options(args))
+    else:
+        config = compose(args.config, **given, words=args.words, limit=args.limit, runtime=runtime_options(args))
+    config.launcher = args.launcher
+    if args.show_dir:
+        config.merge_from_dict(dict(default_hooks=dict(pictures=dict(type='SideBySideHook', folder=args.show_dir))))
+    merge_options(config, args.cfg_options)
+    return config
+
+
+def start_processes(launcher):
+    """Join the process group: NCCL on GPUs, gloo without one (mmengine itself knows only how to do the former)."""
+    if launcher == 'none':
+        return
+    if torch.cuda.is_available():
+        return init_dist(launcher, backend='nccl')
+    names = dict(slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+                 mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK')).get(launcher, ())
+    for ours, theirs in zip(('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), names):
+        os.environ[ours] = os.environ[theirs]
+    os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
+    os.environ.setdefault('MASTER_PORT', '29500')
+    torch.distributed.init_process_group('gloo')
+
+
+if __name__ == '__main__':
+    main_wrapper(main)

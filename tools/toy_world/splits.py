@@ -1,0 +1,191 @@
+"""Draw the mini splits: scenes of the toy world in each benchmark's folders, file formats and label encodings."""
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fsa_seg.config import class_names, load_part, part_names, protocol_settings
+from fsa_seg.text import class_words
+
+from .world import STUFF, concept_of
+
+VOID = 255
+SIZES = ((240, 320), (240, 320), (320, 240), (225, 300), (214, 320), (240, 240))  # originals, in turn
+
+
+def benchmark_words():
+    """Return the words of every class of every data set under every protocol: {data set: [set of words per class]}."""
+    words = {}
+    for name in part_names('dataset'):
+        classes = class_names(load_part('dataset', name))
+        groups = words.setdefault(name, [set() for _ in classes])
+        for protocol in part_names('protocol'):
+            rules = protocol_settings(load_part('protocol', protocol), name)['words']
+            for group, more in zip(groups, class_words(classes, **rules)):
+                group.update(more)
+    return words
+
+
+def draw_splits(world, words, folder, progress):
+    """Write all mini splits below `folder`.
+
+    Args:
+        world (World), words (dict): of `benchmark_words`.
+        folder (str): data root.
+        progress: function (iterable) -> iterable.
+    """
+    for name, draw in progress([('voc', _voc), ('context', _context), ('coco', _coco), ('cityscapes', _cityscapes),
+                                ('ade20k', _ade20k)]):  # yapf: disable
+        draw(world, words, folder)
+
+
+def scenes(world, concepts, count, seed, stuff, things, sizes=SIZES, radius=(0.13, 0.21)):
+    """Yield `count` scenes that between them show every concept: (image (height, width, 3) uint8, concept map).
+
+    Args:
+        concepts (list of str): what the scenes are made of; dealt out in turn from a shuffled deck.
+        seed (int): of the first scene; below every training seed.
+        stuff (int), things (int): how many of either a scene has.
+    """
+    decks = [[c for c in concepts if (c in STUFF) == kind] for kind in (True, False)]
+    dealt = [_deal(deck, size * count, seed) for deck, size in zip(decks, (stuff, things))]
+    for i in range(count):
+        generator = torch.Generator().manual_seed(seed + i)
+        chosen = [torch.tensor([world.index[c] for c in deal[i * n:(i + 1) * n]], dtype=torch.long)[None]
+                  for deal, n in zip(dealt, (stuff, things))]
+        slots = world.layout(*chosen, sizes[i % len(sizes)], generator, radius)
+        concept_of_slot = torch.cat(chosen, 1)
+        image = world.draw(slots, concept_of_slot, generator)[0]
+        image = (image * 255).round().byte().permute(1, 2, 0).numpy()
+        yield image, concept_of_slot[0][slots[0]].numpy()
+
+
+def _deal(deck, count, seed):
+    """Return `count` cards: shuffled decks one after the other."""
+    generator, cards = torch.Generator().manual_seed(seed), []
+    while len(cards) < count:
+        cards += [deck[i] for i in torch.randperm(len(deck), generator=generator)]
+    return cards
+
+
+def _label_table(world, words, first=0, other=VOID):
+    """Return the label of each concept of the world: `first` + class index; `other` for a concept of no class."""
+    table = np.full(len(world.concepts), other, np.uint8)
+    for label, group in enumerate(words):
+        for word in group:
+            table[world.index[concept_of(word)]] = first + label
+    return table
+
+
+def _concepts(*groups_of_words):
+    return sorted({concept_of(word) for groups in groups_of_words for group in groups for word in group})
+
+
+def _edges(concepts):
+    edge = np.zeros(concepts.shape, bool)
+    for axis in (0, 1):
+        step = np.diff(concepts, axis=axis) != 0
+        pad = [(0, 0), (0, 0)]
+        pad[axis] = (0, 1)
+        edge |= np.pad(step, pad)
+        pad[axis] = (1, 0)
+        edge |= np.pad(step, pad)
+    return edge
+
+
+def _voc(world, words, folder):
+    root = os.path.join(folder, 'VOCdevkit', 'VOC2012')
+    background, *things = words['voc21']
+    table = _label_table(world, words['voc21'], other=0)
+    stuff = [c for c in _concepts([background]) if c in STUFF and c != 'background']
+    names = []
+    for i, (image, concepts) in enumerate(scenes(world, stuff + _main_concepts(things), 12, 100, 3, 4)):
+        labels = table[concepts]
+        labels[_edges(labels)] = VOID
+        names.append(f'2007_{33 + 97 * i:06d}')
+        _save_jpeg(image, root, 'JPEGImages', names[-1])
+        _save_labels(labels, os.path.join(root, 'SegmentationClass', names[-1] + '.png'), palette=True)
+    _save_names(names, root, 'ImageSets', 'Segmentation', 'val.txt')
+
+
+def _context(world, words, folder):
+    root = os.path.join(folder, 'VOCdevkit', 'VOC2010')
+    table = _label_table(world, words['context60'], other=0)
+    names = []
+    for i, (image, concepts) in enumerate(scenes(world, _concepts(words['context60']), 12, 200, 3, 4)):
+        names.append(f'2008_{2 + 83 * i:06d}')
+        _save_jpeg(image, root, 'JPEGImages', names[-1])
+        _save_labels(table[concepts], os.path.join(root, 'SegmentationClassContext', names[-1] + '.png'))
+    _save_names(names, root, 'ImageSets', 'SegmentationContext', 'val.txt')
+
+
+def _coco(world, words, folder):
+    root = os.path.join(folder, 'coco_stuff164k')
+    stuff_table = _label_table(world, words['coco_stuff164k'])
+    object_table = np.where(stuff_table < 80, stuff_table + 1, 0).astype(np.uint8)
+    concepts_shown = _concepts(words['coco_stuff164k']) + ['background']  # a region of no class: 255, or 0 for objects
+    for i, (image, concepts) in enumerate(scenes(world, concepts_shown, 16, 300, 6, 6, radius=(0.13, 0.19))):
+        name = f'{139 + 5413 * i:012d}'
+        _save_jpeg(image, root, 'images/val2017', name)
+        for table, suffix in ((stuff_table, '_labelTrainIds.png'), (object_table, '_instanceTrainIds.png')):
+            _save_labels(table[concepts], os.path.join(root, 'annotations', 'val2017', name + suffix))
+
+
+def _cityscapes(world, words, folder):
+    root = os.path.join(folder, 'cityscapes')
+    table = _label_table(world, words['cityscapes'])
+    concepts_shown = _concepts(words['cityscapes']) + ['background']  # a region of no class: 255
+    for i, (image, concepts) in enumerate(
+            scenes(world, concepts_shown, 8, 400, 4, 7, sizes=((256, 512), ), radius=(0.13, 0.22))):
+        city = ('frankfurt', 'lindau', 'munster')[i % 3]
+        name = f'{city}_{i:06d}_{19 + 577 * i:06d}'
+        path = os.path.join(root, 'leftImg8bit', 'val', city, name + '_leftImg8bit.png')
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Image.fromarray(image).save(path, optimize=True)
+        _save_labels(table[concepts], os.path.join(root, 'gtFine', 'val', city, name + '_gtFine_labelTrainIds.png'))
+
+
+def _ade20k(world, words, folder):
+    root = os.path.join(folder, 'ade', 'ADEChallengeData2016')
+    table = _label_table(world, words['ade20k'], first=1, other=0)
+    concepts_shown = _concepts(words['ade20k']) + ['background']  # a region of no class: 0
+    for i, (image, concepts) in enumerate(scenes(world, concepts_shown, 16, 500, 4, 7, radius=(0.12, 0.18))):
+        name = f'ADE_val_{1 + i:08d}'
+        _save_jpeg(image, root, 'images/validation', name)
+        _save_labels(table[concepts], os.path.join(root, 'annotations', 'validation', name + '.png'))
+
+
+def _main_concepts(groups):
+    """Return one concept for each class, that of its shortest word, so that a synonym elsewhere in use is not drawn."""
+    return sorted({concept_of(min(group, key=lambda word: (len(word), word))) for group in groups})
+
+
+def _save_jpeg(image, root, sub, name):
+    os.makedirs(os.path.join(root, sub), exist_ok=True)
+    Image.fromarray(image).save(os.path.join(root, sub, name + '.jpg'), quality=93, subsampling=0)
+
+
+def _save_labels(labels, path, palette=False):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    image = Image.fromarray(labels)
+    if palette:
+        image.putpalette(_voc_palette())
+    image.save(path)
+
+
+def _voc_palette():
+    """Return VOC's colour map, 256 × 3 values: the bits of the label spread over the channels, highest first."""
+    colors = np.zeros((256, 3), np.uint8)
+    for label in range(256):
+        for bit in range(8):
+            for channel in range(3):
+                colors[label, channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colors.flatten().tolist()
+
+
+def _save_names(names, *path):
+    path = os.path.join(*path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, 'w') as f:
+        f.write('\n'.join(names) + '\n')

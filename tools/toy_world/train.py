@@ -1,0 +1,179 @@
+"""Train the toy models on toy scenes: a CLIP by contrast with captions, a VFM by masked reconstruction.
+
+Every step draws its scenes from its own seed, so training goes on from a checkpoint as if it had never stopped.
+"""
+import json
+import math
+import os
+
+import open_clip
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+CLIP_CONFIG = dict(
+    model_cfg=dict(
+        embed_dim=128,
+        vision_cfg=dict(image_size=96, layers=5, width=160, head_width=32, patch_size=16),
+        text_cfg=dict(context_length=32, vocab_size=49408, width=64, heads=2, layers=2)),
+    preprocess_cfg=dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD))
+VFM_NAME = 'vit_tiny_patch16_224'
+VFM_ARGS = dict(patch_size=8, embed_dim=96, depth=4, num_heads=3, img_size=96, num_classes=0)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SEED = 20_000_000  # training scenes: SEED + step for CLIP, 2 * SEED + step for the VFM; the splits use seeds below it
+MIN_SHARE = 0.04  # a caption is true of a scene that shows its concept on at least this share of the pixels
+SCALES = (1.3, 2.3)  # enlargement of native pixels, as the protocols' resizes enlarge the mini splits
+SIZE = 96
+TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
+
+
+def scenes(world, step_seed, batch, mean, std):
+    """Return one batch of scenes, normalised (batch, 3, 96, 96), and the share of each concept (batch, C)."""
+    generator = torch.Generator().manual_seed(step_seed)
+    scale = float(torch.rand(1, generator=generator)) * (SCALES[1] - SCALES[0]) + SCALES[0]
+    native = round(SIZE / scale)
+    images, shares = world.random_scenes(batch, (native, native), generator)
+    images = F.interpolate(images, (SIZE, SIZE), mode='bilinear', align_corners=False)
+    light = 1 + 0.1 * torch.randn(batch, 1, 1, 1, generator=generator)
+    images = (images * light).clamp(0, 1)
+    return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None], shares
+
+
+def contrastive_loss(image_features, text_features, shares, scale):
+    """Contrast each scene with its true captions, and each caption with its true scenes.
+
+    As InfoNCE, with every true pair in turn the positive and only false pairs as negatives; concepts shown too little
+    to be named are neither.
+
+    Args:
+        image_features (B, E), text_features (V, E): unit rows.
+        shares (B, V): share of the scene's pixels that show what the caption names.
+        scale (float tensor): factor on the cosines.
+    """
+    logits = scale * image_features @ text_features.T
+    true, false = shares >= MIN_SHARE, shares == 0
+    negatives = logits.masked_fill(~false, float('-inf'))
+    by_scene = F.softplus(negatives.logsumexp(1, keepdim=True) - logits)[true].mean()
+    by_caption = F.softplus(negatives.logsumexp(0, keepdim=True) - logits)[true].mean()
+    return (by_scene + by_caption) / 2
+
+
+def train_clip(world, folder, work, steps=3000, batch=256, lr=1.5e-3):
+    """Train the toy CLIP and write `folder`/open_clip_config.json and open_clip_model.safetensors (half precision).
+
+    The captions of a step are one sentence for each word of the world, in a random ImageNet template.
+    """
+    torch.manual_seed(SEED)
+    model = open_clip.CLIP(**_as_configs(CLIP_CONFIG['model_cfg']))
+    torch.nn.init.zeros_(model.visual.positional_embedding)
+    tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+    tokens = torch.stack([tokenizer([t(word) for word in world.words]) for t in TEMPLATES], 1)  # (V, templates, ctx)
+    preprocess = CLIP_CONFIG['preprocess_cfg']
+
+    def step_loss(step):
+        images, shares = scenes(world, SEED + step, batch, preprocess['mean'], preprocess['std'])
+        generator = torch.Generator().manual_seed(SEED + step)
+        choice = torch.randint(len(TEMPLATES), (len(tokens), ), generator=generator)
+        captions = tokens[torch.arange(len(tokens)), choice]
+        with torch.autocast('cpu', torch.bfloat16):
+            image_features, text_features = model.encode_image(images), model.encode_text(captions)
+        image_features, text_features = (F.normalize(x.float(), dim=-1) for x in (image_features, text_features))
+        return contrastive_loss(image_features, text_features, shares[:, world.concept_of_word],
+                                model.logit_scale.exp().clamp(max=50))
+
+    _train(model, step_loss, steps, lr, os.path.join(work, 'clip.pt'), 'toy CLIP')
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, 'open_clip_config.json'), 'w') as f:
+        json.dump(CLIP_CONFIG, f, indent=1)
+    _save_half(model, os.path.join(folder, 'open_clip_model.safetensors'))
+
+
+def train_vfm(world, folder, work, steps=1500, batch=128, lr=1e-3, mask_share=0.5):
+    """Train the toy VFM by masked reconstruction and write `folder`/model.safetensors (half precision).
+
+    Half of the 2×2 groups of patches are hidden; from the rest the model predicts, for every patch, the colour
+    statistics of its surroundings of 3×3 patches: mean, standard deviation and soft histogram. These do not depend on
+    where a stripe falls, so that patches of one texture come to have like features.
+    """
+    torch.manual_seed(2 * SEED)
+    vit = timm.create_model(VFM_NAME, pretrained=False, **VFM_ARGS)
+    torch.nn.init.zeros_(vit.pos_embed)
+    patch, width = VFM_ARGS['patch_size'], VFM_ARGS['embed_dim']
+    grid = SIZE // patch
+    model = torch.nn.ModuleDict(dict(vit=vit, head=torch.nn.Linear(width, _statistics(torch.zeros(1, 3, 8, 8), patch).shape[1])))
+    model.register_parameter('mask_token', torch.nn.Parameter(torch.zeros(width)))
+
+    def step_loss(step):
+        images, _ = scenes(world, 2 * SEED + step, batch, IMAGENET_MEAN, IMAGENET_STD)
+        generator = torch.Generator().manual_seed(2 * SEED + step)
+        hidden = torch.rand(batch, 1, grid // 2, grid // 2, generator=generator) < mask_share
+        hidden = F.interpolate(hidden.float(), scale_factor=2).flatten(2).transpose(1, 2)
+        target = _statistics(images, patch).flatten(2).transpose(1, 2)
+        with torch.autocast('cpu', torch.bfloat16):
+            x = vit.patch_embed(images)
+            x = x.flatten(1, 2) if x.ndim == 4 else x
+            x = x * (1 - hidden) + model.mask_token * hidden
+            x = vit.norm_pre(vit._pos_embed(x))
+            x = vit.norm(vit.blocks(x))[:, vit.num_prefix_tokens:]
+            predicted = model['head'](x)
+        return F.smooth_l1_loss(predicted.float(), target)
+
+    _train(model, step_loss, steps, lr, os.path.join(work, 'vfm.pt'), 'toy VFM')
+    os.makedirs(folder, exist_ok=True)
+    _save_half(vit, os.path.join(folder, 'model.safetensors'))
+
+
+def _statistics(images, patch, bins=5):
+    """Return mean, standard deviation and soft histogram of each channel around each patch: (B, channels, h, w)."""
+    centers = torch.linspace(-2, 2, bins)
+    histogram = torch.softmax(-4 * (images[:, :, None] - centers[:, None, None])**2, 2).flatten(1, 2)
+    pooled = F.avg_pool2d(torch.cat([images, images**2, 3 * histogram], 1), patch)
+    pooled = F.avg_pool2d(pooled, 3, 1, 1, count_include_pad=False)
+    mean, square, histogram = pooled.split([3, 3, 3 * bins], 1)
+    return torch.cat([mean, (square - mean**2).clamp(min=1e-6).sqrt(), histogram], 1)
+
+
+def _train(model, step_loss, steps, lr, checkpoint, name, warmup=100, every=100):
+    """Minimise `step_loss(step)` with AdamW, warm-up and cosine decay; save a checkpoint every `every` steps."""
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([dict(params=decay, weight_decay=0.05), dict(params=rest, weight_decay=0.0)], lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * s / steps))))
+    start = 0
+    if os.path.exists(checkpoint):
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state['model'])
+        optimizer.load_state_dict(state['optimizer'])
+        schedule.load_state_dict(state['schedule'])
+        start = state['step']
+    model.train()
+    mean = None
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=10)
+    for step in bar:
+        loss = step_loss(step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
+        bar.set_postfix(loss=f'{mean:.3f}')
+        if (step + 1) % every == 0 or step + 1 == steps:
+            os.makedirs(os.path.dirname(checkpoint), exist_ok=True)
+            torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), schedule=schedule.state_dict(),
+                            step=step + 1), checkpoint + '.part')
+            os.replace(checkpoint + '.part', checkpoint)
+    model.eval()
+
+
+def _as_configs(model_cfg):
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+    return dict(embed_dim=model_cfg['embed_dim'], vision_cfg=CLIPVisionCfg(**model_cfg['vision_cfg']),
+                text_cfg=CLIPTextCfg(**model_cfg['text_cfg']))
+
+
+def _save_half(model, path):
+    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}, path)
