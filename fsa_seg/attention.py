@@ -57,7 +57,8 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA):
     """Return ProxyCLIP's attention map of VFM features, one for all heads.
 
     s = FᵀF of unit columns; s ← (s − β·mean(s))·γ; entries below 0 become −∞; row softmax. The mean is each image's
-    own, and computed as ‖Σ f‖²/N².
+    own, and computed as ‖Σ f‖²/N². The diagonal, a row's largest entry, is never pruned: where features are all but
+    alike (mean above 1/β) the published formula prunes whole rows, and its softmax is no number.
 
     Args:
         features (B, C, h, w): VFM features of any dtype; the map is computed in float32.
@@ -66,7 +67,10 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA):
     unit = F.normalize(features.float().flatten(2), dim=1)
     mean = unit.mean(2).square().sum(1)[:, None, None]
     similarity = (unit.transpose(1, 2) @ unit).sub_(beta * mean).mul_(gamma)
-    matrix = similarity.masked_fill_(similarity < 0, float('-inf')).softmax(-1)
+    diagonal = similarity.diagonal(dim1=1, dim2=2).clone()
+    similarity.masked_fill_(similarity < 0, float('-inf'))
+    similarity.diagonal(dim1=1, dim2=2).copy_(diagonal)
+    matrix = similarity.softmax(-1)
     return AttentionMap(lambda values: (matrix.to(values.dtype) @ values), 1.0, False)
 
 

@@ -5,13 +5,16 @@ import time
 import mmseg  # noqa: F401  (registers mmseg's data sets and transforms)
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 
 from fsa_seg.config import compose
 from fsa_seg.datasets import check_dataset
-from fsa_seg.results import cell_id, identity_hash, make_result, read_result, row_name, write_result
+from fsa_seg.evaluation import read_journal, remove_journal
+from fsa_seg.results import (cell_id, identity_hash, make_result, read_result, row_name, sources_digest,
+                             write_result)  # yapf: disable
 from fsa_seg.visualization import panel, read_image
 
 DATASET_NAMES = ('voc21', 'context60', 'coco_object', 'voc20', 'context59', 'coco_stuff164k', 'cityscapes', 'ade20k')
@@ -49,9 +52,12 @@ def run_cell(config, digest, path):
         path (str): file of the result.
     """
     name = cell_id(config.cell, digest)
-    config = config.copy()
+    original, config = config, config.copy()
     config.work_dir = os.path.join(config.work_dir, 'logs', name)
     config.experiment_name = f'{name}_{time.time_ns()}'
+    journal = os.path.join(config.work_dir, f'journal_{sources_digest()[:10]}')
+    os.makedirs(config.work_dir, exist_ok=True)
+    _skip_done(config, journal)
     runner = Runner.from_cfg(config)
     start = time.perf_counter()
     runner.test()
@@ -62,8 +68,9 @@ def run_cell(config, digest, path):
     device = model.text.device
     device = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu ({torch.get_num_threads()} threads)'
     metric = runner.test_evaluator.metrics[0]
-    result = make_result(config, digest, metric, metric.dataset_meta['classes'], model.weights, device, seconds)
+    result = make_result(original, digest, metric, metric.dataset_meta['classes'], model.weights, device, seconds)
     write_result(result, path)
+    remove_journal(journal)
     return result
 
 
@@ -88,6 +95,20 @@ def run_cells(configs, progress, force=False):
         else:
             results.append(run_cell(config, digest, path))
     return results
+
+
+def _skip_done(config, journal):
+    """Leave the images out that an interrupted run of the same cell has in its journal (the last one is run again)."""
+    done = set(read_journal(journal))
+    barrier()  # no process may write to the journal before all have read it
+    config.test_evaluator.journal = journal
+    dataset = config.test_dataloader.dataset
+    entries = DATASETS.build(dict(dataset, pipeline=[], serialize_data=False))
+    left = [i for i in range(len(entries)) if entries.get_data_info(i)['img_path'] not in done]
+    if done:
+        print_log(f'{len(entries) - len(left)} of {len(entries)} images are in the journal of an interrupted run', 'current')
+        chosen = dataset.get('indices') or range(len(entries))
+        dataset.indices = [chosen[i] for i in left or [len(entries) - 1]]
 
 
 def default_cells(datasets, methods, feedbacks=(None, 'fsa'), **options):

@@ -4,6 +4,7 @@ A part is a file in configs/KIND/NAME.py with one dict; a new file is a new part
 saved with its result and can be run again as it is.
 """
 import inspect
+import json
 import os
 
 from mmengine import Config
@@ -19,6 +20,7 @@ from fsa_seg.text import check_words, class_words, read_words
 KINDS = dict(dataset='datasets', method='methods', backbone='backbones', vfm='vfms', feedback='feedback',
              protocol='protocols')  # yapf: disable
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 'words')
+NUMBERED = ('model', 'test_dataloader', 'test_evaluator')  # entries of a config that can change a number
 ABOUT = ('name', 'fsa', 'toy')  # what a backbone or a VFM part says about itself: its λ, and whether it is a toy
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 
@@ -42,8 +44,11 @@ def load_part(kind, name):
 
 
 def load_file(path):
-    """Return the mmengine config in a file; a file that cannot be read is a UserError that names it."""
+    """Return the mmengine config in a file, or in a result's JSON; one that cannot be read is a UserError."""
     try:
+        if path.endswith('.json'):
+            with open(path, encoding='utf-8') as f:
+                return Config.fromstring(json.load(f)['config'], '.py')
         return Config.fromfile(path)
     except Exception as error:  # the file is executed: anything can be raised
         raise UserError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
@@ -87,7 +92,7 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     queries = read_words(words, classes) if words else class_words(classes, **settings['words'])
     model = dict(model_config(parts, settings, precision), words=queries)
     cell = dict(dataset=name, method=method.name, feedback=feedback and feedback.name, backbone=parts['backbone'].name,
-                vfm=parts['vfm'] and parts['vfm'].name, protocol=protocol.name, words='file' if words else protocol.name, limit=limit,
+                vfm=parts['vfm'] and parts['vfm'].name, protocol=protocol.name, words='file' if words else protocol.name, limit=limit, changed=[],
                 toy=any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm')))
     config = Config(dict(load_file(os.path.join(CONFIGS, 'runtime.py')), **(runtime or {})))
     config.merge_from_dict(dict(cell=cell, model=model))
@@ -167,7 +172,9 @@ def merge_options(config, options):
             node = node[step]
         if len(path) == 1:
             check_keys([key], list(node), '--cfg-options')
-    config.merge_from_dict(dict(options or {}))
+    if options:
+        config.merge_from_dict(dict(options))
+        config.cell.changed = sorted({*config.cell.changed, *(key for key in options if key.startswith(NUMBERED))})
     check_config(config)
 
 

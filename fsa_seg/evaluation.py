@@ -2,9 +2,13 @@
 
 Shape legend: K classes; a confusion matrix is (K truth, K predicted), in pixels.
 """
+import glob
+import json
+import os
+
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, is_main_process
+from mmengine.dist import all_gather_object, get_rank, is_main_process
 from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
@@ -21,14 +25,16 @@ class ExactIoUMetric(IoUMetric):
 
     Args:
         ignore_index (int): label of pixels that do not count.
+        journal (str): head of the path of files, one per process, that keep the counts of every image as soon as
+            they are there; an interrupted run goes on from them (`read_journal`). None keeps nothing.
 
     Raises (while processing):
         UserError: a label or a prediction outside the classes; the file is named.
     """
 
-    def __init__(self, ignore_index=255, prefix=None):
+    def __init__(self, ignore_index=255, prefix=None, journal=None):
         super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix)
-        self.images, self.confusions = [], []
+        self.images, self.confusions, self.journal = [], [], journal
 
     def process(self, data_batch, data_samples):
         classes = len(self.dataset_meta['classes'])
@@ -40,14 +46,17 @@ class ExactIoUMetric(IoUMetric):
             except ValueError as error:
                 raise UserError(f'{sample["seg_map_path"]}: {error}') from None
             self.results.append((sample['img_path'], counts))
+            if self.journal:
+                with open(f'{self.journal}.{get_rank()}.jsonl', 'a', encoding='utf-8') as f:
+                    f.write(json.dumps([sample['img_path'], counts.tolist()]) + '\n')
 
     def evaluate(self, size):
-        """Gather all processes' counts and return the metrics; see `metrics`."""
-        gathered = {}
+        """Gather all processes' counts, and the journal's, and return the metrics; see `metrics`."""
+        gathered = read_journal(self.journal)
         for part in all_gather_object(self.results):
             gathered.update(part)
         self.results.clear()
-        if len(gathered) != size:
+        if len(gathered) < size:
             raise RuntimeError(f'{len(gathered)} images were evaluated, but the data set has {size}')
         self.images = sorted(gathered)
         self.confusions = [gathered[name] for name in self.images]
@@ -60,6 +69,28 @@ class ExactIoUMetric(IoUMetric):
         rows = [f'{name:>20}  {iou:6.2f}' if iou == iou else f'{name:>20}       –'
                 for name, iou in zip(self.dataset_meta['classes'], figures['IoU'])]
         print_log('per-class IoU in percent (– where absent from truth and prediction):\n' + '\n'.join(rows), 'current')
+
+
+def read_journal(journal):
+    """Return what the files of a journal hold: image path -> sparse confusion matrix. A half-written line is left out.
+
+    Args:
+        journal (str): head of the files' paths; None is an empty journal.
+    """
+    found = {}
+    for path in sorted(glob.glob(glob.escape(journal) + '.*.jsonl')) if journal else []:
+        with open(path, encoding='utf-8') as f:
+            for line in f:
+                if line.endswith('\n'):
+                    name, counts = json.loads(line)
+                    found[name] = np.array(counts, np.int64)
+    return found
+
+
+def remove_journal(journal):
+    """Remove the files of a journal."""
+    for path in glob.glob(glob.escape(journal) + '.*.jsonl'):
+        os.remove(path)
 
 
 def confusion(truth, predicted, classes, ignore_index=255):

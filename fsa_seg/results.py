@@ -130,7 +130,7 @@ def table(results, datasets):
     for result in results:
         cell = result['cell']
         row = (row_name(cell), cell['backbone'], cell['vfm'] or '–',
-               cell['protocol'] + (' (own words)' if cell['words'] == 'file' else ''))
+               ', '.join([cell['protocol'], *(['own words'] if cell['words'] == 'file' else []), *cell['changed']]))
         rows.setdefault(row, {})[cell['dataset']] = result
     lines = [f'| method | backbone | VFM | protocol | {" | ".join(datasets)} | mean |',
              '|---|---|---|---|' + '---:|' * (len(datasets) + 1)]

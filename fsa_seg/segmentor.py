@@ -94,18 +94,18 @@ class TrainingFreeSegmentor(BaseSegmentor):
         clip, tokenizer = load_clip(**backbone)
         check_tower(clip.visual)
         mean, std = (clip.visual.preprocess_cfg[key] for key in ('mean', 'std'))
-        super().__init__(data_preprocessor=dict(type='ImageListPreprocessor', mean=mean, std=std))
+        super().__init__(data_preprocessor=ImageListPreprocessor(mean, std))
 
         self.method, self.feedback = method, MODELS.build(feedback) if feedback else None
         self.window, self.stride = window, stride
         self.logit_scale, self.prob_thd, self.area_thd = logit_scale, prob_thd, area_thd
         self.keep_scores = keep_scores
         self.weights = dict(backbone=weights_digest(clip))
-        self.clip, self.tokenizer, self.text_cache = clip, tokenizer, text_cache
+        self.text_tower, self.text_cache = (clip, tokenizer), text_cache  # a tuple: its device is not the runner's
         self.register_buffer('text', torch.empty(0), persistent=False)
         if words is not None:
             self.set_words(words)
-            self.clip = None  # the text tower is not needed any more
+            self.text_tower = None
         self.visual = clip.visual.to(dtype)
         self.vfm = MODELS.build(vfm) if needs_vfm else None
         patches = [self.visual.patch_size]
@@ -120,7 +120,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         """Segment into these classes from now on; words: a list with the list of query words of each class."""
         self.words_per_class = [len(group) for group in words]
         queries = [query for group in words for query in group]
-        text = encode_queries(self.clip, self.tokenizer, queries, self.weights['backbone'], self.text_cache)
+        text = encode_queries(*self.text_tower, queries, self.weights['backbone'], self.text_cache)
         self.text = text.to(self.text.device)
 
     def predict(self, inputs, data_samples=None):

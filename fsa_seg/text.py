@@ -5,6 +5,7 @@ import logging
 import os
 
 import open_clip
+from mmengine.device import get_device
 from mmengine.logging import print_log
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -77,7 +78,7 @@ def encode_queries(clip, tokenizer, queries, weights, cache_dir=None):
     tokenizer, the words, the templates and open_clip's version.
 
     Args:
-        clip: an `open_clip` model in float32.
+        clip: an `open_clip` model in float32; it is moved to the runner's device if it has to work.
         tokenizer: its tokenizer.
         queries (list of str): the words.
         weights (str): digest of the model's weights.
@@ -93,8 +94,8 @@ def encode_queries(clip, tokenizer, queries, weights, cache_dir=None):
         except SafetensorError:
             print_log(f'{path} is damaged and is built again', 'current', logging.WARNING)
     print_log(f'embedding {len(queries)} queries with {len(TEMPLATES)} templates', 'current')
-    device = clip.logit_scale.device
-    text = open_clip.build_zero_shot_classifier(clip, tokenizer, list(queries), TEMPLATES, device=device)
+    device = get_device()
+    text = open_clip.build_zero_shot_classifier(clip.to(device), tokenizer, list(queries), TEMPLATES, device=device)
     text = text.T.float().cpu().contiguous()
     os.makedirs(os.path.dirname(path), exist_ok=True)
     part = f'{path}.{os.getpid()}.part'

@@ -33,7 +33,7 @@ def panel(image, label_maps, classes, palette, columns=None):
     height, width = image.shape[:2]
     rows = -(-len(tiles) // columns)
     shown = np.unique(np.concatenate([labels.ravel() for labels in label_maps.values()]))
-    entries = [(classes[i] if i != VOID else 'void', palette[i] if i != VOID else (0, 0, 0)) for i in shown]
+    entries = [(classes[i] if i != VOID else 'void', palette[i] if i != VOID else (255, 255, 255)) for i in shown]
     font = ImageFont.load_default(14)
     total = columns * (width + GAP) + GAP
     places, legend_height = _legend_places(entries, font, total)
@@ -52,8 +52,9 @@ def panel(image, label_maps, classes, palette, columns=None):
 
 def overlay(image, labels, palette):
     """Return the image under its labels' colours, regions edged in white: (height, width, 3) uint8."""
-    colors = np.zeros((VOID + 1 if len(palette) <= VOID else len(palette), 3), np.float32)
+    colors = np.zeros((max(VOID + 1, len(palette)), 3), np.float32)
     colors[:len(palette)] = palette
+    colors[VOID] = 255
     out = (1 - _OPACITY) * image.mean(2, keepdims=True) + _OPACITY * colors[labels]
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]

@@ -8,9 +8,10 @@ sys.path.insert(0, ROOT)
 MINI = dict(data_root='data/mini', backbone='toy', vfm='toy')
 
 
-def add_model_options(parser):
+def add_model_options(parser, one_method=True):
     """Add the options that choose a cell's parts."""
-    parser.add_argument('--method', metavar='M', help='attention and readout (default: proxyclip)')
+    if one_method:
+        parser.add_argument('--method', metavar='M', help='attention and readout (default: proxyclip)')
     parser.add_argument('--fsa', action='store_true', default=None, help='FSA feedback on (default)')
     parser.add_argument('--no-fsa', dest='fsa', action='store_false', help='the bare method')
     parser.add_argument('--backbone', metavar='B', help='CLIP image tower (default: clip_vit-b16)')
@@ -46,7 +47,7 @@ def runtime_options(args):
 
 def main_wrapper(main):
     """Run a tool: a UserError ends it with one message and status 1, an interrupt with status 130."""
-    warnings.filterwarnings('ignore', message='.*IProgress|.*pkg_resources.*')
+    warnings.filterwarnings('ignore', message='Fail to import')
     try:
         from fsa_seg.errors import UserError
     except ImportError as error:

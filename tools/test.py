@@ -3,21 +3,22 @@
     python tools/test.py configs/datasets/voc21.py --method sclip --no-fsa
     python tools/test.py voc21 --mini
 
-CONFIG is a data set (its name or file) or a complete config that was saved with a result. Writes one JSON file.
+CONFIG is a data set (its name or file), or a result or config of an earlier run, which is run again as it was. Writes
+one JSON file; a run that was interrupted goes on where it was.
 """
 import argparse
 import os
 
 import torch
 from mmengine.config import DictAction
-from mmengine.dist import barrier, init_dist, is_main_process
+from mmengine.dist import init_dist
 
 from cli import add_model_options, add_run_options, main_wrapper, model_options, runtime_options
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='a data set (name or file), or a saved complete config')
+    parser.add_argument('config', metavar='CONFIG', help='a data set (name or file), or a saved result or complete config')
     add_model_options(parser)
     parser.add_argument('--words', metavar='FILE', help="class words in place of the protocol's: a line per class, synonyms by ';'")
     parser.add_argument('--limit', type=int, metavar='N', help='evaluate a seeded subset; the result is marked partial')
@@ -39,9 +40,6 @@ def main(argv=None):
     config = build_config(args)
     digest = prepare(config)
     path = args.out or result_path(config, digest)
-    if is_main_process():
-        os.makedirs(config.work_dir, exist_ok=True)
-    barrier()
     result = run_cell(config, digest, path)
     if result is None:
         return
@@ -57,7 +55,8 @@ def build_config(args):
     from fsa_seg.config import compose, is_complete, load_file, merge_options
     from fsa_seg.errors import UserError
     given = model_options(args)
-    if args.config.endswith('.py') and os.path.isfile(args.config) and is_complete(saved := load_file(args.config)):
+    saved = load_file(args.config) if os.path.isfile(args.config) else {}
+    if is_complete(saved):
         given.update({key: value for key in ('words', 'limit') if (value := getattr(args, key)) is not None})
         if given:
             raise UserError(f'{args.config} is a complete config: leave out {", ".join(sorted(given))}, or change the '

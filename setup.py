@@ -1,0 +1,14 @@
+from setuptools import setup
+
+with open('requirements.txt', encoding='utf-8') as f:
+    requirements = [line.split('#')[0].strip() for line in f]
+
+setup(
+    name='fsa_seg',
+    version='0.1.0',
+    description='Benchmark suite for training-free open-vocabulary segmentation with CLIP, on MMSegmentation',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=['fsa_seg'],
+    install_requires=[line for line in requirements if line],
+    extras_require=dict(test=['pytest>=7']))

@@ -1,0 +1,50 @@
+import os
+import sys
+
+import pytest
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, 'tools')]
+MINI = os.path.join(ROOT, 'data', 'mini')
+
+
+@pytest.fixture(autouse=True, scope='session')
+def text_cache(tmp_path_factory):
+    """Keep the tests' text embeddings apart from the user's."""
+    os.environ['FSA_SEG_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
+@pytest.fixture
+def tiny():
+    """A tiny random CLIP image tower with patch 16, and nine unit text rows."""
+    from open_clip.model import CLIP
+    torch.manual_seed(0)
+    vision = dict(image_size=64, layers=3, width=64, head_width=16, patch_size=16)
+    visual = CLIP(32, vision, dict(vocab_size=64, width=32, heads=2, layers=1)).eval().requires_grad_(False).visual
+    for parameter in visual.parameters():  # no part of the tower may be at its (neutral) initial value
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    return visual, torch.nn.functional.normalize(torch.randn(9, 32), dim=-1)
+
+
+@pytest.fixture
+def run_tool(monkeypatch, tmp_path, capsys):
+    """Run a tool's main in this process, from an empty folder: returns (exit status, everything printed)."""
+    import importlib
+
+    import cli
+
+    def run(name, *argv):
+        monkeypatch.chdir(tmp_path)
+        module = importlib.import_module(name)
+        status = 0
+        try:
+            cli.main_wrapper(lambda: module.main([str(arg) for arg in argv]))
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+            if not isinstance(error.code, int):
+                print(error.code, file=sys.stderr)
+        out, err = capsys.readouterr()
+        return status, out + err
+
+    return run

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from fsa_seg.attention import proxy_map, resize_tokens, self_map
+
+
+@pytest.mark.parametrize('name, mass', [('qk', 1), ('qq', 1), ('kk', 1), ('vv', 1), ('qq+kk', 2), ('identity', 1)])
+def test_rows_sum_to_their_constant(name, mass):
+    q, k, v = torch.randn(3, 2, 7, 8).unbind(0)
+    attention = self_map(name, q, k, v, heads=2)
+    assert attention.mass == mass
+    torch.testing.assert_close(attention.apply(torch.ones(2, 7, 8)), torch.full((2, 7, 8), float(mass)))
+
+
+def test_proxy_rows_sum_to_one_and_attend_patches_alone():
+    attention = proxy_map(torch.randn(2, 5, 3, 4))
+    assert not attention.cls
+    torch.testing.assert_close(attention.apply(torch.ones(2, 12, 6)), torch.ones(2, 12, 6))
+
+
+def test_proxy_by_hand():
+    """Two patches at right angles: s is the identity, its mean 1/2; (1 − 0.6)·3 = 1.2, and (0 − 0.6)·3 is pruned."""
+    features = torch.tensor([[[[2., 0.]], [[0., 5.]]]])  # (1, C = 2, 1, 2)
+    values = torch.tensor([[[1.], [10.]]])
+    assert proxy_map(features).apply(values).flatten().tolist() == [1, 10]
+    # with β = 0 nothing is below zero: softmax of (3, 0) puts 1/(1 + e⁻³) on the patch itself
+    own = 1 / (1 + torch.tensor(-3.).exp())
+    expected = torch.stack([own + 10 * (1 - own), 10 * own + (1 - own)])
+    torch.testing.assert_close(proxy_map(features, beta=0).apply(values).flatten(), expected)
+
+
+def test_proxy_mean_is_each_images_own():
+    torch.manual_seed(0)
+    one, other = torch.randn(2, 1, 6, 3, 3) + torch.tensor([0., 0.5])[:, None, None, None, None]
+    values = torch.randn(2, 9, 4)
+    both = proxy_map(torch.cat([one, other])).apply(values)
+    torch.testing.assert_close(both[:1], proxy_map(one).apply(values[:1]))
+    torch.testing.assert_close(both[1:], proxy_map(other).apply(values[1:]))
+
+
+def test_proxy_of_a_blank_image_attends_each_patch_itself():
+    """All features alike: mean(s) = 1, so 1 − β is below zero everywhere, the diagonal included."""
+    values = torch.randn(1, 6, 4)
+    torch.testing.assert_close(proxy_map(torch.ones(1, 5, 2, 3)).apply(values), values)
+
+
+def test_heads_keep_to_their_columns():
+    q, k, v = torch.randn(3, 1, 5, 8).unbind(0)
+    apply = self_map('qk', q, k, v, heads=2).apply
+    values = torch.randn(1, 5, 8)
+    changed = values.clone()
+    changed[..., 4:] += 1
+    torch.testing.assert_close(apply(values)[..., :4], apply(changed)[..., :4])
+
+
+def test_resize_tokens_keeps_rows_and_columns():
+    tokens = torch.arange(6.)[None, :, None]  # grid (2, 3), row by row
+    assert resize_tokens(tokens, (2, 3), (2, 3)) is tokens
+    resized = resize_tokens(tokens, (2, 3), (4, 3)).unflatten(1, (4, 3))[0, ..., 0]
+    torch.testing.assert_close(resized[:, 0], torch.tensor([0., 0.75, 2.25, 3.]))

@@ -1,0 +1,82 @@
+import math
+
+import pytest
+import torch
+
+import reference
+from fsa_seg.attention import AttentionMap, self_map
+from fsa_seg.feedback import FSA, adapt, coherence, ensemble, isolate, prune
+
+
+def test_isolate_by_hand():
+    assert isolate(torch.tensor([[[0.5]]]), torch.tensor([[[0.2]]])).item() == pytest.approx(20 * 0.5 - 35 * 0.2)
+
+
+def test_coherence_by_hand():
+    """P = (3/4, 1/4) and (1/4, 3/4): KL = 1/2·ln 3 either way."""
+    delta = torch.tensor([[[math.log(3.), 0.], [0., math.log(3.)]]])
+    expected = 1 / (1 + 0.5 * math.log(3))
+    torch.testing.assert_close(coherence(delta), torch.tensor([[[1., expected], [expected, 1.]]]))
+
+
+def test_coherence_where_a_probability_is_zero():
+    """log(0 + 1e-10) is finite in float32: KL of (1, 0) from (0, 1) is 10·ln 10."""
+    delta = torch.tensor([[[200., 0.], [0., 200.]]])
+    torch.testing.assert_close(coherence(delta)[0, 0, 1], torch.tensor(1 / (1 + 10 * math.log(10))))
+
+
+def test_coherence_equals_the_dense_sum():
+    torch.manual_seed(0)
+    delta = 5 * torch.randn(2, 11, 6)
+    torch.testing.assert_close(coherence(delta), 1 / (1 + reference.kl(delta.softmax(-1))), atol=1e-6, rtol=1e-5)
+
+
+def test_prune_by_hand():
+    inf = float('-inf')
+    rows = torch.tensor([[[0., math.log(2.), math.log(5.), 0.]]])  # softmax: 1/9, 2/9, 5/9, 1/9
+    assert prune(rows, 0.4).isinf().tolist() == [[[True, True, False, True]]]  # always the first, though 5/9 > 0.4
+    assert prune(rows, 0.8).isinf().tolist() == [[[True, False, False, True]]]  # 7/9 fits
+    assert prune(rows, 0.9).isinf().tolist() == [[[False, False, False, False]]]  # 8/9 fits; its equal is kept too
+    assert prune(rows, 0.8)[0, 0].tolist() == [inf, rows[0, 0, 1], rows[0, 0, 2], inf]
+    assert prune(rows, 1) is rows
+
+
+@pytest.mark.parametrize('p', [0.1, 0.45, 0.9])
+def test_prune_equals_the_walk_down_each_row(p):
+    torch.manual_seed(0)
+    similarity = torch.rand(2, 13, 13)
+    assert torch.equal(prune(similarity, p), reference.pruned(similarity, p))
+
+
+def test_adapt_by_hand():
+    rows = torch.tensor([[[1., 0.5, float('-inf')]]])
+    a, b = math.exp(1 * math.exp(3)), math.exp(0.5 * math.exp(1.5))
+    torch.testing.assert_close(adapt(rows, 3.0)[0, 0], torch.tensor([a / (a + b), b / (a + b), 0.]))
+
+
+def test_ensemble_keeps_cls_to_itself_and_row_sums():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 5, 8).unbind(0)
+    attention = self_map('qq+kk', q, k, v, heads=2)
+    adapted = torch.rand(1, 4, 4).softmax(-1)
+    mixed = ensemble(attention, adapted, torch.ones(1, 5, 8))
+    torch.testing.assert_close(mixed, torch.full((1, 5, 8), 2.))  # g = 2
+    # with A = I the CLS row of W + W + W over three is CLS itself
+    identity = AttentionMap(lambda x: x, 1.0, True)
+    values = torch.randn(1, 5, 8)
+    torch.testing.assert_close(ensemble(identity, adapted, values)[:, 0], values[:, 0])
+    torch.testing.assert_close(ensemble(identity, adapted, values)[:, 1:], adapted @ values[:, 1:])
+
+
+def test_half_precision_inputs_are_computed_in_float32():
+    torch.manual_seed(0)
+    z, uniform = (torch.rand(1, 6, 4) / 2).half(), (torch.rand(1, 6, 4) / 2).half()
+    adapted = FSA().adapted_attention(z, uniform)
+    assert adapted.dtype == torch.float32
+    torch.testing.assert_close(adapted, reference.adapted_attention(z.float(), uniform.float(), 3.0, 0.45))
+
+
+@pytest.mark.parametrize('settings', [dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(lam=-1), dict(lam=float('nan'))])
+def test_settings_out_of_range(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        FSA(**settings)

@@ -1,0 +1,123 @@
+import glob
+import json
+import os
+
+import pytest
+import torch
+from open_clip.model import CLIP
+from safetensors import safe_open
+
+import reference
+from fsa_seg import patch_logits
+from fsa_seg.attention import ATTENTIONS
+from fsa_seg.clip import trunk
+from fsa_seg.errors import UserError
+from fsa_seg.methods import METHODS
+
+GOLDEN = sorted(glob.glob(os.path.join(os.path.dirname(__file__), 'golden', '*.safetensors')))
+
+
+@pytest.fixture(params=GOLDEN, ids=[os.path.basename(path)[:-12] for path in GOLDEN])
+def golden(request):
+    with safe_open(request.param, 'pt') as f:
+        c = json.loads(f.metadata()['config'])
+        tensors = {key: f.get_tensor(key) for key in f.keys()}
+    vision = {key: c[key] for key in ('image_size', 'layers', 'width', 'head_width', 'patch_size')}
+    visual = CLIP(c['embed_dim'], vision, dict(vocab_size=64, width=32, heads=2, layers=1),
+                  quick_gelu=c['quick_gelu']).eval().requires_grad_(False).visual
+    visual.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith('visual.')})
+    return visual, tensors
+
+
+@pytest.mark.parametrize('feedback', [None, True])
+@pytest.mark.parametrize('method', METHODS)
+def test_golden(golden, method, feedback):
+    visual, t = golden
+    logits, grid = patch_logits(visual, t['images'], t['text'], method=method, feedback=feedback,
+                                vfm_features=t['vfm_features'])
+    expected = t[f'logits.{method}' + ('+fsa' if feedback else '')]
+    assert grid[0] * grid[1] == logits.shape[1]
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('fsa', [None, dict(lam=3.0, p=0.45), dict(lam=2.3, p=0.7), dict(lam=4.5, p=1.0)])
+@pytest.mark.parametrize('readout', [(False, False), (True, True), (True, False), (False, True)])
+@pytest.mark.parametrize('attention', ATTENTIONS)
+def test_reference(tiny, attention, readout, fsa):
+    """Every attention map under every readout agrees with the dense evaluation, up to decisions at the threshold."""
+    visual, text = tiny
+    torch.manual_seed(1)
+    images, features = torch.randn(2, 3, 64, 96), torch.randn(2, 12, 5, 7)
+    method = dict(attention=attention, residual=readout[0], mlp=readout[1])
+    logits, grid = patch_logits(visual, images, text, method=method, feedback=fsa, vfm_features=features)
+    tokens, clip_grid = trunk(visual, images)
+    expected = reference.logits(visual, tokens, clip_grid, text, **method, fsa=fsa, features=features)
+    assert grid == ((5, 7) if attention == 'proxy' else (4, 6))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('change', [dict(lam=3.1), dict(p=0.5)])
+def test_constants_matter(golden, change):
+    """The golden comparison is one that a wrong constant fails."""
+    visual, t = golden
+    logits, _ = patch_logits(visual, t['images'], t['text'], feedback=change, vfm_features=t['vfm_features'])
+    assert (logits - t['logits.proxyclip+fsa']).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize('feedback', [None, True])
+@pytest.mark.parametrize('method', METHODS)
+def test_batch_of_two_equals_two_singles(tiny, method, feedback):
+    visual, text = tiny
+    images, features = torch.randn(2, 3, 64, 96), torch.randn(2, 12, 5, 7)
+    both, _ = patch_logits(visual, images, text, method=method, feedback=feedback, vfm_features=features)
+    for i in range(2):
+        one, _ = patch_logits(visual, images[i:i + 1], text, method=method, feedback=feedback,
+                              vfm_features=features[i:i + 1])
+        torch.testing.assert_close(both[i:i + 1], one, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('feedback', [None, True])
+@pytest.mark.parametrize('method', METHODS)
+def test_transpose(tiny, method, feedback):
+    """A transposed image under a transposed tower gives the transposed result: height and width are never mixed up."""
+    visual, text = tiny
+    images, features = torch.randn(1, 3, 64, 112), torch.randn(1, 12, 5, 7)
+    logits, (h, w) = patch_logits(visual, images, text, method=method, feedback=feedback, vfm_features=features)
+    visual.conv1.weight.data = visual.conv1.weight.transpose(2, 3).contiguous()
+    side = visual.grid_size[0]
+    position = visual.positional_embedding
+    turned = position[1:].unflatten(0, (side, side)).transpose(0, 1).flatten(0, 1)
+    visual.positional_embedding.data = torch.cat([position[:1], turned])
+    other, grid = patch_logits(visual, images.transpose(2, 3), text, method=method, feedback=feedback,
+                               vfm_features=features.transpose(2, 3))
+    assert grid == (w, h)
+    other = other.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
+    torch.testing.assert_close(logits, other, atol=1e-5, rtol=1e-5)
+
+
+def test_clip_without_feedback_is_clip(tiny):
+    """Plain CLIP's CLS row is what the tower itself returns: the trunk and the readout are open_clip's."""
+    visual, text = tiny
+    images = torch.randn(2, 3, 64, 64)
+    tokens, _ = trunk(visual, images)
+    last = visual.transformer.resblocks[-1](tokens)
+    patches = torch.nn.functional.normalize(visual.ln_post(last) @ visual.proj, dim=-1)[:, 1:]
+    logits, _ = patch_logits(visual, images, text, method='clip')
+    torch.testing.assert_close(logits, patches @ text.T, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(visual.ln_post(last[:, 0]) @ visual.proj, visual(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(method='sclap'), "did you mean 'sclip'"),
+    (dict(method=dict(attention='qk', residul=True)), "did you mean 'residual'"),
+    (dict(method=dict(attention='xx')), 'unknown attention map'),
+    (dict(method='proxyclip'), 'needs a VFM'),
+    (dict(method='clip', feedback=dict(lamb=3)), "did you mean 'lam'"),
+    (dict(method='clip', feedback=dict(p=0)), 'above 0 and at most 1'),
+    (dict(method='clip', feedback=dict(lam=-1)), 'at least 0'),
+])  # yapf: disable
+def test_bad_arguments(tiny, arguments, message):
+    visual, text = tiny
+    with pytest.raises(UserError, match=message):
+        patch_logits(visual, torch.randn(1, 3, 64, 64), text, **arguments)

@@ -1,0 +1,36 @@
+"""Segment one picture into classes named on the spot.
+
+    python tools/segment.py street.jpg 'car; taxi' road sky --out street.png
+    python tools/segment.py --mini data/mini/VOCdevkit/VOC2012/JPEGImages/2007_000033.jpg 'cat; kitten' grass wall
+"""
+import argparse
+
+from cli import add_model_options, main_wrapper, model_options
+
+PARTS = ('method', 'backbone', 'vfm', 'protocol', 'precision')
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image', metavar='IMAGE')
+    parser.add_argument('classes', nargs='+', metavar='CLASS', help="a class's words, synonyms separated by ';'")
+    add_model_options(parser)
+    parser.add_argument('--prob-thd', type=float, default=0.0, help='pixels scored below it get the first class')
+    parser.add_argument('--out', default='segmented.png', metavar='FILE', help='picture (default: segmented.png)')
+    args = parser.parse_args(argv)
+
+    import numpy as np
+
+    from fsa_seg import Segmenter
+    from fsa_seg.visualization import write_picture
+    given = model_options(args)
+    segmenter = Segmenter(feedback=args.fsa is not False, **{key: given[key] for key in PARTS if key in given})
+    found = segmenter.segment(args.image, args.classes, args.prob_thd)
+    write_picture(found.picture, args.out)
+    for name, share in zip(args.classes, np.bincount(found.labels.ravel(), minlength=len(args.classes)) / found.labels.size):
+        print(f'{share:7.1%}  {name}')
+    print(f'picture: {args.out}')
+
+
+if __name__ == '__main__':
+    main_wrapper(main)
