@@ -3,7 +3,9 @@
 Shape legend: B images, T = 1 + N tokens (CLS first), N = h·w patches, D width; images (B, 3, height, width).
 """
 import hashlib
+import logging
 import os
+from contextlib import contextmanager
 
 import open_clip
 import torch
@@ -39,23 +41,38 @@ def load_clip(model, pretrained=None, cache_dir=None):
         elif tag.get('quick_gelu', False) != (open_clip.get_model_config(model) or {}).get('quick_gelu', False):
             raise UserError(f'the weights {pretrained!r} and the architecture {model!r} differ in their activation: '
                             f"use {model.removesuffix('-quickgelu') if model.endswith('-quickgelu') else model + '-quickgelu'!r}")
-    try:
+    with loading_weights(f'CLIP {model!r}', pretrained, cache_dir):
         clip = open_clip.create_model(model, pretrained=pretrained, cache_dir=cache_dir, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(model)
-    except Exception as error:  # open_clip and its downloaders raise many kinds
-        raise weights_error(f'CLIP {model!r}', pretrained, cache_dir, error) from error
     return clip.eval().requires_grad_(False), tokenizer
 
 
-def weights_error(what, pretrained, cache_dir, error):
-    """Return a UserError for weights that could not be loaded: absent, or not fitting (the keys are in `error`)."""
-    text = ' '.join(str(error).split())
-    if 'state_dict' in text or 'size mismatch' in text:
-        return UserError(f'the weights {pretrained or ""} do not fit {what}: {text[:800]}')
-    return UserError(
-        f'{what}: the weights {pretrained or "in that folder"} could not be loaded ({text[:300]}). Looked in '
-        f'{cache_dir or os.environ.get("HF_HOME", "~/.cache/huggingface")} and at their source. Either download them '
-        'on a machine with network and copy that cache, or give the path of a local file as `pretrained`')
+@contextmanager
+def loading_weights(what, pretrained=None, cache_dir=None):
+    """Turn whatever a library raises while it loads weights into one UserError, without the library's own log of it.
+
+    Args:
+        what (str): the model, as the message names it.
+        pretrained (str): tag or file of the weights.
+        cache_dir (str): where downloads lie.
+
+    Raises:
+        UserError: weights that are absent and cannot be downloaded, or that do not fit (the keys are named).
+    """
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    except Exception as error:  # the libraries and their downloaders raise many kinds
+        text = ' '.join(str(error).split())
+        if 'state_dict' in text or 'size mismatch' in text:
+            raise UserError(f'the weights {pretrained or ""} do not fit {what}: {text[:800]}') from error
+        raise UserError(
+            f'{what}: the weights {pretrained or "in that folder"} could not be loaded ({text[:300]}). Looked in '
+            f'{cache_dir or os.environ.get("HF_HOME", "~/.cache/huggingface")} and at their source. Either download '
+            'them on a machine with network and copy that cache, or give the path of a local file in the config '
+            '(`pretrained` of a backbone, `checkpoint` of a VFM)') from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def weights_digest(module):

@@ -181,10 +181,10 @@ def merge_options(config, options):
 def _add_loop(config, dataset, short):
     """Add the data loader, loop, metric and hooks that mmengine's test run needs."""
     pipeline = [
-        dict(type='LoadImage'),
+        dict(type='mmseg.LoadImage'),
         dict(type='Resize', scale=(MAX_LONG_SIDE, short), keep_ratio=True),
-        dict(type='LoadLabels'),
-        dict(type='PackSegInputs')
+        dict(type='mmseg.LoadLabels'),
+        dict(type='mmseg.PackSegInputs')
     ]
     config.merge_from_dict(dict(
         test_dataloader=dict(

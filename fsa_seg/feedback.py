@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fsa_seg.attention import AttentionMap
+from fsa_seg.errors import UserError
 
 SCALE = 20.0  # of z(A) in step 1; published default
 UNIFORM_SCALE = 35.0  # of z(U) in step 1; published default
@@ -100,14 +101,14 @@ class FSA:
         p (float): share of probability that pruning keeps (step 3), above 0 and at most 1.
 
     Raises:
-        ValueError: a setting is out of its range.
+        UserError: a setting is out of its range.
     """
 
     def __init__(self, lam=3.0, p=0.45):
         if not lam >= 0:
-            raise ValueError(f'FSA: lam is {lam}; it has to be at least 0 (published: 3.0, 2.3 for ViT-H/14)')
+            raise UserError(f'FSA: lam is {lam}; it has to be at least 0 (published: 3.0, 2.3 for ViT-H/14)')
         if not 0 < p <= 1:
-            raise ValueError(f'FSA: p is {p}; it has to be above 0 and at most 1 (published: 0.45; 1 prunes nothing)')
+            raise UserError(f'FSA: p is {p}; it has to be above 0 and at most 1 (published: 0.45; 1 prunes nothing)')
         self.lam, self.p = lam, p
 
     def adapted_attention(self, z, z_uniform):

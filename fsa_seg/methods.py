@@ -83,7 +83,4 @@ def resolve_feedback(feedback):
         return feedback
     settings = {} if feedback is True else dict(feedback)
     check_keys(settings, ('lam', 'p'), 'feedback')
-    try:
-        return FSA(**settings)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    return FSA(**settings)

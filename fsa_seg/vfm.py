@@ -5,9 +5,11 @@ Shape legend: B images, C feature channels, (h, w) the VFM's grid; images (B, 3,
 import timm
 import torch
 from mmseg.registry import MODELS
+from timm.models import load_pretrained
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
-from fsa_seg.clip import POSITION_OFFSET, resize_position_embedding, weights_error
+from fsa_seg.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.paths import local_path
 
@@ -34,11 +36,10 @@ class TimmViT(nn.Module):
         name = model.split('.')[0]
         one_of(name, timm.list_models('vit_*'), 'timm model')
         overlay = dict(file=local_path(checkpoint, f'checkpoint of the VFM {model}')) if checkpoint else None
-        try:
-            self.vit = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0,
-                                         dynamic_img_size=True, **(model_args or {}))
-        except Exception as error:  # timm and its downloaders raise many kinds
-            raise weights_error(f'VFM {model!r}', checkpoint, None, error) from error
+        with loading_weights(f'VFM {model!r}', checkpoint):
+            self.vit = timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=0, dynamic_img_size=True,
+                                         **(model_args or {}))
+            _load_strictly(self.vit)
         self.vit.eval().requires_grad_(False)
         self.patch_size = self.vit.patch_embed.patch_size
         self.register_buffer('mean', torch.tensor(mean)[:, None, None], persistent=False)
@@ -80,3 +81,18 @@ class TimmViT(nn.Module):
         else:
             x = torch.cat([*prefix, x], 1) + position
         return vit.norm_pre(x)
+
+
+def _load_strictly(vit):
+    """Load a ViT's pretrained weights through `timm`, which itself lets missing and surplus keys pass."""
+    found = []
+    hook = vit.register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
+    try:
+        load_pretrained(vit, num_classes=0, filter_fn=checkpoint_filter_fn, strict=False)
+    finally:
+        hook.remove()
+    missing = [key for keys in found for key in keys.missing_keys]
+    surplus = [key for keys in found for key in keys.unexpected_keys if not key.startswith(('head.', 'fc_norm.'))]
+    if missing or surplus or not found:
+        raise RuntimeError(f'state_dict: {len(missing)} keys missing ({", ".join(missing[:5])}), '
+                           f'{len(surplus)} surplus ({", ".join(surplus[:5])})')

@@ -5,6 +5,7 @@ import torch
 
 import reference
 from fsa_seg.attention import AttentionMap, self_map
+from fsa_seg.errors import UserError
 from fsa_seg.feedback import FSA, adapt, coherence, ensemble, isolate, prune
 
 
@@ -78,5 +79,5 @@ def test_half_precision_inputs_are_computed_in_float32():
 
 @pytest.mark.parametrize('settings', [dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(lam=-1), dict(lam=float('nan'))])
 def test_settings_out_of_range(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    with pytest.raises(UserError, match=next(iter(settings))):
         FSA(**settings)

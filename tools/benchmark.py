@@ -11,7 +11,7 @@ import os
 from cli import add_model_options, add_run_options, main_wrapper, model_options, runtime_options
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--datasets', nargs='+', metavar='D', help='default: all eight')
     parser.add_argument('--methods', nargs='+', metavar='M', help='default: clip maskclip sclip clearclip proxyclip')
@@ -19,7 +19,11 @@ def main(argv=None):
     add_run_options(parser)
     parser.add_argument('--force', action='store_true', help='run cells again whose result is there')
     parser.add_argument('--picture', metavar='FILE', help='also draw one image of the first data set under every row')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
 
     from tqdm import tqdm
 

@@ -1,4 +1,5 @@
 """What the command-line tools share: options, and errors as one line."""
+import contextlib
 import os
 import sys
 import warnings
@@ -49,7 +50,8 @@ def main_wrapper(main):
     """Run a tool: a UserError ends it with one message and status 1, an interrupt with status 130."""
     warnings.filterwarnings('ignore', message='Fail to import')
     try:
-        from fsa_seg.errors import UserError
+        with contextlib.redirect_stdout(None):  # mmseg prints a debugging line when it is imported
+            from fsa_seg.errors import UserError
     except ImportError as error:
         hint = (': OpenCV needs libGL; install it (Debian, Ubuntu: apt-get install libgl1 libglib2.0-0)'
                 if 'libGL' in str(error) or 'libgthread' in str(error) else

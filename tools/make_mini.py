@@ -15,12 +15,16 @@ from cli import ROOT, main_wrapper
 STEPS = ('splits', 'clip', 'vfm')
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', nargs='*', metavar='splits|clip|vfm', help='what to make (default: all)')
     parser.add_argument('--out', default=os.path.join(ROOT, 'data', 'mini'), metavar='DIR', help='where it goes')
     parser.add_argument('--work-dir', default=os.path.join(ROOT, 'work_dirs', 'mini'), metavar='W', help='checkpoints')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     from tqdm import tqdm
 
     from fsa_seg.errors import one_of

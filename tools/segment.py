@@ -10,14 +10,18 @@ from cli import add_model_options, main_wrapper, model_options
 PARTS = ('method', 'backbone', 'vfm', 'protocol', 'precision')
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('image', metavar='IMAGE')
     parser.add_argument('classes', nargs='+', metavar='CLASS', help="a class's words, synonyms separated by ';'")
     add_model_options(parser)
     parser.add_argument('--prob-thd', type=float, default=0.0, help='pixels scored below it get the first class')
     parser.add_argument('--out', default='segmented.png', metavar='FILE', help='picture (default: segmented.png)')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
 
     import numpy as np
 

@@ -60,13 +60,13 @@ def contrastive_loss(image_features, text_features, shares, scale):
     return (by_scene + by_caption) / 2
 
 
-def train_clip(world, folder, work, steps=3000, batch=256, lr=1.5e-3):
+def train_clip(world, folder, work, steps=2600, batch=256, lr=1.5e-3):
     """Train the toy CLIP and write `folder`/open_clip_config.json and open_clip_model.safetensors (half precision).
 
     The captions of a step are one sentence for each word of the world, in a random ImageNet template.
     """
     torch.manual_seed(SEED)
-    model = open_clip.CLIP(**_as_configs(CLIP_CONFIG['model_cfg']))
+    model = open_clip.CLIP(**CLIP_CONFIG['model_cfg'])
     torch.nn.init.zeros_(model.visual.positional_embedding)
     tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
     tokens = torch.stack([tokenizer([t(word) for word in world.words]) for t in TEMPLATES], 1)  # (V, templates, ctx)
@@ -90,7 +90,7 @@ def train_clip(world, folder, work, steps=3000, batch=256, lr=1.5e-3):
     _save_half(model, os.path.join(folder, 'open_clip_model.safetensors'))
 
 
-def train_vfm(world, folder, work, steps=1500, batch=128, lr=1e-3, mask_share=0.5):
+def train_vfm(world, folder, work, steps=1200, batch=128, lr=1e-3, mask_share=0.5):
     """Train the toy VFM by masked reconstruction and write `folder`/model.safetensors (half precision).
 
     Half of the 2×2 groups of patches are hidden; from the rest the model predicts, for every patch, the colour
@@ -102,7 +102,8 @@ def train_vfm(world, folder, work, steps=1500, batch=128, lr=1e-3, mask_share=0.
     torch.nn.init.zeros_(vit.pos_embed)
     patch, width = VFM_ARGS['patch_size'], VFM_ARGS['embed_dim']
     grid = SIZE // patch
-    model = torch.nn.ModuleDict(dict(vit=vit, head=torch.nn.Linear(width, _statistics(torch.zeros(1, 3, 8, 8), patch).shape[1])))
+    targets = _statistics(torch.zeros(1, 3, patch, patch), patch).shape[1]
+    model = torch.nn.ModuleDict(dict(vit=vit, head=torch.nn.Linear(width, targets)))
     model.register_parameter('mask_token', torch.nn.Parameter(torch.zeros(width)))
 
     def step_loss(step):
@@ -113,7 +114,6 @@ def train_vfm(world, folder, work, steps=1500, batch=128, lr=1e-3, mask_share=0.
         target = _statistics(images, patch).flatten(2).transpose(1, 2)
         with torch.autocast('cpu', torch.bfloat16):
             x = vit.patch_embed(images)
-            x = x.flatten(1, 2) if x.ndim == 4 else x
             x = x * (1 - hidden) + model.mask_token * hidden
             x = vit.norm_pre(vit._pos_embed(x))
             x = vit.norm(vit.blocks(x))[:, vit.num_prefix_tokens:]
@@ -140,8 +140,8 @@ def _train(model, step_loss, steps, lr, checkpoint, name, warmup=100, every=100)
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([dict(params=decay, weight_decay=0.05), dict(params=rest, weight_decay=0.0)], lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * s / steps))))
+    factor = lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))  # noqa: E731
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     start = 0
     if os.path.exists(checkpoint):
         state = torch.load(checkpoint, weights_only=True)
@@ -167,12 +167,6 @@ def _train(model, step_loss, steps, lr, checkpoint, name, warmup=100, every=100)
                             step=step + 1), checkpoint + '.part')
             os.replace(checkpoint + '.part', checkpoint)
     model.eval()
-
-
-def _as_configs(model_cfg):
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-    return dict(embed_dim=model_cfg['embed_dim'], vision_cfg=CLIPVisionCfg(**model_cfg['vision_cfg']),
-                text_cfg=CLIPTextCfg(**model_cfg['text_cfg']))
 
 
 def _save_half(model, path):

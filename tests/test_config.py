@@ -1,0 +1,145 @@
+import itertools
+import os
+
+import pytest
+
+from fsa_seg.config import (check_config, compose, is_complete, load_part, merge_options, part_names, protocol_settings)
+from fsa_seg.errors import UserError
+
+TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
+PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scale, area_thd
+    ('proxyclip', 'voc21'): (336, 336, 112, 0.2, 40, None),
+    ('proxyclip', 'context60'): (336, 336, 112, 0.15, 40, None),
+    ('proxyclip', 'coco_object'): (336, 336, 112, 0.25, 40, None),
+    ('proxyclip', 'voc20'): (336, 336, 112, 0, 40, None),
+    ('proxyclip', 'cityscapes'): (448, 224, 112, 0, 40, None),
+    ('proxyclip', 'ade20k'): (448, 336, 112, 0, 40, None),
+    ('fsa', 'voc21'): (336, 336, 112, 0.2, 40, None),
+    ('fsa', 'context60'): (336, 336, 112, 0.14, 40, None),
+    ('fsa', 'coco_object'): (336, 336, 112, 0.3, 40, None),
+    ('fsa', 'cityscapes'): (448, 224, 80, 0, 40, None),
+    ('sclip', 'voc21'): (336, 224, 112, 0.1, 65, 0.1),
+    ('sclip', 'context60'): (336, 224, 112, 0.1, 50, None),
+    ('sclip', 'coco_object'): (336, 224, 112, 0.1, 50, None),
+    ('sclip', 'ade20k'): (336, 224, 112, 0, 40, None),
+    ('sclip', 'coco_stuff164k'): (448, 224, 112, 0, 40, None),
+    ('sclip', 'cityscapes'): (560, 224, 112, 0, 40, None),
+    ('clearclip', 'voc21'): (448, 448, 224, 0.5, 50, None),
+    ('clearclip', 'context60'): (448, 448, 224, 0.15, 50, None),
+    ('clearclip', 'coco_object'): (448, 448, 224, 0.4, 50, None),
+    ('clearclip', 'cityscapes'): (448, 224, 224, 0, 50, None),
+}
+
+
+@pytest.mark.parametrize('protocol, dataset', PUBLISHED)
+def test_published_settings(protocol, dataset):
+    settings = protocol_settings(load_part('protocol', protocol), dataset)
+    assert tuple(settings[key] for key in ('short', 'window', 'stride', 'prob_thd', 'logit_scale', 'area_thd')) == \
+        PUBLISHED[protocol, dataset]
+
+
+@pytest.mark.parametrize('kind', ['dataset', 'method', 'backbone', 'vfm', 'feedback', 'protocol'])
+def test_a_parts_name_is_its_files(kind):
+    for name in part_names(kind):
+        assert load_part(kind, name).name == name
+
+
+def test_every_combination_composes():
+    for dataset, method, feedback in itertools.product(part_names('dataset'), part_names('method'), (None, 'fsa')):
+        config = compose(dataset, method, feedback, **TOY)
+        assert is_complete(config)
+        assert (config.model.feedback is not None) == (feedback == 'fsa')
+        assert (config.model.vfm is not None) == (method == 'proxyclip')
+
+
+@pytest.mark.parametrize('method, feedback, protocol', [
+    ('proxyclip', None, 'proxyclip'), ('proxyclip', 'fsa', 'fsa'), ('sclip', 'fsa', 'sclip'),
+    ('clearclip', 'fsa', 'clearclip'), ('maskclip', None, 'clearclip'), ('clip', 'fsa', 'clearclip'),
+])  # yapf: disable
+def test_own_protocol(method, feedback, protocol):
+    assert compose('voc21', method, feedback, **TOY).cell.protocol == protocol
+
+
+def test_lambda_is_the_feedbacks_or_the_vfms_or_the_backbones(tmp_path):
+    files = dict(backbone="backbone = dict(name='b', model='ViT-B-16', fsa=dict(lam=2.3))",
+                 vfm="vfm = dict(name='v', type='TimmViT', model='vit_base_patch16_224.mae', fsa=dict(lam=4.5))",
+                 feedback="feedback = dict(name='f', type='FSA', lam=1.0, p=0.45)")
+    for name, text in files.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    path = {name: str(tmp_path / f'{name}.py') for name in files}
+    assert compose('voc21', 'sclip', 'fsa', path['backbone']).model.feedback.lam == 2.3
+    assert compose('voc21', 'proxyclip', 'fsa', path['backbone'], path['vfm']).model.feedback.lam == 4.5
+    assert compose('voc21', 'proxyclip', path['feedback'], path['backbone'], path['vfm']).model.feedback.lam == 1.0
+    assert 'lam' not in compose('voc21', 'sclip', 'fsa', 'toy').model.feedback
+
+
+def test_a_data_set_that_no_protocol_knows(tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text("dataset = dict(name='mine', type='BaseSegDataset', data_root='mine', metainfo=dict(classes=['a', "
+                    "'b'], palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))")
+    config = compose(str(file), 'sclip', **TOY)
+    assert config.model.words == [['a'], ['b']]
+    assert (config.model.window, config.model.stride) == (224, 112)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(dataset='voc12'), "unknown dataset 'voc12' .did you mean 'voc21'"),
+    (dict(method='sclap'), "unknown method 'sclap' .did you mean 'sclip'"),
+    (dict(backbone='clip_vit-b17'), "unknown backbone .* 'clip_vit-b16'"),
+    (dict(vfm='dino_vitb8'), "unknown vfm .* 'dino_vit-b8'"),
+    (dict(protocol='sclap'), "unknown protocol .* 'sclip'"),
+    (dict(feedback='fas'), "unknown feedback .* 'fsa'"),
+    (dict(precision='fp61'), "unknown precision .* 'fp16'"),
+    (dict(limit=0), '--limit is 0'),
+    (dict(dataset='nowhere/mine.py'), 'does not exist'),
+    (dict(words='nowhere.txt'), "'nowhere.txt' does not exist"),
+])  # yapf: disable
+def test_bad_choices(arguments, message):
+    with pytest.raises(UserError, match=message):
+        compose(**{**dict(dataset='voc21', method='proxyclip'), **TOY, **arguments})
+
+
+@pytest.mark.parametrize('kind, text, message', [
+    ('dataset', "dataset = dict(name='x', type='PascalVOCDataset', data_root='', ann_flie='a', data_prefix={})",
+     "unknown key 'ann_flie' in dataset .did you mean 'ann_file'"),
+    ('dataset', "datasett = dict()", "no dict 'dataset'"),
+    ('dataset', "dataset = dict(", 'cannot be read: .*SyntaxError|cannot be read'),
+    ('method', "method = dict(name='x', segmentor=dict(type='SCLIP', stirde=3), protocol='sclip')", "'stirde'"),
+    ('method', "method = dict(name='x', segmenter=dict(type='SCLIP'), protocol='sclip')", "did you mean 'segmentor'"),
+    ('backbone', "backbone = dict(name='x', model='ViT-B-16', pretrainde='openai')", "did you mean 'pretrained'"),
+    ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', chekpoint='f')", "did you mean 'checkpoint'"),
+    ('feedback', "feedback = dict(name='x', type='FSA', lamb=1)", "did you mean 'lam'"),
+    ('protocol', "protocol = dict(name='x', default=dict(windw=3), datasets={})", "did you mean 'window'"),
+    ('protocol', "protocol = dict(name='x', default=dict(window=3), datasets={})", 'has no logit_scale, short'),
+])  # yapf: disable
+def test_misspelt_keys_in_part_files(tmp_path, kind, text, message):
+    (tmp_path / 'part.py').write_text(text)
+    arguments = dict(dict(dataset='voc21', method='proxyclip'), **TOY)
+    arguments[kind] = str(tmp_path / 'part.py')
+    with pytest.raises(UserError, match=message):
+        compose(**arguments)
+
+
+def test_options():
+    config = compose('voc21', 'sclip', **TOY)
+    merge_options(config, {'model.stride': 56})
+    assert config.model.stride == 56 and config.cell.changed == ['model.stride']
+    for options, message in (({'model.strid': 56}, "did you mean 'stride'"), ({'modle.stride': 5}, "no 'modle'"),
+                             ({'model.feedback.pp': 1}, "unknown key 'pp'"), ({'wrk_dir': 'x'}, "'work_dir'")):
+        with pytest.raises(UserError, match=message):
+            merge_options(compose('voc21', 'sclip', **TOY), options)
+
+
+def test_words_of_another_number_of_classes():
+    config = compose('voc21', 'sclip', **TOY)
+    config.model.words = config.model.words[:-1]
+    with pytest.raises(UserError, match='words for 20 classes, but the data set has 21'):
+        check_config(config)
+
+
+def test_saved_config_is_the_same(tmp_path):
+    from fsa_seg.config import load_file
+    config = compose('context59', 'proxyclip', **TOY)
+    config.dump(os.path.join(tmp_path, 'saved.py'))
+    saved = load_file(os.path.join(tmp_path, 'saved.py'))
+    assert is_complete(saved) and saved._cfg_dict == config._cfg_dict

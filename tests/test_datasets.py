@@ -1,0 +1,116 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+from mmseg.registry import DATASETS
+from PIL import Image
+
+from conftest import MINI
+from fsa_seg.config import compose, part_names
+from fsa_seg.datasets import check_dataset
+from fsa_seg.errors import UserError
+
+CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, cityscapes=19,
+               ade20k=150)  # yapf: disable
+
+
+@pytest.mark.parametrize('name', part_names('dataset'))
+def test_mini_split(name):
+    """Every mini split loads through the real data set class, and shows at least nine in ten of its classes."""
+    config = compose(name, 'sclip', backbone='toy', data_root=MINI).test_dataloader.dataset
+    names = check_dataset(config)
+    assert 8 <= len(names) <= 16
+    dataset = DATASETS.build(config)
+    assert len(dataset.metainfo['classes']) == len(dataset.metainfo['palette']) == CLASSES[name]
+    shown = set()
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        height, width = sample['data_samples'].ori_shape
+        assert max(height, width) <= (512 if name == 'cityscapes' else 320)
+        assert sample['data_samples'].gt_sem_seg.shape == (height, width)
+        shown |= set(np.unique(sample['data_samples'].gt_sem_seg.data))
+    assert shown - {255} <= set(range(CLASSES[name]))
+    assert len(shown - {255}) >= 0.9 * CLASSES[name]
+
+
+@pytest.mark.parametrize('with_background, without', [('voc21', 'voc20'), ('context60', 'context59')])
+def test_data_sets_without_background(with_background, without):
+    """Label i of the one is label i − 1 of the other; background becomes void."""
+    labels = []
+    for name in (with_background, without):
+        dataset = DATASETS.build(compose(name, 'sclip', backbone='toy', data_root=MINI).test_dataloader.dataset)
+        labels.append(np.stack([dataset[0]['data_samples'].gt_sem_seg.data[0]]).astype(int))
+    expected = np.where((labels[0] == 0) | (labels[0] == 255), 255, labels[0] - 1)
+    assert np.array_equal(labels[1], expected)
+
+
+def test_coco_object_is_coco_stuffs_things():
+    maps = []
+    for suffix in ('_labelTrainIds.png', '_instanceTrainIds.png'):
+        folder = os.path.join(MINI, 'coco_stuff164k', 'annotations', 'val2017')
+        names = sorted(name for name in os.listdir(folder) if name.endswith(suffix))
+        maps.append([np.array(Image.open(os.path.join(folder, name))).astype(int) for name in names])
+    for stuff, things in zip(*maps):
+        assert np.array_equal(things, np.where(stuff < 80, stuff + 1, 0))
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A copy of the VOC mini split: (folder of VOC2012, its composed data set)."""
+    shutil.copytree(os.path.join(MINI, 'VOCdevkit', 'VOC2012'), tmp_path / 'VOCdevkit' / 'VOC2012')
+    config = compose('voc21', 'sclip', backbone='toy', data_root=str(tmp_path))
+    return tmp_path / 'VOCdevkit' / 'VOC2012', config.test_dataloader.dataset
+
+
+def split(folder):
+    return folder / 'ImageSets' / 'Segmentation' / 'val.txt'
+
+
+def break_root(folder):
+    shutil.rmtree(folder)
+
+
+def break_split(folder):
+    split(folder).unlink()
+
+
+def break_empty(folder):
+    split(folder).write_text('')
+
+
+def break_missing(folder):
+    (folder / 'JPEGImages' / '2007_000033.jpg').unlink()
+
+
+def break_image(folder):
+    (folder / 'JPEGImages' / '2007_000033.jpg').write_bytes(b'no picture')
+
+
+def break_size(folder):
+    path = folder / 'SegmentationClass' / '2007_000130.png'
+    Image.open(path).crop((0, 0, 100, 90)).save(path)
+
+
+@pytest.mark.parametrize('damage, message', [
+    (break_root, 'lacks the folder .*VOC2012.*--data-root'),
+    (break_split, 'split file .*val.txt does not exist'),
+    (break_empty, 'no image found: .*val.txt is empty'),
+    (break_missing, '1 of 24 files are missing, the first is .*2007_000033.jpg'),
+    (break_image, 'the image .*2007_000033.jpg cannot be decoded'),
+    (break_size, r'the label image .*2007_000130.png has 90×100 pixels, its image .*2007_000130.jpg'),
+])  # yapf: disable
+def test_damaged_data_is_found_before_a_run(voc, damage, message):
+    folder, dataset = voc
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        check_dataset(dataset)
+
+
+def test_damage_that_shows_when_loading_names_the_file(voc):
+    """A file whose head is whole and whose body is not passes the check, and is named by the loader."""
+    folder, config = voc
+    path = folder / 'SegmentationClass' / '2007_000033.png'
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match='the label image .*2007_000033.png cannot be decoded'):
+        DATASETS.build(config)[0]

@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fsa_seg.errors import UserError
+from fsa_seg.evaluation import (ExactIoUMetric, confusion, metrics, per_image_counts, read_journal, sum_confusions)
+
+TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]])
+PREDICTED = torch.tensor([[0, 1, 1], [1, 0, 0]])
+
+
+def test_metrics_by_hand():
+    """Class 0: 1 of 3; class 1: 2 of 3; class 2: 0 of 1; class 3 is nowhere and left out."""
+    total = sum_confusions([confusion(TRUTH, PREDICTED, 4)], 4)
+    assert total.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    figures = metrics(total)
+    assert figures['IoU'][:3] == pytest.approx([100 / 3, 200 / 3, 0]) and np.isnan(figures['IoU'][3])
+    assert figures['mIoU'] == pytest.approx(100 / 3)
+    assert figures['mAcc'] == pytest.approx((50 + 100 + 0) / 3)
+    assert figures['aAcc'] == pytest.approx(60)
+
+
+def test_counts_beyond_float32():
+    big = np.array([[0], [0], [2**24 + 1]])
+    assert sum_confusions([big, np.array([[0], [0], [1]])], 1).tolist() == [[2**24 + 2]]
+
+
+def test_per_image_counts():
+    assert per_image_counts([confusion(TRUTH, PREDICTED, 4)]) == [
+        dict(classes=[0, 1, 2], intersection=[1, 2, 0], label=[2, 2, 1], union=[3, 3, 1])]
+
+
+@pytest.mark.parametrize('truth, predicted, message', [
+    (torch.tensor([4]), torch.tensor([0]), r'truth has labels \[4\]'),
+    (torch.tensor([0]), torch.tensor([-1]), r'prediction has labels \[-1\]'),
+    (torch.tensor([0, 1]), torch.tensor([0]), 'truth has'),
+])  # yapf: disable
+def test_labels_out_of_range(truth, predicted, message):
+    with pytest.raises(ValueError, match=message):
+        confusion(truth, predicted, 4)
+
+
+def sample(name, truth, predicted):
+    return dict(img_path=f'{name}.jpg', seg_map_path=f'{name}.png', gt_sem_seg=dict(data=truth[None]),
+                pred_sem_seg=dict(data=predicted[None]))
+
+
+def build(**arguments):
+    metric = ExactIoUMetric(**arguments)
+    metric.dataset_meta = dict(classes=('a', 'b', 'c', 'd'))
+    return metric
+
+
+def test_an_image_counts_once_and_agrees_with_mmseg():
+    from mmseg.evaluation import IoUMetric
+    torch.manual_seed(0)
+    samples = [sample(f'{i}', torch.randint(4, (5, 6)), torch.randint(4, (5, 6))) for i in range(3)]
+    ours, theirs = build(), IoUMetric()
+    theirs.dataset_meta = ours.dataset_meta
+    ours.process({}, samples + samples[:1])
+    theirs.process({}, samples)
+    figures, expected = ours.evaluate(3), theirs.evaluate(3)
+    for key in ('mIoU', 'mAcc', 'aAcc'):
+        assert figures[key] == pytest.approx(float(expected[key]), abs=0.0051)  # theirs are rounded to two places
+    assert ours.images == ['0.jpg', '1.jpg', '2.jpg']
+
+
+def test_the_file_of_a_wrong_label_is_named():
+    with pytest.raises(UserError, match='x.png: the truth has labels'):
+        build().process({}, [sample('x', torch.tensor([[9]]), torch.tensor([[0]]))])
+
+
+def test_a_missing_image_is_an_error():
+    metric = build()
+    metric.process({}, [sample('x', TRUTH, PREDICTED)])
+    with pytest.raises(RuntimeError, match='1 images were evaluated, but the data set has 2'):
+        metric.evaluate(2)
+
+
+def test_journal(tmp_path):
+    """What one run kept, the next one counts; a half-written line is left out."""
+    journal = str(tmp_path / 'journal')
+    build(journal=journal).process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
+    file = tmp_path / 'journal.0.jsonl'
+    lines = file.read_text().splitlines(keepends=True)
+    assert [json.loads(line)[0] for line in lines] == ['a.jpg', 'b.jpg']
+    file.write_text(lines[0] + lines[1][:10])
+    assert list(read_journal(journal)) == ['a.jpg']
+    resumed = build(journal=journal)
+    file.write_text(lines[0])
+    resumed.process({}, [sample('b', TRUTH, TRUTH)])
+    whole = build()
+    whole.process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
+    assert resumed.evaluate(1) == whole.evaluate(2)
+    assert resumed.images == whole.images

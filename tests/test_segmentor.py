@@ -1,0 +1,114 @@
+import pytest
+import torch
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+import fsa_seg  # noqa: F401  (registration)
+from fsa_seg.config import compose
+from fsa_seg.errors import UserError
+from fsa_seg.methods import METHODS
+
+WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
+
+
+def build(method='sclip', fsa=None, **options):
+    config = compose('voc21', method, fsa, 'toy', 'toy').model
+    return MODELS.build(dict(config, words=WORDS, **options))
+
+
+def sample(height, width):
+    return SegDataSample(metainfo=dict(ori_shape=(height, width)))
+
+
+@pytest.mark.parametrize('feedback', [None, 'fsa'])
+@pytest.mark.parametrize('method', METHODS)
+def test_images_of_different_size_in_one_batch(method, feedback):
+    """Each gets labels at its own original size, the same as alone."""
+    model = build(method, feedback, window=96, stride=64, keep_scores=True)
+    torch.manual_seed(0)
+    images = [torch.randint(256, (3, h, w), dtype=torch.uint8) for h, w in ((112, 160), (96, 80))]
+    sizes = [(50, 71), (96, 33)]
+    both = model.test_step(dict(inputs=images, data_samples=[sample(*size) for size in sizes]))
+    for image, size, out in zip(images, sizes, both):
+        assert out.pred_sem_seg.shape == size
+        assert out.seg_logits.shape == size and len(out.seg_logits.data) == len(WORDS)
+        alone = model.test_step(dict(inputs=[image], data_samples=[sample(*size)]))[0]
+        assert torch.equal(out.pred_sem_seg.data, alone.pred_sem_seg.data)
+        assert out.pred_sem_seg.data.max() < len(WORDS)
+
+
+def test_scores_on_request_alone():
+    out = build(window=96, stride=64).test_step(
+        dict(inputs=[torch.zeros(3, 96, 96, dtype=torch.uint8)], data_samples=[sample(96, 96)]))[0]
+    assert 'seg_logits' not in out and isinstance(out.pred_sem_seg, PixelData)
+
+
+def test_feedback_off_is_the_baseline_bit_for_bit():
+    image = torch.randn(3, 96, 128)
+    bare, wrapped = build(window=96, stride=64), build(fsa='fsa', window=96, stride=64)
+    cosines = bare.pixel_cosines(image)
+    assert not torch.equal(cosines, wrapped.pixel_cosines(image))
+    wrapped.feedback = None
+    assert torch.equal(cosines, wrapped.pixel_cosines(image))
+
+
+def test_a_spelled_out_method_equals_the_named_one():
+    image = torch.randn(3, 96, 96)
+    spelled = MODELS.build(dict(
+        type='TrainingFreeSegmentor', backbone=dict(model='local-dir:data/mini/models/toy_clip'), words=WORDS,
+        attention='qq', window=96, stride=96))  # yapf: disable
+    assert torch.equal(spelled.pixel_cosines(image), build('clearclip', window=96, stride=96).pixel_cosines(image))
+
+
+def test_the_preprocessor_makes_rgb_with_the_backbones_mean_and_std():
+    model = build()
+    image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 4, 4)  # BGR
+    out = model.data_preprocessor(dict(inputs=[image]))['inputs'][0]
+    mean, std = (torch.tensor(model.visual.preprocess_cfg[key]) for key in ('mean', 'std'))
+    torch.testing.assert_close(out[:, 0, 0], (torch.tensor([30., 20., 10.]) / 255 - mean) / std)
+
+
+def test_the_vfm_gets_images_in_0_to_1():
+    model = build('proxyclip')
+    seen = []
+    model.vfm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = torch.randint(256, (3, 96, 96), dtype=torch.uint8)
+    model.test_step(dict(inputs=[image], data_samples=[sample(96, 96)]))
+    torch.testing.assert_close(seen[0][0], image.flip(0).float() / 255, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('precision', ['fp16', 'bf16'])
+def test_half_precision(precision):
+    """Labels of half precision agree with float32's on almost all pixels; cosines stay float32."""
+    torch.manual_seed(0)
+    image = torch.nn.functional.interpolate(torch.randn(1, 3, 6, 6), (96, 96), mode='bilinear')[0]
+    full, half = (build('proxyclip', 'fsa', precision=p, window=96, stride=96).pixel_cosines(image)
+                  for p in ('fp32', precision))  # yapf: disable
+    assert half.dtype == torch.float32
+    assert (full.argmax(0) == half.argmax(0)).float().mean() > 0.9
+    assert not torch.equal(full, half)
+
+
+def test_training_is_refused():
+    model = build()
+    with pytest.raises(RuntimeError, match='training-free'):
+        model.train()
+    with pytest.raises(RuntimeError, match='training-free'):
+        model.loss([torch.zeros(3, 96, 96)], [])
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(window=0), 'window 0 and stride'), (dict(stride=500), 'window 224 and stride 500'),
+    (dict(stride=1.5), 'stride 1.5'), (dict(logit_scale=0), 'logit_scale is 0'), (dict(precision='fp8'), 'precision'),
+    (dict(feedback=dict(type='FSA', p=2)), 'p is 2'),
+])  # yapf: disable
+def test_bad_settings(options, message):
+    with pytest.raises(UserError, match=message):
+        build(**options)
+
+
+def test_proxy_attention_without_a_vfm():
+    with pytest.raises(UserError, match='needs a VFM'):
+        MODELS.build(dict(type='ProxyCLIP', backbone=dict(model='local-dir:data/mini/models/toy_clip'), words=WORDS))

@@ -1,0 +1,92 @@
+import open_clip
+import pytest
+import torch
+
+from fsa_seg.config import class_names, load_part, part_names, protocol_settings
+from fsa_seg.errors import UserError
+from fsa_seg.text import TEMPLATES, class_words, encode_queries, read_words
+
+CLASSES = ['background', 'boat', 'traffic light ', 'person']
+
+
+def test_rules():
+    words = class_words(CLASSES, rename=dict(boat='ship'), synonyms=dict(person=['person', 'body']),
+                        background=['sky', 'wall'], join_spaces=True)
+    assert words == [['sky', 'wall'], ['ship'], ['trafficlight'], ['person', 'body']]
+    assert class_words(CLASSES)[2] == ['traffic light']
+
+
+def test_a_rule_for_no_class():
+    with pytest.raises(UserError, match='bota'):
+        class_words(CLASSES, rename=dict(bota='ship'))
+
+
+@pytest.mark.parametrize('protocol, dataset, queries', [
+    ('proxyclip', 'voc21', 46), ('proxyclip', 'coco_object', 97), ('sclip', 'voc21', 56), ('sclip', 'coco_object', 113),
+    ('clearclip', 'voc21', 21), ('clearclip', 'coco_object', 81), ('proxyclip', 'context60', 60),
+    ('fsa', 'voc21', 46), ('sclip', 'voc20', 30), ('proxyclip', 'ade20k', 150), ('proxyclip', 'coco_stuff164k', 171),
+])  # yapf: disable
+def test_published_numbers_of_queries(protocol, dataset, queries):
+    rules = protocol_settings(load_part('protocol', protocol), dataset)['words']
+    words = class_words(class_names(load_part('dataset', dataset)), **rules)
+    assert sum(len(group) for group in words) == queries
+
+
+def test_spaces_are_removed_where_published():
+    for protocol in part_names('protocol'):
+        for dataset in part_names('dataset'):
+            rules = protocol_settings(load_part('protocol', protocol), dataset)['words']
+            words = sum(class_words(class_names(load_part('dataset', dataset)), **rules), [])
+            if dataset in ('ade20k', 'cityscapes', 'coco_stuff164k'):
+                assert not any(' ' in word for word in words)
+            if dataset == 'coco_object':
+                assert 'traffic light' in words
+
+
+def test_words_file(tmp_path):
+    path = tmp_path / 'words.txt'
+    path.write_text('sky; wall\nship\ntraffic light\nperson ; body;\n')
+    assert read_words(str(path), CLASSES) == [['sky', 'wall'], ['ship'], ['traffic light'], ['person', 'body']]
+    path.write_text('sky\nship\n')
+    with pytest.raises(UserError, match='2 classes, but the data set has 4'):
+        read_words(str(path), CLASSES)
+    path.write_text('sky\n;\na\nb\n')
+    with pytest.raises(UserError, match="no word for class 1 .'boat'"):
+        read_words(str(path), CLASSES)
+    with pytest.raises(UserError, match='does not exist'):
+        read_words(str(tmp_path / 'none.txt'), CLASSES)
+
+
+@pytest.fixture
+def clip():
+    torch.manual_seed(0)
+    vision = dict(image_size=32, layers=1, width=32, head_width=16, patch_size=16)
+    model = open_clip.CLIP(16, vision, dict(context_length=24, vocab_size=49408, width=16, heads=2, layers=1)).eval()
+    return model, open_clip.SimpleTokenizer(context_length=24)
+
+
+def test_embeddings_are_means_over_templates(clip, tmp_path):
+    model, tokenizer = clip
+    text = encode_queries(model, tokenizer, ['cat', 'traffic light'], 'weights', str(tmp_path))
+    assert text.shape == (2, 16) and text.dtype == torch.float32
+    with torch.no_grad():
+        rows = model.encode_text(tokenizer([template('traffic light') for template in TEMPLATES]), normalize=True)
+    expected = torch.nn.functional.normalize(rows.mean(0), dim=0)
+    torch.testing.assert_close(text[1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_cache(clip, tmp_path, monkeypatch):
+    model, tokenizer = clip
+    calls = []
+    build = open_clip.build_zero_shot_classifier
+    monkeypatch.setattr(open_clip, 'build_zero_shot_classifier', lambda *a, **k: calls.append(1) or build(*a, **k))
+    first = encode_queries(model, tokenizer, ['cat'], 'one', str(tmp_path))
+    assert torch.equal(encode_queries(model, tokenizer, ['cat'], 'one', str(tmp_path)), first) and len(calls) == 1
+    encode_queries(model, tokenizer, ['cat'], 'other weights', str(tmp_path))
+    encode_queries(model, tokenizer, ['dog'], 'one', str(tmp_path))
+    assert len(calls) == 3
+    file = next(path for path in (tmp_path / 'text').iterdir())
+    file.write_bytes(file.read_bytes()[:20])  # a damaged file is built again
+    for weights, word in (('one', 'cat'), ('other weights', 'cat'), ('one', 'dog')):
+        encode_queries(model, tokenizer, [word], weights, str(tmp_path))
+    assert len(calls) == 4

@@ -1,0 +1,190 @@
+"""The real tools on the mini splits, end to end."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import MINI, ROOT
+
+IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')
+
+
+def results(folder):
+    return [json.loads(path.read_text()) for path in sorted((folder / 'work_dirs' / 'results').glob('*.json'))]
+
+
+def test_one_cell(run_tool, tmp_path):
+    status, printed = run_tool('test', 'voc21', '--mini', '--method', 'sclip', '--limit', 3, '--show-dir', 'shown',
+                               '--out', 'result.json')
+    assert status == 0, printed
+    assert 'SCLIP + FSA on voc21 (sclip): mIoU' in printed and 'partial: 3 images' in printed
+    result = json.loads((tmp_path / 'result.json').read_text())
+    assert result['partial'] and result['cell']['toy'] and len(result['images']) == 3
+    total = np.zeros((21, 21), int)
+    c = result['confusion']
+    total[c['truth'], c['predicted']] = c['pixels']
+    for i, entry in enumerate(result['classes']):
+        union = total[i].sum() + total[:, i].sum() - total[i, i]
+        assert entry['IoU'] == (pytest.approx(100 * total[i, i] / union) if union else None)
+        of_images = sum(image['intersection'][image['classes'].index(i)] for image in result['images']
+                        if i in image['classes'])
+        assert of_images == total[i, i]
+    pictures = sorted((tmp_path / 'shown').iterdir())
+    assert [p.stem for p in pictures] == [os.path.splitext(os.path.basename(i['name']))[0] for i in result['images']]
+    assert Image.open(pictures[0]).width > 3 * 200
+
+
+def test_a_saved_result_runs_again_as_it_was(run_tool, tmp_path):
+    run_tool('test', 'context59', '--mini', '--method', 'maskclip', '--no-fsa', '--limit', 2, '--out', 'one.json')
+    status, printed = run_tool('test', 'one.json', '--out', 'two.json')
+    assert status == 0, printed
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
+    assert one['hash'] == two['hash'] and one['confusion'] == two['confusion']
+    status, printed = run_tool('test', 'one.json', '--method', 'sclip', '--limit', 1)
+    assert status == 1 and 'is a complete config: leave out limit, method' in printed
+
+
+def test_one_process_and_two_give_the_same_counts(tmp_path):
+    """Five images over two processes: one process has an image more than the other."""
+    environment = dict(os.environ, OMP_NUM_THREADS='1', PORT='29611')
+    arguments = ['--mini', '--limit', '5', '--method', 'proxyclip', '--work-dir', str(tmp_path)]
+    tools = os.path.join(ROOT, 'tools')
+    for name, command in (('one', [sys.executable, f'{tools}/test.py', 'voc20']),
+                          ('two', ['bash', f'{tools}/dist_test.sh', 'voc20', '2'])):
+        done = subprocess.run([*command, *arguments, '--out', str(tmp_path / name)], env=environment, cwd=tmp_path,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ('one', 'two'))
+    assert len(one['images']) == 5
+    assert one['images'] == two['images'] and one['confusion'] == two['confusion'] and one['hash'] == two['hash']
+
+
+def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch):
+    from fsa_seg import segmentor
+    label_map, calls = segmentor.label_map, []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return label_map(*arguments)
+
+    command = ('test', 'ade20k', '--mini', '--method', 'clip', '--no-fsa', '--limit', 4)
+    monkeypatch.setattr(segmentor, 'label_map', interrupt)
+    status, printed = run_tool(*command)
+    assert status == 130 and 'goes on' in printed
+    assert not (tmp_path / 'work_dirs' / 'results').exists()
+    calls.extend([1] * 10)
+    before = len(calls)
+    status, printed = run_tool(*command)
+    assert status == 0, printed
+    assert len(calls) - before == 2  # the two images that were left
+    assert not list(tmp_path.glob('work_dirs/logs/*/journal*'))
+    resumed, = results(tmp_path)
+    shutil.rmtree(tmp_path / 'work_dirs')
+    run_tool(*command)
+    whole, = results(tmp_path)
+    assert whole['images'] == resumed['images'] and whole['confusion'] == resumed['confusion']
+
+
+def test_benchmark_skips_what_is_there(run_tool, tmp_path):
+    command = ('benchmark', '--mini', '--datasets', 'voc20', '--methods', 'clip', 'maskclip', '--no-fsa')
+    status, printed = run_tool(*command, '--picture', 'rows.png')
+    assert status == 0, printed
+    assert 'never comparable' in printed and '| CLIP | toy | – | clearclip |' in printed
+    assert Image.open(tmp_path / 'rows.png').width > 4 * 200
+    assert (tmp_path / 'work_dirs' / 'table.md').read_text().strip() in printed
+    paths = sorted((tmp_path / 'work_dirs' / 'results').iterdir())
+    times = [path.stat().st_mtime_ns for path in paths]
+    paths[1].unlink()
+    status, again = run_tool(*command)
+    assert status == 0
+    assert paths[0].stat().st_mtime_ns == times[0] and paths[1].exists()
+    assert (tmp_path / 'work_dirs' / 'table.md').read_text().strip() in printed
+
+
+def test_segment(run_tool, tmp_path):
+    status, printed = run_tool('segment', IMAGE, 'cat; kitten', 'grass', '--mini', '--out', 'cat.png')
+    assert status == 0, printed
+    assert '%  cat; kitten' in printed
+    assert Image.open(tmp_path / 'cat.png').width > 2 * 300
+
+
+def test_segmenter_takes_paths_pictures_and_arrays():
+    from fsa_seg import Segmenter
+    segmenter = Segmenter(backbone='toy', vfm='toy', method='sclip')
+    picture = Image.open(IMAGE)
+    one, two, three = (segmenter.segment(image, ['cat; kitten', 'grass', 'wall'])
+                       for image in (IMAGE, picture, np.array(picture)))
+    assert np.array_equal(one.labels, two.labels) and np.array_equal(one.labels, three.labels)
+    assert one.labels.shape == picture.size[::-1] and one.scores.shape == (3, *picture.size[::-1])
+    assert np.array_equal(one.scores.argmax(0), one.labels)
+    assert len(segmenter.segment(picture, ['road', 'sea']).scores) == 2  # other words, same model
+
+
+def test_mmsegs_visualization_hook(tmp_path):
+    from fsa_seg.benchmark import prepare, run_cell
+    from fsa_seg.config import compose
+    config = compose('voc21', 'sclip', None, 'toy', data_root=MINI, limit=1,
+                     runtime=dict(workers=0, work_dir=str(tmp_path)))
+    config.default_hooks.visualization = dict(type='SegVisualizationHook', draw=True)
+    config.visualizer = dict(type='SegLocalVisualizer', name='visualizer', save_dir=str(tmp_path / 'drawn'),
+                             vis_backends=[dict(type='LocalVisBackend')])
+    run_cell(config, prepare(config), str(tmp_path / 'r.json'))
+    assert list((tmp_path / 'drawn').rglob('*.png'))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A copy of the mini data's VOC2012, to be damaged."""
+    shutil.copytree(os.path.join(MINI, 'VOCdevkit', 'VOC2012'), tmp_path / 'mini' / 'VOCdevkit' / 'VOC2012')
+    return tmp_path / 'mini' / 'VOCdevkit' / 'VOC2012'
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['voc12', '--mini'], "unknown dataset 'voc12' (did you mean 'voc21'?)"),
+    (['voc21', '--mini', '--method', 'maskclp'], "did you mean 'maskclip'"),
+    (['voc21', '--mini', '--backbone', 'tpy'], "did you mean 'toy'"),
+    (['voc21', '--mini', '--vfm', 'dino'], "did you mean 'dino_vit-b8'"),
+    (['voc21', '--mini', '--cfg-options', 'model.windw=3'], "did you mean 'window'"),
+    (['voc21', '--mini', '--cfg-options', 'model.window=0'], 'window 0 and stride'),
+    (['voc21', '--mini', '--cfg-options', 'model.feedback.p=2'], 'p is 2'),
+    (['voc21', '--mini', '--data-root', 'nowhere'], 'lacks the folder nowhere'),
+    (['voc21', '--mini', '--words', 'words.txt'], 'words for 2 classes, but the data set has 21'),
+    (['voc21', '--mini', '--cfg-options', 'model.backbone.model=local-dir:gone'], "'gone' does not exist"),
+    (['voc21', '--mini', '--cfg-options', 'model.vfm.model_args.depth=5'], 'do not fit'),
+    (['voc21', '--data-root', os.path.join(MINI)], 'could not be loaded'),
+])  # yapf: disable
+def test_bad_input_is_one_message_and_status_1(run_tool, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setenv('HF_HOME', str(tmp_path))
+    (tmp_path / 'words.txt').write_text('a\nb\n')
+    status, printed = run_tool('test', *arguments)
+    assert status == 1
+    error = [line for line in printed.splitlines() if line.startswith('error: ')]
+    assert len(error) == 1 and message in error[0]
+    assert 'Traceback' not in printed
+    assert not list(tmp_path.rglob('results/*.json'))
+
+
+def test_a_label_outside_the_classes(run_tool, data, tmp_path):
+    path = data / 'SegmentationClass' / '2007_000033.png'
+    labels = np.array(Image.open(path))
+    labels[:5] = 77
+    Image.fromarray(labels).save(path)
+    status, printed = run_tool('test', 'voc21', '--mini', '--data-root', tmp_path / 'mini', '--method', 'clip')
+    assert status == 1
+    assert '2007_000033.png: the truth has labels [77], but the data set has the classes 0 to 20' in printed
+    assert not list(tmp_path.rglob('results/*.json'))
+
+
+def test_the_process_ends_with_status_1_and_no_traceback(tmp_path):
+    done = subprocess.run([sys.executable, os.path.join(ROOT, 'tools', 'test.py'), 'voc12'], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: unknown dataset 'voc12'" in done.stderr and 'Traceback' not in done.stderr

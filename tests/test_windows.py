@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from fsa_seg.windows import class_scores, label_map, slide, window_boxes
+
+
+def test_boxes_start_at_multiples_and_the_last_is_shifted_inside():
+    assert window_boxes(4, 10, 4, 3) == [(0, 0, 4, 4), (0, 3, 4, 7), (0, 6, 4, 10)]
+    assert window_boxes(5, 4, 4, 3) == [(0, 0, 4, 4), (1, 0, 5, 4)]
+    assert window_boxes(3, 2, 4, 3) == [(0, 0, 3, 2)]  # smaller than the window: one window of its own size
+    assert len(window_boxes(448, 896, 224, 112)) == 3 * 7
+
+
+def mean_color(images):
+    """A stand-in for a model: 'cosines' of 2×2 patches are their mean colours (Q = 3)."""
+    pooled = torch.nn.functional.avg_pool2d(images, 2)
+    return pooled.flatten(2).transpose(1, 2), tuple(pooled.shape[2:])
+
+
+def test_overlap_add_by_hand():
+    """Two windows that say 1 and 3 share a column: there the mean, elsewhere each its own."""
+    seen = []
+
+    def constant(images):
+        seen.append(tuple(images.shape))
+        return torch.full((1, 1, 1), 1.0 if len(seen) == 1 else 3.0), (1, 1)
+
+    cosines = slide(torch.zeros(3, 2, 3), constant, window=2, stride=1)
+    assert seen == [(1, 3, 2, 2)] * 2
+    assert cosines.tolist() == [[[1, 2, 3], [1, 2, 3]]]
+
+
+def test_one_window_as_large_as_the_image_equals_no_windows():
+    image = torch.rand(3, 8, 12)
+    whole, grid = mean_color(image[None])
+    expected = torch.nn.functional.interpolate(whole.transpose(1, 2).unflatten(2, grid), (8, 12), mode='bilinear')[0]
+    torch.testing.assert_close(slide(image, mean_color, window=12, stride=5), expected)
+
+
+def test_slide_transposes():
+    image = torch.rand(3, 10, 16)
+    turned = slide(image.transpose(1, 2), mean_color, window=8, stride=4).transpose(1, 2)
+    torch.testing.assert_close(slide(image, mean_color, window=8, stride=4), turned)
+
+
+def test_padding_is_even_zero_and_cropped_back():
+    sizes = []
+
+    def record(images):
+        sizes.append(images.shape[2:])
+        assert images[0, :, :1].abs().sum() == 0 and images[0, :, -2:].abs().sum() == 0  # 3 rows: 1 above, 2 below
+        return mean_color(images)
+
+    cosines = slide(torch.ones(3, 5, 8), record, window=8, stride=4, multiple=(8, 8))
+    assert cosines.shape == (3, 5, 8) and sizes == [(8, 8)]
+    assert cosines[0, 2, 4] == 1
+
+
+def test_scores_by_hand():
+    """Three queries, the first two of one class: softmax over all three, then the better of the first two."""
+    cosines = torch.tensor([2., 1., 0.]).log1p()[:, None, None]  # exp: 3, 2, 1
+    scores = class_scores(cosines.clone(), [2, 1], 1.0, (1, 1))
+    torch.testing.assert_close(scores.flatten(), torch.tensor([3 / 6, 1 / 6]))
+    assert class_scores(torch.zeros(3, 2, 2), [2, 1], 40.0, (5, 7)).shape == (2, 5, 7)
+
+
+def test_prob_thd():
+    scores = torch.tensor([[0.1, 0.3], [0.6, 0.35], [0.3, 0.35]])[:, None]
+    assert label_map(scores).tolist() == [[1, 1]]
+    assert label_map(scores, prob_thd=0.4).tolist() == [[1, 0]]
+    assert label_map(scores, prob_thd=0.6).tolist() == [[1, 0]]  # at the threshold it stays
+
+
+def test_area_thd_acts_before_prob_thd():
+    """Ten pixels: 1 of class 1, 4 of class 2, 5 background. Shares of the foreground: 1/5 and 4/5."""
+    scores = torch.zeros(3, 1, 10)
+    scores[1, 0, 0], scores[2, 0, 1:5], scores[0, 0, 5:] = 0.9, 0.9, 0.9
+    scores[2, 0, 0], scores[0, 0, 0] = 0.5, 0.1
+    before = scores.clone()
+    assert label_map(scores, area_thd=0.1).tolist() == [[1, 2, 2, 2, 2, 0, 0, 0, 0, 0]]
+    assert label_map(scores, area_thd=0.2).tolist() == [[2, 2, 2, 2, 2, 0, 0, 0, 0, 0]]  # at most: its next-best class
+    assert label_map(scores, prob_thd=0.6, area_thd=0.2).tolist() == [[0, 2, 2, 2, 2, 0, 0, 0, 0, 0]]
+    assert label_map(scores, area_thd=1.0).tolist() == [[0] * 10]  # the background is never left out
+    assert torch.equal(scores, before)
+
+
+@pytest.mark.parametrize('size', [(4, 9), (9, 4)])
+def test_labels_at_the_original_size(size):
+    assert label_map(class_scores(torch.rand(2, 6, 6), [1, 1], 40.0, size)).shape == size
