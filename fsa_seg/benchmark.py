@@ -1,18 +1,25 @@
 """Running cells: check first, run by mmengine's test loop, write one result file each; skip what is there."""
+import copy
+import functools
+import json
 import os
+import shutil
 import time
 
-import mmseg  # noqa: F401  (registers mmseg's data sets and transforms)
 import numpy as np
 import torch
-from mmengine.dist import barrier, is_main_process
+from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 
-from fsa_seg.config import compose
-from fsa_seg.datasets import check_dataset
-from fsa_seg.evaluation import read_journal, remove_journal
+from fsa_seg.clip import load_clip
+from fsa_seg.config import compose, find_root
+from fsa_seg.datasets import check_images, list_images
+from fsa_seg.errors import UserError
+from fsa_seg.evaluation import read_journal
+from fsa_seg.parts import class_names
 from fsa_seg.results import (cell_id, identity_hash, make_result, read_result, row_name, sources_digest,
                              write_result)  # yapf: disable
 from fsa_seg.visualization import panel, read_image
@@ -29,7 +36,8 @@ def prepare(config):
         UserError: the data is not as the config says.
     """
     dataset = config.test_dataloader.dataset
-    names = check_dataset(dataset)
+    dataset.data_root = find_root(dataset.data_root)
+    names = _checked_names(json.dumps(dataset))
     limit = config.cell.limit
     if limit and limit < len(names):
         indices = np.random.default_rng(LIMIT_SEED).permutation(len(names))[:limit]
@@ -46,69 +54,72 @@ def result_path(config, digest):
 def run_cell(config, digest, path):
     """Run a prepared config through `Runner.test()`, write its result, and return it (None on other processes).
 
+    The counts of each image are kept as they come; a run that was interrupted goes on from them.
+
     Args:
         config: composed and prepared.
         digest (str): of `prepare`.
         path (str): file of the result.
+
+    Raises:
+        UserError: a place that cannot be written to, or what shows when images are read and models built.
     """
-    name = cell_id(config.cell, digest)
-    original, config = config, config.copy()
-    config.work_dir = os.path.join(config.work_dir, 'logs', name)
-    config.experiment_name = f'{name}_{time.time_ns()}'
-    journal = os.path.join(config.work_dir, f'journal_{sources_digest()[:10]}')
-    os.makedirs(config.work_dir, exist_ok=True)
-    _skip_done(config, journal)
-    runner = Runner.from_cfg(config)
+    run = copy.deepcopy(config)
+    run.work_dir = os.path.join(config.work_dir, 'logs', cell_id(config.cell, digest))
+    run.experiment_name = f'{cell_id(config.cell, digest)}_{time.time_ns()}'
+    journal = os.path.join(run.work_dir, f'journal_{sources_digest()[:10]}')
+    for folder in (os.path.dirname(os.path.abspath(path)), journal):
+        make_folder(folder)
+    done, names = _skip_done(run, journal)
+    run.test_evaluator.update(journal=journal, root=run.test_dataloader.dataset.data_root)
+
+    runner = Runner.from_cfg(run)
+    metric = runner.test_loop.evaluator.metrics[0]
+    metric.done = done
     start = time.perf_counter()
     runner.test()
     seconds = time.perf_counter() - start
+    if metric.images != sorted(names):
+        raise RuntimeError(f'{len(metric.images)} images were evaluated, not the {len(names)} of the split')
     if not is_main_process():
         return None
     model = getattr(runner.model, 'module', runner.model)
     device = model.text.device
     device = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu ({torch.get_num_threads()} threads)'
-    metric = runner.test_evaluator.metrics[0]
-    result = make_result(original, digest, metric, metric.dataset_meta['classes'], model.weights, device, seconds)
+    result = make_result(config, digest, metric, metric.dataset_meta['classes'], model.weights, device, seconds)
     write_result(result, path)
-    remove_journal(journal)
+    shutil.rmtree(journal, ignore_errors=True)
     return result
 
 
 def run_cells(configs, progress, force=False):
     """Run cells one after the other and return their results; a cell whose result is there is not run again.
 
-    All cells are checked before the first one runs.
+    The data of all cells is checked, and each backbone and VFM loaded once, before the first cell runs.
 
     Args:
         configs (list): composed configs.
         progress: function (list) -> iterable that shows progress, such as `tqdm`; it gets the prepared cells.
         force (bool): run all.
+
+    Raises:
+        UserError: as of `prepare` and `run_cell`.
     """
     prepared = []
     for config in configs:
         digest = prepare(config)
         prepared.append((config, digest, result_path(config, digest)))
-    results = []
-    for config, digest, path in progress(prepared):
-        if os.path.exists(path) and not force:
-            results.append(read_result(path))
-        else:
-            results.append(run_cell(config, digest, path))
-    return results
-
-
-def _skip_done(config, journal):
-    """Leave the images out that an interrupted run of the same cell has in its journal (the last one is run again)."""
-    done = set(read_journal(journal))
-    barrier()  # no process may write to the journal before all have read it
-    config.test_evaluator.journal = journal
-    dataset = config.test_dataloader.dataset
-    entries = DATASETS.build(dict(dataset, pipeline=[], serialize_data=False))
-    left = [i for i in range(len(entries)) if entries.get_data_info(i)['img_path'] not in done]
-    if done:
-        print_log(f'{len(entries) - len(left)} of {len(entries)} images are in the journal of an interrupted run', 'current')
-        chosen = dataset.get('indices') or range(len(entries))
-        dataset.indices = [chosen[i] for i in left or [len(entries) - 1]]
+    there = {path: read_result(path) for _, _, path in prepared if os.path.exists(path) and not force}
+    if any(result['sources'] != sources_digest() for result in there.values()):
+        print_log('some of the results that are there were made by other sources of fsa_seg; --force runs them again',
+                  'current')
+    parts = [(config.model.backbone, config.model.vfm) for config, _, path in prepared if path not in there]
+    for backbone in {json.dumps(backbone): backbone for backbone, _ in parts}.values():
+        load_clip(**backbone)
+    for vfm in {json.dumps(vfm): vfm for _, vfm in parts if vfm}.values():
+        MODELS.build(vfm)
+    return [there[path] if path in there else run_cell(config, digest, path)
+            for config, digest, path in progress(prepared)]
 
 
 def default_cells(datasets, methods, feedbacks=(None, 'fsa'), **options):
@@ -129,8 +140,46 @@ def picture_of_rows(configs, index=0, columns=4):
     maps = dict(truth=sample.gt_sem_seg.data[0].numpy())
     for config in configs:
         data = DATASETS.build(config.test_dataloader.dataset)[index]
-        model = MODELS.build(config.model)
+        model = MODELS.build(config.model).to(get_device())
         out = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
         maps[row_name(config.cell)] = out.pred_sem_seg.data[0].cpu().numpy()
     meta = dataset.metainfo
     return panel(read_image(sample.img_path), maps, meta['classes'], meta['palette'], columns)
+
+
+def make_folder(path):
+    """Make a folder; one that cannot be made or written to is a UserError."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'the folder {path} cannot be made: {error}') from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f'the folder {path} cannot be written to')
+
+
+@functools.lru_cache
+def _checked_names(dataset):
+    """Return the names of a data set's images (config as JSON); the main process checks the files, once."""
+    dataset = json.loads(dataset)
+    entries = list_images(dataset)
+    if is_main_process():
+        built = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
+        check_images(entries, len(class_names(dataset)), built.reduce_zero_label)
+    return [entry['name'] for entry in entries]
+
+
+def _skip_done(config, journal):
+    """Leave the images out that an interrupted run of the same cell has counted; return these counts, and all names.
+
+    The last image is always run, so that no process is without one.
+    """
+    dataset = config.test_dataloader.dataset
+    names = [entry['name'] for entry in list_images(dataset)]
+    found = [read_journal(journal) if is_main_process() else None]
+    broadcast_object_list(found)
+    done = {name: counts for name, counts in found[0].items() if name in set(names[:-1])}
+    if done:
+        print_log(f'{len(done)} of {len(names)} images were counted by an interrupted run', 'current')
+        chosen = dataset.get('indices') or range(len(names))
+        dataset.indices = [index for index, name in zip(chosen, names) if name not in done]
+    return done, names

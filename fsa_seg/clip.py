@@ -39,8 +39,8 @@ def load_clip(model, pretrained=None, cache_dir=None):
             tags = open_clip.list_pretrained_tags_by_model(model)
             pretrained = local_path(pretrained, f'pretrained weights of {model} (its tags: {", ".join(tags)})')
         elif tag.get('quick_gelu', False) != (open_clip.get_model_config(model) or {}).get('quick_gelu', False):
-            raise UserError(f'the weights {pretrained!r} and the architecture {model!r} differ in their activation: '
-                            f"use {model.removesuffix('-quickgelu') if model.endswith('-quickgelu') else model + '-quickgelu'!r}")
+            other = model.removesuffix('-quickgelu') if model.endswith('-quickgelu') else model + '-quickgelu'
+            raise UserError(f'the weights {pretrained!r} and {model!r} differ in their activation: use {other!r}')
     with loading_weights(f'CLIP {model!r}', pretrained, cache_dir):
         clip = open_clip.create_model(model, pretrained=pretrained, cache_dir=cache_dir, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(model)
@@ -135,8 +135,8 @@ def resize_position_embedding(embedding, grid, new_grid, prefix=1, offset=POSITI
     to size.
 
     Args:
-        embedding (prefix + h·w, D): trained embedding, for the grid (h, w) in pixels-of-one-patch.
-        grid (int, int), new_grid (int, int): rows and columns.
+        embedding (prefix + h·w, D): as trained.
+        grid (int, int), new_grid (int, int): rows and columns of patches, as trained and as wanted.
         prefix (int): number of tokens before the patches.
         offset (float): see above.
     """

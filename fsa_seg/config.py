@@ -1,57 +1,26 @@
-"""Configs: finding the parts by name, composing them into one that mmengine runs, and checking it before a run.
+"""Configs: composing parts into one that mmengine runs, and checking it before a run.
 
-A part is a file in configs/KIND/NAME.py with one dict; a new file is a new part. A composed config is complete: it is
-saved with its result and can be run again as it is.
+A composed config is complete: it is saved with its result and can be run again as it is.
 """
 import inspect
-import json
 import os
 
 from mmengine import Config
-from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, METRICS, MODELS
 
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.methods import METHODS
-from fsa_seg.paths import CONFIGS, ROOT, local_path
-from fsa_seg.segmentor import resolve_precision
+from fsa_seg.parts import class_names, load_file, load_part, load_parts, load_protocol, protocol_settings
+from fsa_seg.paths import CONFIGS, ROOT
+from fsa_seg.segmentor import BACKBONE_KEYS, resolve_precision
 from fsa_seg.text import check_words, class_words, read_words
 
-KINDS = dict(dataset='datasets', method='methods', backbone='backbones', vfm='vfms', feedback='feedback',
-             protocol='protocols')  # yapf: disable
-SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 'words')
-NUMBERED = ('model', 'test_dataloader', 'test_evaluator')  # entries of a config that can change a number
 ABOUT = ('name', 'fsa', 'toy')  # what a backbone or a VFM part says about itself: its λ, and whether it is a toy
+TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
-
-
-def part_names(kind):
-    """Return the names of all parts of a kind ('dataset', 'method', ...), sorted."""
-    return sorted(name[:-3] for name in os.listdir(os.path.join(CONFIGS, KINDS[kind])) if name.endswith('.py'))
-
-
-def load_part(kind, name):
-    """Return the part's dict, given its name or the path of its file.
-
-    Raises:
-        UserError: no such part (the nearest name is given), or a file without the kind's dict.
-    """
-    if str(name).endswith('.py'):
-        path = local_path(name, f'{kind} config')
-    else:
-        path = os.path.join(CONFIGS, KINDS[kind], one_of(name, part_names(kind), kind) + '.py')
-    return _part_of(load_file(path), kind, path)
-
-
-def load_file(path):
-    """Return the mmengine config in a file, or in a result's JSON; one that cannot be read is a UserError."""
-    try:
-        if path.endswith('.json'):
-            with open(path, encoding='utf-8') as f:
-                return Config.fromstring(json.load(f)['config'], '.py')
-        return Config.fromfile(path)
-    except Exception as error:  # the file is executed: anything can be raised
-        raise UserError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
+           'test_dataloader.dataset', 'test_evaluator')  # dicts that --cfg-options may add a key to: it is checked
+NUMBERED = (*CHECKED, 'test_dataloader.dataset.pipeline', 'test_cfg')  # dicts that can change a number
+BLIND = ('model.keep_scores', 'model.text_cache', 'test_evaluator.journal')  # but these keys of theirs
 
 
 def is_complete(config):
@@ -68,7 +37,7 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
         feedback (str): name or file of a feedback part; None for the bare method.
         protocol (str): 'own' (the method's publication's), or name or file of a protocol.
         words (str): a file of class words in place of the protocol's; see `fsa_seg.text.read_words`.
-        data_root (str): folder that holds all data sets.
+        data_root (str): folder that holds all data sets; a relative one is looked up here and in the repository.
         limit (int): evaluate only so many images, a seeded choice; the result is marked as partial.
         precision (str): 'auto', 'fp32', 'fp16', 'bf16'.
         runtime (dict): replaces entries of configs/runtime.py.
@@ -76,77 +45,44 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     Raises:
         UserError: a part, a key or a value that cannot be used.
     """
-    parts = load_parts(method, feedback, backbone, vfm)
-    data, method, feedback = load_part('dataset', dataset), parts['method'], parts['feedback']
-    if protocol == 'own':
-        protocol = method.get('fsa_protocol', method.protocol) if feedback else method.protocol
-    protocol = load_part('protocol', protocol)
+    parts, data = load_parts(method, feedback, backbone, vfm), load_part('dataset', dataset)
+    protocol = load_protocol(protocol, parts)
     settings = protocol_settings(protocol, data.name)
     if limit is not None and limit < 1:
         raise UserError(f'--limit is {limit}; it has to be at least 1')
-    if not os.path.isdir(data_root) and os.path.isdir(os.path.join(ROOT, data_root)):
-        data_root = os.path.join(ROOT, data_root)
-    dataset_cfg = dict(data, data_root=os.path.join(data_root, data.data_root))
-    name = dataset_cfg.pop('name')
-    classes = class_names(dataset_cfg)
+    classes = class_names(data)
     queries = read_words(words, classes) if words else class_words(classes, **settings['words'])
     model = dict(model_config(parts, settings, precision), words=queries)
-    cell = dict(dataset=name, method=method.name, feedback=feedback and feedback.name, backbone=parts['backbone'].name,
-                vfm=parts['vfm'] and parts['vfm'].name, protocol=protocol.name, words='file' if words else protocol.name, limit=limit, changed=[],
-                toy=any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm')))
+    names = {kind: part and part.name for kind, part in parts.items()}
+    toy = any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm'))
+    cell = dict(names, dataset=data.name, protocol=protocol.name, words='file' if words else protocol.name,
+                limit=limit, changed=[], toy=toy or os.path.exists(os.path.join(find_root(data_root), TOY_MARK)))
     config = Config(dict(load_file(os.path.join(CONFIGS, 'runtime.py')), **(runtime or {})))
     config.merge_from_dict(dict(cell=cell, model=model))
-    _add_loop(config, dataset_cfg, settings['short'])
+    dataset = dict(_without(data, 'name'), data_root=os.path.join(data_root, data.data_root))
+    _add_loop(config, dataset, settings['short'])
     check_config(config)
     return config
 
 
-def load_parts(method, feedback, backbone, vfm):
-    """Return the parts of a model as a dict of kind -> dict; None for no feedback, or a VFM that no proxy map asks for.
-
-    Args and errors: as of `compose`.
-    """
-    method = load_part('method', method)
-    check_keys(method, ('name', 'segmentor', 'protocol', 'fsa_protocol'), f'method {method.get("name")!r}')
-    return dict(
-        method=method, backbone=load_part('backbone', backbone),
-        feedback=load_part('feedback', feedback) if feedback else None,
-        vfm=load_part('vfm', vfm) if _needs_vfm(method.segmentor) else None)  # yapf: disable
-
-
-def model_config(parts, settings, precision='auto'):
+def model_config(parts, settings, precision='auto', device=None):
     """Return the config of a segmentor, without its words.
 
     λ is the feedback part's own, or else the VFM's, or else the backbone's, or else FSA's default.
 
     Args:
-        parts (dict): of `load_parts`.
-        settings (dict): of `protocol_settings`.
-        precision (str): resolved here, since it can change a number.
+        parts (dict): of `fsa_seg.parts.load_parts`.
+        settings (dict): of `fsa_seg.parts.protocol_settings`.
+        precision (str), device (str): see `fsa_seg.segmentor.resolve_precision`; resolved here, since it can change a
+            number.
     """
     backbone, vfm, feedback = parts['backbone'], parts['vfm'], parts['feedback']
     if feedback:
         feedback = {**backbone.get('fsa', {}), **(vfm or {}).get('fsa', {}), **_without(feedback, 'name')}
     return dict(
         parts['method'].segmentor, backbone=_without(backbone, *ABOUT), vfm=vfm and _without(vfm, *ABOUT),
-        feedback=feedback, precision=resolve_precision(precision),
+        feedback=feedback, precision=resolve_precision(precision, device),
         **{key: settings[key] for key in ('logit_scale', 'window', 'stride', 'prob_thd', 'area_thd')})
-
-
-def protocol_settings(protocol, dataset):
-    """Return a protocol's settings for a data set: its default, replaced by what it says of that data set.
-
-    Args:
-        protocol (dict): of a part file: `name`, `default`, `datasets`.
-        dataset (str): name; one that the protocol does not know gets the default and its class names as words.
-    """
-    check_keys(protocol, ('name', 'default', 'datasets'), f'protocol {protocol.get("name")!r}')
-    settings = {'words': {}, **protocol['default'], **protocol['datasets'].get(dataset, {})}
-    check_keys(settings, SETTINGS, f'protocol {protocol["name"]!r} for {dataset!r}')
-    missing = [key for key in SETTINGS if key not in settings]
-    if missing:
-        raise UserError(f'protocol {protocol["name"]!r} has no {", ".join(missing)} for {dataset!r}')
-    return settings
 
 
 def check_config(config):
@@ -158,24 +94,50 @@ def check_config(config):
             _check_constructor(config.model[key], MODELS, f'model.{key}')
     _check_constructor(dataset, DATASETS, 'dataset')
     _check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
-    check_keys(config.model.backbone, ('model', 'pretrained', 'cache_dir'), 'model.backbone')
+    check_keys(config.model.backbone, BACKBONE_KEYS, 'model.backbone')
     check_words(config.model.words, class_names(dataset), 'model.words')
+    if config.batch_size < 1 or config.workers < 0:
+        raise UserError(f'batch_size {config.batch_size} has to be at least 1, workers {config.workers} at least 0')
 
 
 def merge_options(config, options):
-    """Set `--cfg-options` in a composed config; a key whose parent is not there is a UserError."""
-    for key in options or {}:
-        node, path = config._cfg_dict, key.split('.')
-        for depth, step in enumerate(path[:-1]):
-            if not isinstance(node, dict) or step not in node:
+    """Set `--cfg-options` in a composed config, and note in its cell those that can change a number.
+
+    Raises:
+        UserError: a key that is not there, or a value where the config has a dict or a list.
+    """
+    for key, value in (options or {}).items():
+        node = config._cfg_dict
+        *path, last = key.split('.')
+        for depth, step in enumerate(path):
+            node = _child(node, step)
+            if not isinstance(node, (dict, list)):
                 raise UserError(f'--cfg-options {key}: there is no {".".join(path[:depth + 1])!r} in the config')
-            node = node[step]
-        if len(path) == 1:
-            check_keys([key], list(node), '--cfg-options')
+        old = _child(node, last)
+        if old is None and isinstance(node, dict) and '.'.join(path) not in CHECKED:
+            check_keys([last], list(node), f'--cfg-options {key}')
+        if isinstance(old, (dict, list)) and not isinstance(value, type(old).__mro__[-2]):
+            raise UserError(f'--cfg-options {key}={value}: it holds a {type(old).__mro__[-2].__name__}; set what is in it')
     if options:
         config.merge_from_dict(dict(options))
-        config.cell.changed = sorted({*config.cell.changed, *(key for key in options if key.startswith(NUMBERED))})
+        changed = {key for key in options if key.startswith(tuple(f'{name}.' for name in NUMBERED)) and key not in BLIND}
+        config.cell.changed = sorted({*config.cell.changed, *changed})
     check_config(config)
+
+
+def set_runtime(config, runtime):
+    """Replace entries of configs/runtime.py in a complete config, in all places where they stand."""
+    config.merge_from_dict(runtime)
+    config.test_dataloader.batch_size = config.batch_size
+    config.test_dataloader.num_workers = config.workers
+    config.test_dataloader.persistent_workers = config.workers > 0
+    config.default_hooks.logger.interval = config.log_interval
+
+
+def find_root(path):
+    """Return a folder of data, taken from the working directory or else from the repository."""
+    other = os.path.join(ROOT, path)
+    return other if not os.path.isdir(path) and os.path.isdir(other) else path
 
 
 def _add_loop(config, dataset, short):
@@ -187,22 +149,19 @@ def _add_loop(config, dataset, short):
         dict(type='mmseg.PackSegInputs')
     ]
     config.merge_from_dict(dict(
-        test_dataloader=dict(
-            batch_size=config.batch_size, num_workers=config.workers, persistent_workers=config.workers > 0,
-            sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(dataset, test_mode=True, pipeline=pipeline)),
-        test_cfg=dict(type='TestLoop'), test_evaluator=dict(type='ExactIoUMetric'),
+        test_dataloader=dict(sampler=dict(type='DefaultSampler', shuffle=False),
+                             dataset=dict(dataset, test_mode=True, pipeline=pipeline)),
+        test_cfg=dict(type='TestLoop', fp16=False), test_evaluator=dict(type='ExactIoUMetric'),
         default_hooks=dict(
             runtime_info=dict(type='RuntimeInfoHook'), timer=dict(type='IterTimerHook'),
-            logger=dict(type='LoggerHook', interval=config.log_interval, log_metric_by_epoch=False),
+            logger=dict(type='LoggerHook', log_metric_by_epoch=False),
             sampler_seed=dict(type='DistSamplerSeedHook'))))  # yapf: disable
+    set_runtime(config, {})
 
 
 def _check_constructor(config, registry, where):
     """Raise a UserError if `config` names no class of the registry, or has a key that its constructor does not take."""
-    config = dict(config)
-    name = config.pop('type', None)
-    if not name or registry.get(name) is None:
-        raise UserError(f'{where}: there is no registered class {name!r}')
+    name = one_of(config.get('type'), registry.module_dict, f'class in {where}')
     allowed = set()
     for cls in registry.get(name).__mro__:
         if '__init__' not in vars(cls):
@@ -211,23 +170,13 @@ def _check_constructor(config, registry, where):
         allowed |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    check_keys(config, allowed, where)
+    check_keys(_without(config, 'type'), allowed, where)
 
 
-def _needs_vfm(segmentor):
-    own = getattr(MODELS.get(segmentor['type']), 'own_method', None)
-    return segmentor.get('attention', METHODS[own]['attention'] if own else None) == 'proxy'
-
-
-def class_names(dataset):
-    """Return the class names, in label order, of a data set's config."""
-    return dataset.get('metainfo', {}).get('classes') or DATASETS.get(dataset['type']).METAINFO['classes']
-
-
-def _part_of(config, kind, path):
-    if kind not in config:
-        raise UserError(f'the config {path} has no dict {kind!r}; see the others in {os.path.join(CONFIGS, KINDS[kind])}')
-    return ConfigDict(config[kind])
+def _child(node, step):
+    if isinstance(node, list):
+        return node[int(step)] if step.isdigit() and int(step) < len(node) else None
+    return node.get(step) if isinstance(node, dict) else None
 
 
 def _without(mapping, *keys):

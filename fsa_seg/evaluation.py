@@ -5,6 +5,7 @@ Shape legend: K classes; a confusion matrix is (K truth, K predicted), in pixels
 import glob
 import json
 import os
+import time
 
 import numpy as np
 import torch
@@ -20,21 +21,25 @@ from fsa_seg.errors import UserError
 class ExactIoUMetric(IoUMetric):
     """mmseg's `IoUMetric` with exact int64 counts, kept per image.
 
-    An image that a distributed sampler repeats counts once. After `evaluate`, on the main process, `images` holds the
-    names, and `confusions` the sparse confusion matrices, in the order of the names.
+    An image that a distributed sampler repeats counts once. After `evaluate`, `images` holds the names (paths below
+    `root`), sorted, and `confusions` the sparse confusion matrices in that order. `done` can hold those of images that
+    an interrupted run has already evaluated (`read_journal`).
 
     Args:
         ignore_index (int): label of pixels that do not count.
-        journal (str): head of the path of files, one per process, that keep the counts of every image as soon as
-            they are there; an interrupted run goes on from them (`read_journal`). None keeps nothing.
+        journal (str): folder of files, one per process and run, that keep the counts of every image as soon as they
+            are there. None keeps nothing.
+        root (str): the data root; images are named by their paths below it.
 
     Raises (while processing):
         UserError: a label or a prediction outside the classes; the file is named.
     """
 
-    def __init__(self, ignore_index=255, prefix=None, journal=None):
+    def __init__(self, ignore_index=255, prefix=None, journal=None, root=''):
         super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix)
-        self.images, self.confusions, self.journal = [], [], journal
+        self.images, self.confusions, self.done = [], [], {}
+        self.root = root
+        self.journal = journal and os.path.join(journal, f'{get_rank()}_{time.time_ns()}.jsonl')
 
     def process(self, data_batch, data_samples):
         classes = len(self.dataset_meta['classes'])
@@ -45,14 +50,15 @@ class ExactIoUMetric(IoUMetric):
                 counts = confusion(truth, predicted, classes, self.ignore_index)
             except ValueError as error:
                 raise UserError(f'{sample["seg_map_path"]}: {error}') from None
-            self.results.append((sample['img_path'], counts))
+            name = os.path.relpath(sample['img_path'], self.root or '.')
+            self.results.append((name, counts))
             if self.journal:
-                with open(f'{self.journal}.{get_rank()}.jsonl', 'a', encoding='utf-8') as f:
-                    f.write(json.dumps([sample['img_path'], counts.tolist()]) + '\n')
+                with open(self.journal, 'a', encoding='utf-8') as f:
+                    f.write(json.dumps([name, counts.tolist()]) + '\n')
 
     def evaluate(self, size):
-        """Gather all processes' counts, and the journal's, and return the metrics; see `metrics`."""
-        gathered = read_journal(self.journal)
+        """Gather all processes' counts, and those in `done`, and return the metrics; see `metrics`."""
+        gathered = dict(self.done)
         for part in all_gather_object(self.results):
             gathered.update(part)
         self.results.clear()
@@ -72,25 +78,15 @@ class ExactIoUMetric(IoUMetric):
 
 
 def read_journal(journal):
-    """Return what the files of a journal hold: image path -> sparse confusion matrix. A half-written line is left out.
-
-    Args:
-        journal (str): head of the files' paths; None is an empty journal.
-    """
+    """Return what a journal's folder holds: image name -> sparse confusion matrix. A half-written line is left out."""
     found = {}
-    for path in sorted(glob.glob(glob.escape(journal) + '.*.jsonl')) if journal else []:
+    for path in sorted(glob.glob(os.path.join(glob.escape(journal), '*.jsonl'))):
         with open(path, encoding='utf-8') as f:
             for line in f:
                 if line.endswith('\n'):
                     name, counts = json.loads(line)
                     found[name] = np.array(counts, np.int64)
     return found
-
-
-def remove_journal(journal):
-    """Remove the files of a journal."""
-    for path in glob.glob(glob.escape(journal) + '.*.jsonl'):
-        os.remove(path)
 
 
 def confusion(truth, predicted, classes, ignore_index=255):

@@ -1,4 +1,5 @@
 """Results: one JSON file per cell, its identity, and the tables made from such files alone."""
+import functools
 import glob
 import hashlib
 import importlib.metadata
@@ -6,6 +7,7 @@ import json
 import math
 import os
 
+import open_clip
 import torch
 
 from fsa_seg.errors import UserError
@@ -32,16 +34,20 @@ def identity(config, names):
     model = json.loads(json.dumps(config.model))
     for key in ('text_cache', 'keep_scores'):
         model.pop(key, None)
-    model['backbone'] = dict(model=_weights_identity(model['backbone']['model']),
-                             pretrained=_weights_identity(model['backbone'].get('pretrained')))
+    backbone = model['backbone']
+    backbone.pop('cache_dir', None)
+    tag = open_clip.get_pretrained_cfg(backbone['model'], backbone.get('pretrained') or '')
+    if not tag:
+        backbone.update(model=_weights_identity(backbone['model']),
+                        pretrained=_weights_identity(backbone.get('pretrained')))
     if model.get('vfm'):
         model['vfm']['checkpoint'] = _weights_identity(model['vfm'].get('checkpoint'))
-    dataset = config.test_dataloader.dataset
-    return dict(
-        model=model, prompts=templates_digest(), dataset=dataset.type, metainfo=dataset.get('metainfo'),
-        reduce_zero_label=dataset.get('reduce_zero_label'), ignore_index=config.test_evaluator.get('ignore_index'),
-        resize=[step for step in dataset.pipeline if step['type'] == 'Resize'],
-        split=hashlib.sha256('\n'.join(names).encode()).hexdigest())  # yapf: disable
+    dataset = json.loads(json.dumps(config.test_dataloader.dataset))
+    for key in ('data_root', 'data_prefix', 'ann_file', 'indices', 'test_mode'):
+        dataset.pop(key, None)
+    evaluator = {key: value for key, value in config.test_evaluator.items() if key not in ('journal', 'root')}
+    return dict(model=model, prompts=templates_digest(), dataset=dataset, evaluator=evaluator, loop=config.test_cfg,
+                split=hashlib.sha256('\n'.join(names).encode()).hexdigest())
 
 
 def identity_hash(config, names):
@@ -73,21 +79,20 @@ def make_result(config, digest, metric, classes, weights, device, seconds):
         metric: the evaluated `ExactIoUMetric`.
         classes (sequence of str): names in label order.
         weights (dict): digest of each model's loaded weights.
-        device (str), seconds (float): where it ran, and how long.
+        device (str), seconds (float): where it ran, and how long it took for the images that were not resumed.
     """
     total = sum_confusions(metric.confusions, len(classes))
     figures = metrics(total)
     truth, predicted = total.nonzero()
-    root = config.test_dataloader.dataset.data_root
-    images = [dict(name=os.path.relpath(name, root), **counts)
-              for name, counts in zip(metric.images, per_image_counts(metric.confusions))]
+    images = [dict(name=name, **counts) for name, counts in zip(metric.images, per_image_counts(metric.confusions))]
+    partial = config.test_dataloader.dataset.get('indices') is not None
     return dict(
-        cell=dict(config.cell), partial=bool(config.cell.limit),
+        cell=dict(config.cell), partial=partial,
         hash=digest, metrics={key: figures[key] for key in ('mIoU', 'mAcc', 'aAcc')},
         classes=[dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
                  for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])],
         confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
-        images=images, seconds=seconds, device=device, weights=weights, prompts=templates_digest(),
+        images=images, seconds=seconds, images_resumed=len(metric.done), device=device, weights=weights, prompts=templates_digest(),
         sources=sources_digest(), versions=versions(), config=config.pretty_text)  # yapf: disable
 
 
@@ -111,16 +116,10 @@ def read_result(path):
     return result
 
 
-def read_results(folder):
-    """Return all results in a folder, whole ones only: a partial result enters no table."""
-    results = [read_result(path) for path in sorted(glob.glob(os.path.join(folder, '*.json')))]
-    return [result for result in results if not result['partial']]
-
-
 def table(results, datasets):
     """Return a Markdown table of mIoU (percent): a row per method, feedback and setting, a column per data set.
 
-    Rows of toy models are marked by a line above the table.
+    A line above the table says when there are toy results; a partial result is left out.
 
     Args:
         results (list of dict): of `read_result`.
@@ -128,6 +127,8 @@ def table(results, datasets):
     """
     rows = {}
     for result in results:
+        if result['partial']:
+            continue
         cell = result['cell']
         row = (row_name(cell), cell['backbone'], cell['vfm'] or '–',
                ', '.join([cell['protocol'], *(['own words'] if cell['words'] == 'file' else []), *cell['changed']]))
@@ -167,18 +168,24 @@ def _weights_identity(name):
     """Return the digest of the file or folder that `name` stands for, or `name` itself if it is no local one."""
     if not name:
         return None
-    folder = name.removeprefix('local-dir:')
     try:
-        path = local_path(folder, 'weights')
+        path = local_path(name.removeprefix('local-dir:'), 'weights')
     except UserError:
         return name
     files = [path] if os.path.isfile(path) else sorted(glob.glob(os.path.join(path, '*')))
+    files = [file for file in files if file.endswith(('.json', '.safetensors', '.bin', '.pt', '.pth'))]
+    digests = [_file_digest(file, os.path.getmtime(file), os.path.getsize(file)) for file in files]
+    return 'sha256:' + hashlib.sha256(''.join(digests).encode()).hexdigest()
+
+
+@functools.lru_cache
+def _file_digest(path, modified, size):
+    """Return the SHA-256 of a file, read once for each state of it."""
     digest = hashlib.sha256()
-    for file in files:
-        with open(file, 'rb') as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-    return 'sha256:' + digest.hexdigest()
+    with open(path, 'rb') as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _number(value):

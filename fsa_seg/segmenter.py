@@ -10,8 +10,9 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from fsa_seg.config import load_part, load_parts, model_config, protocol_settings
+from fsa_seg.config import MAX_LONG_SIDE, model_config
 from fsa_seg.errors import UserError
+from fsa_seg.parts import load_parts, load_protocol, protocol_settings
 from fsa_seg.text import split_words
 from fsa_seg.visualization import panel
 
@@ -37,8 +38,8 @@ class Segmenter:
 
     Args:
         backbone, method, vfm (str): name or file of a part.
-        feedback (bool): whether FSA is on.
-        protocol (str): its default settings are used: window, stride, resize and logit_scale.
+        feedback (bool, dict or str): FSA off or on, its settings (dict(lam=..., p=...)), or a feedback part.
+        protocol (str): its default settings are used (window, stride, resize, logit_scale); 'own' is the method's.
         precision (str): 'auto', 'fp32', 'fp16' or 'bf16'.
         device (str): by default the GPU where there is one.
 
@@ -47,12 +48,13 @@ class Segmenter:
     """
 
     def __init__(self, backbone='clip_vit-b16', method='proxyclip', feedback=True, vfm='dino_vit-b8',
-                 protocol='proxyclip', precision='auto', device=None):
-        settings = protocol_settings(load_part('protocol', protocol), None)
-        self.resize = Resize(scale=(2048, settings['short']), keep_ratio=True)
-        parts = load_parts(method, 'fsa' if feedback else None, backbone, vfm)
-        config = dict(model_config(parts, settings, precision), keep_scores=True)
-        self.model = MODELS.build(config).to(device or get_device())
+                 protocol='own', precision='auto', device=None):
+        parts = load_parts(method, feedback, backbone, vfm)
+        settings = protocol_settings(load_protocol(protocol, parts), None)
+        self.resize = Resize(scale=(MAX_LONG_SIDE, settings['short']), keep_ratio=True)
+        device = device or get_device()
+        config = dict(model_config(parts, settings, precision, device), keep_scores=True)
+        self.model = MODELS.build(config).to(device)
 
     @torch.no_grad()
     def segment(self, image, classes, prob_thd=0.0):
@@ -73,11 +75,12 @@ class Segmenter:
         resized = self.resize(dict(img=np.ascontiguousarray(rgb[..., ::-1])))['img']
         self.model.set_words(words)
         self.model.prob_thd = prob_thd
-        data = dict(inputs=[torch.from_numpy(resized.transpose(2, 0, 1).copy())], data_samples=[SegDataSample(metainfo=dict(ori_shape=rgb.shape[:2]))])
+        sample = SegDataSample(metainfo=dict(ori_shape=rgb.shape[:2]))
+        data = dict(inputs=[torch.from_numpy(resized.transpose(2, 0, 1).copy())], data_samples=[sample])
         sample = self.model.test_step(data)[0]
-        labels = sample.pred_sem_seg.data[0].cpu().numpy()
+        labels, scores = sample.pred_sem_seg.data[0].cpu().numpy(), sample.seg_logits.data.cpu().numpy()
         picture = panel(rgb, dict(labels=labels), [group[0] for group in words], _palette(len(words)))
-        return Segmentation(labels, sample.seg_logits.data.float().cpu().numpy(), picture)
+        return Segmentation(labels, scores, picture)
 
 
 def _as_array(image):

@@ -19,16 +19,25 @@ from fsa_seg.methods import METHODS, patch_logits, resolve_method
 from fsa_seg.text import encode_queries
 from fsa_seg.windows import class_scores, label_map, slide
 
+BACKBONE_KEYS = ('model', 'pretrained', 'cache_dir')
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 MODELS.register_module(module=FSA)
 
 
-def resolve_precision(precision):
-    """Return 'fp32', 'fp16' or 'bf16'; 'auto' is half precision on a GPU and float32 without one."""
+def resolve_precision(precision, device=None):
+    """Return 'fp32', 'fp16' or 'bf16'; 'auto' is half precision on a GPU and float32 without one.
+
+    Args:
+        precision (str): 'auto' or one of the three.
+        device (str): where the model will run; by default the runner's choice.
+
+    Raises:
+        UserError: another name.
+    """
     one_of(precision, ('auto', *PRECISIONS), 'precision')
     if precision == 'auto':
-        return 'fp16' if get_device() == 'cuda' else 'fp32'
+        return 'fp16' if str(device or get_device()).startswith('cuda') else 'fp32'
     return precision
 
 
@@ -90,7 +99,9 @@ class TrainingFreeSegmentor(BaseSegmentor):
         if not logit_scale > 0:
             raise UserError(f'logit_scale is {logit_scale}; it has to be above 0 (published: 40 to 65)')
         dtype = PRECISIONS[resolve_precision(precision)]
-        check_keys(backbone, ('model', 'pretrained', 'cache_dir'), 'backbone')
+        if dtype is torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # the patch embedding would be rounded to 10 bits
+        check_keys(backbone, BACKBONE_KEYS, 'backbone')
         clip, tokenizer = load_clip(**backbone)
         check_tower(clip.visual)
         mean, std = (clip.visual.preprocess_cfg[key] for key in ('mean', 'std'))
@@ -104,7 +115,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         self.text_tower, self.text_cache = (clip, tokenizer), text_cache  # a tuple: its device is not the runner's
         self.register_buffer('text', torch.empty(0), persistent=False)
         if words is not None:
-            self.set_words(words)
+            self.set_words(words, get_device())
             self.text_tower = None
         self.visual = clip.visual.to(dtype)
         self.vfm = MODELS.build(vfm) if needs_vfm else None
@@ -116,11 +127,17 @@ class TrainingFreeSegmentor(BaseSegmentor):
         self.multiple = tuple(math.lcm(*sides) for sides in zip(*patches))
         self.eval()
 
-    def set_words(self, words):
-        """Segment into these classes from now on; words: a list with the list of query words of each class."""
+    def set_words(self, words, device=None):
+        """Segment into these classes from now on.
+
+        Args:
+            words (list of lists of str): the query words of each class.
+            device (str): where the text tower works; by default where the model is.
+        """
         self.words_per_class = [len(group) for group in words]
         queries = [query for group in words for query in group]
-        text = encode_queries(*self.text_tower, queries, self.weights['backbone'], self.text_cache)
+        text = encode_queries(*self.text_tower, queries, self.weights['backbone'], device or self.text.device,
+                              self.text_cache)
         self.text = text.to(self.text.device)
 
     def predict(self, inputs, data_samples=None):
@@ -142,7 +159,11 @@ class TrainingFreeSegmentor(BaseSegmentor):
 
     @torch.no_grad()
     def pixel_cosines(self, image):
-        """Return the cosines of a normalised image's pixels with the queries: (Q, height, width) float32."""
+        """Return the cosines of a normalised image's pixels with the queries: (Q, height, width) float32.
+
+        Args:
+            image (3, height, width): normalised with the backbone's mean and std.
+        """
         return slide(image, self.window_cosines, self.window, self.stride, self.multiple)
 
     def window_cosines(self, images):

@@ -5,7 +5,6 @@ import logging
 import os
 
 import open_clip
-from mmengine.device import get_device
 from mmengine.logging import print_log
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -47,10 +46,11 @@ def read_words(path, classes):
     Raises:
         UserError: the file is missing, a line is empty, or the number of lines differs from the classes'.
     """
-    if not os.path.isfile(path):
-        raise UserError(f'the file of class words {path!r} does not exist')
-    with open(path, encoding='utf-8') as f:
-        lines = f.read().splitlines()
+    try:
+        with open(path, encoding='utf-8') as f:
+            lines = f.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'the file of class words {path!r} cannot be read as UTF-8 text: {error}') from None
     words = [split_words(line) for line in lines]
     check_words(words, classes, path)
     return words
@@ -71,22 +71,25 @@ def check_words(words, classes, where):
         raise UserError(f'{where} has no word for class {empty[0]} ({classes[empty[0]]!r})')
 
 
-def encode_queries(clip, tokenizer, queries, weights, cache_dir=None):
+def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=None):
     """Return the unit embedding of each query, (Q, E) float32: the mean over `open_clip`'s 80 ImageNet templates.
 
     Built by `open_clip.build_zero_shot_classifier` in float32 and kept on disk, under a key of the weights, the
-    tokenizer, the words, the templates and open_clip's version.
+    architecture, the words and their tokens, the templates and open_clip's version.
 
     Args:
-        clip: an `open_clip` model in float32; it is moved to the runner's device if it has to work.
+        clip: an `open_clip` model whose text tower is float32; it is moved to `device` if it has to work.
         tokenizer: its tokenizer.
         queries (list of str): the words.
         weights (str): digest of the model's weights.
+        device (str or torch.device): where to work.
         cache_dir (str): by default the environment's FSA_SEG_CACHE or ~/.cache/fsa_seg.
     """
     cache_dir = cache_dir or os.environ.get('FSA_SEG_CACHE', os.path.expanduser('~/.cache/fsa_seg'))
     tokens = tokenizer([template('') for template in TEMPLATES] + list(queries))
-    key = [weights, open_clip.__version__, templates_digest(), list(queries), tokens.tolist()]
+    heads = [m.num_heads for m in clip.modules() if hasattr(m, 'num_heads')]
+    architecture = [type(m).__name__ for m in clip.modules()]  # weights do not tell the activation
+    key = [weights, architecture, heads, open_clip.__version__, templates_digest(), list(queries), tokens.tolist()]
     path = os.path.join(cache_dir, 'text', hashlib.sha256(json.dumps(key).encode()).hexdigest() + '.safetensors')
     if os.path.exists(path):
         try:
@@ -94,13 +97,16 @@ def encode_queries(clip, tokenizer, queries, weights, cache_dir=None):
         except SafetensorError:
             print_log(f'{path} is damaged and is built again', 'current', logging.WARNING)
     print_log(f'embedding {len(queries)} queries with {len(TEMPLATES)} templates', 'current')
-    device = get_device()
     text = open_clip.build_zero_shot_classifier(clip.to(device), tokenizer, list(queries), TEMPLATES, device=device)
     text = text.T.float().cpu().contiguous()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = f'{path}.{os.getpid()}.part'
-    save_file(dict(text=text), part)
-    os.replace(part, path)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        part = f'{path}.{os.getpid()}.part'
+        save_file(dict(text=text), part)
+        os.replace(part, path)
+    except OSError as error:
+        print_log(f'the text embeddings are not kept: {error}; FSA_SEG_CACHE names another folder', 'current',
+                  logging.WARNING)
     return text
 
 

@@ -6,8 +6,9 @@ import timm
 import torch
 from mmseg.registry import MODELS
 from timm.models import load_pretrained
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
+from torchvision.transforms.functional import normalize
 
 from fsa_seg.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
 from fsa_seg.errors import UserError, one_of
@@ -36,14 +37,18 @@ class TimmViT(nn.Module):
         name = model.split('.')[0]
         one_of(name, timm.list_models('vit_*'), 'timm model')
         overlay = dict(file=local_path(checkpoint, f'checkpoint of the VFM {model}')) if checkpoint else None
-        with loading_weights(f'VFM {model!r}', checkpoint):
+        try:
             self.vit = timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=0, dynamic_img_size=True,
                                          **(model_args or {}))
+        except (RuntimeError, TypeError) as error:  # timm: an unknown tag; an unknown argument
+            raise UserError(f'the VFM {model!r} with model_args {model_args} cannot be built: {error}') from error
+        if not isinstance(self.vit, VisionTransformer) or self.vit.pos_embed is None:
+            raise UserError(f'{model!r} is no plain ViT with absolute position embeddings; it needs a class of its own')
+        with loading_weights(f'VFM {model!r}', checkpoint):
             _load_strictly(self.vit)
         self.vit.eval().requires_grad_(False)
         self.patch_size = self.vit.patch_embed.patch_size
-        self.register_buffer('mean', torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer('std', torch.tensor(std)[:, None, None], persistent=False)
+        self.mean, self.std = mean, std
 
     def grid(self, height, width):
         """Return the grid (h, w) of features for a window of height × width pixels."""
@@ -60,7 +65,7 @@ class TimmViT(nn.Module):
         if not all(grid) or height % self.patch_size[0] or width % self.patch_size[1]:
             raise UserError(f'a window of {height}×{width} pixels does not divide into the patches of the VFM, '
                             f'{self.patch_size[0]}×{self.patch_size[1]}')
-        images = ((images - self.mean) / self.std).to(self.vit.patch_embed.proj.weight.dtype)
+        images = normalize(images, self.mean, self.std).to(self.vit.patch_embed.proj.weight.dtype)
         if self.pos_embed == 'timm':
             tokens = self.vit.forward_features(images)
         else:

@@ -67,7 +67,7 @@ def write_picture(picture, path):
     """Write a PIL image; a half-written one never appears under `path`."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     part = f'{path}.{os.getpid()}.part'
-    picture.save(part, 'PNG')
+    picture.save(part, Image.registered_extensions().get(os.path.splitext(path)[1].lower(), 'PNG'))
     os.replace(part, path)
 
 

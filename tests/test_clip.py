@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from fsa_seg.clip import check_tower, load_clip, resize_position_embedding, trunk, weights_digest
-from fsa_seg.config import load_part, part_names
 from fsa_seg.errors import UserError
+from fsa_seg.parts import load_part, part_names
 
 MODEL = dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=2, width=32, head_width=16, patch_size=16),
              text_cfg=dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=1))

@@ -3,8 +3,9 @@ import os
 
 import pytest
 
-from fsa_seg.config import (check_config, compose, is_complete, load_part, merge_options, part_names, protocol_settings)
+from fsa_seg.config import check_config, compose, is_complete, merge_options
 from fsa_seg.errors import UserError
+from fsa_seg.parts import load_file, load_part, part_names, protocol_settings
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
 PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scale, area_thd
@@ -92,7 +93,7 @@ def test_a_data_set_that_no_protocol_knows(tmp_path):
     (dict(precision='fp61'), "unknown precision .* 'fp16'"),
     (dict(limit=0), '--limit is 0'),
     (dict(dataset='nowhere/mine.py'), 'does not exist'),
-    (dict(words='nowhere.txt'), "'nowhere.txt' does not exist"),
+    (dict(words='nowhere.txt'), "'nowhere.txt' cannot be read"),
 ])  # yapf: disable
 def test_bad_choices(arguments, message):
     with pytest.raises(UserError, match=message):
@@ -138,7 +139,6 @@ def test_words_of_another_number_of_classes():
 
 
 def test_saved_config_is_the_same(tmp_path):
-    from fsa_seg.config import load_file
     config = compose('context59', 'proxyclip', **TOY)
     config.dump(os.path.join(tmp_path, 'saved.py'))
     saved = load_file(os.path.join(tmp_path, 'saved.py'))

@@ -7,9 +7,10 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from conftest import MINI
-from fsa_seg.config import compose, part_names
-from fsa_seg.datasets import check_dataset
+from fsa_seg.config import compose
+from fsa_seg.datasets import LoadLabels, check_images, list_images
 from fsa_seg.errors import UserError
+from fsa_seg.parts import part_names
 
 CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, cityscapes=19,
                ade20k=150)  # yapf: disable
@@ -19,8 +20,9 @@ CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, c
 def test_mini_split(name):
     """Every mini split loads through the real data set class, and shows at least nine in ten of its classes."""
     config = compose(name, 'sclip', backbone='toy', data_root=MINI).test_dataloader.dataset
-    names = check_dataset(config)
-    assert 8 <= len(names) <= 16
+    entries = list_images(config)
+    check_images(entries, CLASSES[name], config.type in ('PascalVOC20Dataset', 'PascalContextDataset59', 'ADE20KDataset'))
+    assert 8 <= len(entries) <= 16
     dataset = DATASETS.build(config)
     assert len(dataset.metainfo['classes']) == len(dataset.metainfo['palette']) == CLASSES[name]
     shown = set()
@@ -87,6 +89,23 @@ def break_image(folder):
     (folder / 'JPEGImages' / '2007_000033.jpg').write_bytes(b'no picture')
 
 
+def break_label(folder):
+    path = folder / 'SegmentationClass' / '2007_000130.png'
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def break_range(folder):
+    path = folder / 'SegmentationClass' / '2007_000130.png'
+    labels = np.array(Image.open(path))
+    labels[0, :2] = 21, 254
+    Image.fromarray(labels).save(path)
+
+
+def break_channels(folder):
+    path = folder / 'SegmentationClass' / '2007_000130.png'
+    Image.open(path).convert('RGB').save(path)
+
+
 def break_size(folder):
     path = folder / 'SegmentationClass' / '2007_000130.png'
     Image.open(path).crop((0, 0, 100, 90)).save(path)
@@ -98,19 +117,46 @@ def break_size(folder):
     (break_empty, 'no image found: .*val.txt is empty'),
     (break_missing, '1 of 24 files are missing, the first is .*2007_000033.jpg'),
     (break_image, 'the image .*2007_000033.jpg cannot be decoded'),
+    (break_label, 'the label image .*2007_000130.png cannot be decoded'),
+    (break_range, r'2007_000130.png has the labels \[21, 254\]; the data set has 0 to 20'),
+    (break_channels, '2007_000130.png has 3 channels'),
     (break_size, r'the label image .*2007_000130.png has 90×100 pixels, its image .*2007_000130.jpg'),
 ])  # yapf: disable
 def test_damaged_data_is_found_before_a_run(voc, damage, message):
     folder, dataset = voc
     damage(folder)
     with pytest.raises(UserError, match=message):
-        check_dataset(dataset)
+        check_images(list_images(dataset), 21)
 
 
 def test_damage_that_shows_when_loading_names_the_file(voc):
-    """A file whose head is whole and whose body is not passes the check, and is named by the loader."""
     folder, config = voc
     path = folder / 'SegmentationClass' / '2007_000033.png'
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match='the label image .*2007_000033.png cannot be decoded'):
         DATASETS.build(config)[0]
+
+
+def test_turned_pictures_are_measured_as_they_are_decoded(voc):
+    """A camera's picture that is stored on its side: cv2 turns it, so its label image has the turned size."""
+    folder, config = voc
+    path = folder / 'JPEGImages' / '2007_000033.jpg'
+    picture = Image.open(path)
+    exif = picture.getexif()
+    exif[274] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    check_images(list_images(config), 21)
+    assert DATASETS.build(config)[0]['data_samples'].ori_shape == picture.size[::-1]
+
+
+def test_labels_of_more_than_eight_bits(tmp_path):
+    """Label 300 of a 16-bit image stays 300; mmseg's own loading would make it 44."""
+    labels = np.array([[300, 0], [1, 255]], np.uint16)
+    Image.fromarray(labels).save(tmp_path / 'l.png')
+    results = dict(seg_map_path=str(tmp_path / 'l.png'), img_path='i', ori_shape=(2, 2), reduce_zero_label=False,
+                   label_map=None, seg_fields=[])
+    assert LoadLabels().transform(dict(results))['gt_seg_map'].tolist() == [[300, 0], [1, 255]]
+    results['reduce_zero_label'] = True
+    assert LoadLabels().transform(dict(results))['gt_seg_map'].tolist() == [[299, 255], [0, 255]]
+    results.update(reduce_zero_label=False, label_map={0: 1, 1: 0})
+    assert LoadLabels().transform(dict(results))['gt_seg_map'].tolist() == [[300, 1], [0, 255]]

@@ -81,17 +81,25 @@ def test_a_missing_image_is_an_error():
 
 def test_journal(tmp_path):
     """What one run kept, the next one counts; a half-written line is left out."""
-    journal = str(tmp_path / 'journal')
+    journal = str(tmp_path)
     build(journal=journal).process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
-    file = tmp_path / 'journal.0.jsonl'
+    file, = tmp_path.iterdir()
     lines = file.read_text().splitlines(keepends=True)
     assert [json.loads(line)[0] for line in lines] == ['a.jpg', 'b.jpg']
     file.write_text(lines[0] + lines[1][:10])
-    assert list(read_journal(journal)) == ['a.jpg']
     resumed = build(journal=journal)
-    file.write_text(lines[0])
+    resumed.done = read_journal(journal)
+    assert list(resumed.done) == ['a.jpg']
     resumed.process({}, [sample('b', TRUTH, TRUTH)])
     whole = build()
     whole.process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
+    assert sorted(read_journal(journal)) == ['a.jpg', 'b.jpg']  # and the next run reads both files
     assert resumed.evaluate(1) == whole.evaluate(2)
     assert resumed.images == whole.images
+
+
+def test_images_are_named_below_the_root():
+    metric = build(root='/data/mine')
+    metric.process({}, [sample('/data/mine/sub/a', TRUTH, PREDICTED)])
+    metric.evaluate(1)
+    assert metric.images == ['sub/a.jpg']

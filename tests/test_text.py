@@ -2,7 +2,7 @@ import open_clip
 import pytest
 import torch
 
-from fsa_seg.config import class_names, load_part, part_names, protocol_settings
+from fsa_seg.parts import class_names, load_part, part_names, protocol_settings
 from fsa_seg.errors import UserError
 from fsa_seg.text import TEMPLATES, class_words, encode_queries, read_words
 
@@ -53,7 +53,7 @@ def test_words_file(tmp_path):
     path.write_text('sky\n;\na\nb\n')
     with pytest.raises(UserError, match="no word for class 1 .'boat'"):
         read_words(str(path), CLASSES)
-    with pytest.raises(UserError, match='does not exist'):
+    with pytest.raises(UserError, match='none.txt.*cannot be read'):
         read_words(str(tmp_path / 'none.txt'), CLASSES)
 
 
@@ -67,7 +67,7 @@ def clip():
 
 def test_embeddings_are_means_over_templates(clip, tmp_path):
     model, tokenizer = clip
-    text = encode_queries(model, tokenizer, ['cat', 'traffic light'], 'weights', str(tmp_path))
+    text = encode_queries(model, tokenizer, ['cat', 'traffic light'], 'weights', cache_dir=str(tmp_path))
     assert text.shape == (2, 16) and text.dtype == torch.float32
     with torch.no_grad():
         rows = model.encode_text(tokenizer([template('traffic light') for template in TEMPLATES]), normalize=True)
@@ -80,13 +80,13 @@ def test_cache(clip, tmp_path, monkeypatch):
     calls = []
     build = open_clip.build_zero_shot_classifier
     monkeypatch.setattr(open_clip, 'build_zero_shot_classifier', lambda *a, **k: calls.append(1) or build(*a, **k))
-    first = encode_queries(model, tokenizer, ['cat'], 'one', str(tmp_path))
-    assert torch.equal(encode_queries(model, tokenizer, ['cat'], 'one', str(tmp_path)), first) and len(calls) == 1
-    encode_queries(model, tokenizer, ['cat'], 'other weights', str(tmp_path))
-    encode_queries(model, tokenizer, ['dog'], 'one', str(tmp_path))
+    first = encode_queries(model, tokenizer, ['cat'], 'one', cache_dir=str(tmp_path))
+    assert torch.equal(encode_queries(model, tokenizer, ['cat'], 'one', cache_dir=str(tmp_path)), first) and len(calls) == 1
+    encode_queries(model, tokenizer, ['cat'], 'other weights', cache_dir=str(tmp_path))
+    encode_queries(model, tokenizer, ['dog'], 'one', cache_dir=str(tmp_path))
     assert len(calls) == 3
     file = next(path for path in (tmp_path / 'text').iterdir())
     file.write_bytes(file.read_bytes()[:20])  # a damaged file is built again
     for weights, word in (('one', 'cat'), ('other weights', 'cat'), ('one', 'dog')):
-        encode_queries(model, tokenizer, [word], weights, str(tmp_path))
+        encode_queries(model, tokenizer, [word], weights, cache_dir=str(tmp_path))
     assert len(calls) == 4

@@ -78,18 +78,21 @@ def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch
     monkeypatch.setattr(segmentor, 'label_map', interrupt)
     status, printed = run_tool(*command)
     assert status == 130 and 'goes on' in printed
-    assert not (tmp_path / 'work_dirs' / 'results').exists()
+    assert not results(tmp_path)
     calls.extend([1] * 10)
     before = len(calls)
-    status, printed = run_tool(*command)
+    status, printed = run_tool(*command, '--data-root', MINI)  # another path of the same data
     assert status == 0, printed
     assert len(calls) - before == 2  # the two images that were left
     assert not list(tmp_path.glob('work_dirs/logs/*/journal*'))
     resumed, = results(tmp_path)
+    assert resumed['images_resumed'] == 2
     shutil.rmtree(tmp_path / 'work_dirs')
     run_tool(*command)
     whole, = results(tmp_path)
-    assert whole['images'] == resumed['images'] and whole['confusion'] == resumed['confusion']
+    for key in ('images', 'confusion', 'hash', 'partial'):
+        assert whole[key] == resumed[key]
+    assert 'journal' not in resumed['config']
 
 
 def test_benchmark_skips_what_is_there(run_tool, tmp_path):
@@ -158,11 +161,18 @@ def data(tmp_path):
     (['voc21', '--mini', '--words', 'words.txt'], 'words for 2 classes, but the data set has 21'),
     (['voc21', '--mini', '--cfg-options', 'model.backbone.model=local-dir:gone'], "'gone' does not exist"),
     (['voc21', '--mini', '--cfg-options', 'model.vfm.model_args.depth=5'], 'do not fit'),
+    (['voc21', '--mini', '--cfg-options', 'model.vfm.model_args.depht=5'], 'cannot be built'),
     (['voc21', '--data-root', os.path.join(MINI)], 'could not be loaded'),
+    (['voc21', '--mini', '--launcher', 'slurm'], '--launcher slurm: SLURM_PROCID'),
+    (['voc21', '--mini', '--workers', '-1'], 'workers -1 at least 0'),
+    (['voc21', '--mini', '--cfg-options', 'model.words=3'], 'it holds a list'),
+    (['voc21', '--mini', '--cfg-options', 'env_cfg.cudnn_benchmrk=True'], "did you mean 'cudnn_benchmark'"),
+    (['voc21', '--mini', '--work-dir', 'words.txt/x'], 'cannot be made'),
+    (['voc21', '--mini', '--out', 'words.txt/x.json'], 'cannot be made'),
 ])  # yapf: disable
 def test_bad_input_is_one_message_and_status_1(run_tool, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    monkeypatch.setenv('HF_HOME', str(tmp_path))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
     (tmp_path / 'words.txt').write_text('a\nb\n')
     status, printed = run_tool('test', *arguments)
     assert status == 1
@@ -172,14 +182,55 @@ def test_bad_input_is_one_message_and_status_1(run_tool, tmp_path, monkeypatch, 
     assert not list(tmp_path.rglob('results/*.json'))
 
 
-def test_a_label_outside_the_classes(run_tool, data, tmp_path):
+def label_outside(data):
     path = data / 'SegmentationClass' / '2007_000033.png'
     labels = np.array(Image.open(path))
     labels[:5] = 77
     Image.fromarray(labels).save(path)
-    status, printed = run_tool('test', 'voc21', '--mini', '--data-root', tmp_path / 'mini', '--method', 'clip')
+
+
+def rgb_labels(data):
+    path = data / 'SegmentationClass' / '2007_000033.png'
+    Image.open(path).convert('RGB').save(path)
+
+
+def other_size(data):
+    path = data / 'SegmentationClass' / '2007_000033.png'
+    Image.open(path).crop((0, 0, 100, 90)).save(path)
+
+
+def no_image(data):
+    (data / 'JPEGImages' / '2007_000033.jpg').write_bytes(b'no picture')
+
+
+def no_split(data):
+    (data / 'ImageSets' / 'Segmentation' / 'val.txt').unlink()
+
+
+def empty_split(data):
+    (data / 'ImageSets' / 'Segmentation' / 'val.txt').write_text('')
+
+
+def cut_image(data):
+    path = data / 'JPEGImages' / '2007_000033.jpg'
+    path.write_bytes(path.read_bytes()[:700])  # the head is whole: it shows when the image is decoded, during the run
+
+
+@pytest.mark.parametrize('damage, message', [
+    (label_outside, '2007_000033.png has the labels [77]; the data set has 0 to 20, and 255 for void'),
+    (rgb_labels, '2007_000033.png has 3 channels'), (other_size, '2007_000033.png has 90×100 pixels'),
+    (no_image, '2007_000033.jpg cannot be decoded'), (no_split, 'val.txt does not exist'),
+    (empty_split, 'val.txt is empty'), (cut_image, '2007_000033.jpg cannot be decoded'),
+])  # yapf: disable
+def test_damaged_data_is_one_message_and_status_1(run_tool, data, tmp_path, damage, message):
+    """Also from a data loader's own process."""
+    damage(data)
+    status, printed = run_tool('test', 'voc21', '--mini', '--data-root', tmp_path / 'mini', '--method', 'clip',
+                               '--workers', 1)
     assert status == 1
-    assert '2007_000033.png: the truth has labels [77], but the data set has the classes 0 to 20' in printed
+    error = [line for line in printed.splitlines() if line.startswith('error: ')]
+    assert len(error) == 1 and message in error[0]
+    assert 'Traceback' not in printed
     assert not list(tmp_path.rglob('results/*.json'))
 
 

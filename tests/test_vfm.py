@@ -2,9 +2,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torchvision.transforms.functional import normalize
 
-from fsa_seg.config import load_part, part_names
 from fsa_seg.errors import UserError
+from fsa_seg.parts import load_part, part_names
 from fsa_seg.vfm import TimmViT
 
 ARGS = dict(patch_size=8, embed_dim=24, depth=2, num_heads=2, img_size=32)
@@ -28,7 +29,7 @@ def make(tmp_path):
 def test_trained_size_equals_timms_own_features(make, model, args, pos_embed):
     vfm = make(model, args, pos_embed=pos_embed)
     images = torch.rand(2, 3, 32, 32)
-    tokens = vfm.vit.forward_features((images - vfm.mean) / vfm.std)[:, vfm.vit.num_prefix_tokens:]
+    tokens = vfm.vit.forward_features(normalize(images, vfm.mean, vfm.std))[:, vfm.vit.num_prefix_tokens:]
     torch.testing.assert_close(vfm(images).flatten(2).transpose(1, 2), tokens, atol=1e-5, rtol=1e-5)
 
 
@@ -37,7 +38,7 @@ def test_other_sizes(make):
     published, timms = make(), make(pos_embed='timm')
     assert published.grid(40, 64) == (5, 8)
     assert published(images).shape == timms(images).shape == (1, 24, 5, 8)
-    tokens = timms.vit.forward_features((images - timms.mean) / timms.std)[:, 1:]
+    tokens = timms.vit.forward_features(normalize(images, timms.mean, timms.std))[:, 1:]
     torch.testing.assert_close(timms(images).flatten(2).transpose(1, 2), tokens)
     assert (published(images) - timms(images)).abs().max() > 1e-4  # the two resizes differ
 
@@ -59,6 +60,10 @@ def test_bad_input(make, tmp_path):
         TimmViT('vit_base_patch8_2244')
     with pytest.raises(UserError, match='does not exist'):
         TimmViT('vit_tiny_patch16_224', checkpoint=str(tmp_path / 'none.safetensors'))
+    with pytest.raises(UserError, match='cannot be built.*depht'):
+        TimmViT('vit_tiny_patch16_224', model_args=dict(depht=3))
+    with pytest.raises(UserError, match='no plain ViT'):
+        TimmViT('vit_relpos_small_patch16_224')
     save_file(dict(wrong=torch.zeros(1)), tmp_path / 'wrong.safetensors')
     with pytest.raises(UserError, match='do not fit.*wrong'):
         TimmViT('vit_tiny_patch16_224', checkpoint=str(tmp_path / 'wrong.safetensors'), model_args=ARGS)

@@ -18,13 +18,17 @@ def add_model_options(parser, one_method=True):
     parser.add_argument('--backbone', metavar='B', help='CLIP image tower (default: clip_vit-b16)')
     parser.add_argument('--vfm', metavar='V', help='vision foundation model (default: dino_vit-b8)')
     parser.add_argument('--protocol', metavar='own|NAME', help="evaluation settings (default: own, the publication's)")
-    parser.add_argument('--data-root', metavar='DIR', help='folder of all data sets (default: data)')
     parser.add_argument('--precision', metavar='P', help='auto, fp32, fp16 or bf16 (default: auto)')
     parser.add_argument('--mini', action='store_true', help='the toy models on the mini splits that ship with the code')
 
 
+def add_data_options(parser):
+    """Add the option that says where the data is."""
+    parser.add_argument('--data-root', metavar='DIR', help='folder of all data sets (default: data)')
+
+
 def model_options(args):
-    """Return the given ones of `add_model_options`, as arguments of `fsa_seg.config.compose`."""
+    """Return the given ones of the model's and data's options, as arguments of `fsa_seg.config.compose`."""
     names = ('method', 'backbone', 'vfm', 'protocol', 'data_root', 'precision')
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     if getattr(args, 'fsa', None) is not None:
@@ -35,8 +39,8 @@ def model_options(args):
 def add_run_options(parser):
     """Add the options that cannot change a number."""
     parser.add_argument('--work-dir', metavar='W', help='folder of results and logs (default: work_dirs)')
-    parser.add_argument('--workers', type=int, help='processes that load images (default: 4, mini: 0)')
-    parser.add_argument('--batch-size', type=int, help='images per step and process (default: 1)')
+    parser.add_argument('--workers', type=int, metavar='N', help='processes that load images (default: 4, mini: 0)')
+    parser.add_argument('--batch-size', type=int, metavar='N', help='images per step and process (default: 1)')
 
 
 def runtime_options(args):
@@ -60,7 +64,8 @@ def main_wrapper(main):
     try:
         main()
     except UserError as error:
-        sys.exit(f'error: {error}')
+        # one that a data loader's process raised comes with its traceback before the message
+        sys.exit('error: ' + str(error).rsplit('UserError: ', 1)[-1].strip())
     except KeyboardInterrupt:
         print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
         sys.exit(130)

@@ -7,7 +7,7 @@ import argparse
 
 from cli import add_model_options, main_wrapper, model_options
 
-PARTS = ('method', 'backbone', 'vfm', 'protocol', 'precision')
+PARTS = ('method', 'backbone', 'vfm', 'protocol', 'precision')  # those of a cell's that a picture has too
 
 
 def parse_args(argv=None):

@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and run_tests.sh: leaves the shell in the repository's root, inside a current .venv.
+# Sourced by quickstart.sh and run_tests.sh: goes to the repository's root and puts a current .venv first in PATH.
 # Needs Python 3.10 or newer; PYTHON=... names another interpreter than python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,15 +11,18 @@ command -v "$python" >/dev/null || die "$python not found; install Python 3.10 o
   || die "$("$python" --version) is too old; Python 3.10 or newer is needed (set PYTHON=/path/to/python3)"
 
 stamp=.venv/installed
-current=$("$python" --version; cat requirements.txt setup.py)
+current=$(pwd; "$python" --version; cat requirements.txt setup.py)
 if [ ! -f $stamp ] || [ "$(cat $stamp)" != "$current" ]; then
   echo "setting up .venv (several minutes and about 6 GB the first time; log: .venv/install.log)"
-  [ -x .venv/bin/python ] || "$python" -m venv .venv || die "cannot make .venv: on Debian and Ubuntu, apt-get install python3-venv"
-  .venv/bin/pip install --disable-pip-version-check --progress-bar off -e '.[test]' > .venv/install.log 2>&1 \
-    || { tail -n 5 .venv/install.log >&2; die "the installation failed; see .venv/install.log. If a download failed, run the same command again: it goes on with what is cached"; }
+  if [ "$(.venv/bin/python --version 2>/dev/null)" != "$("$python" --version)" ] || ! .venv/bin/python -m pip --version &>/dev/null; then
+    "$python" -m venv --clear .venv || die "cannot make .venv; on Debian and Ubuntu: apt-get install python3-venv"
+  fi
+  .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -e '.[test]' > .venv/install.log 2>&1 || {
+    tail -n 5 .venv/install.log >&2
+    die "the installation failed; see .venv/install.log. If a download failed, run the same command again: it goes on with what is cached"; }
   printf '%s' "$current" > $stamp
 fi
 .venv/bin/python -c 'import cv2' 2> .venv/cv2.log || {
   tail -n 1 .venv/cv2.log >&2
   die "OpenCV cannot be imported; if libGL or libgthread is missing: apt-get install libgl1 libglib2.0-0 (Debian, Ubuntu)"; }
-. .venv/bin/activate
+PATH="$PWD/.venv/bin:$PATH"

@@ -8,24 +8,29 @@ one JSON file; a run that was interrupted goes on where it was.
 """
 import argparse
 import os
+import shutil
+import subprocess
 
-import torch
-from mmengine.config import DictAction
-from mmengine.dist import init_dist
+from cli import add_data_options, add_model_options, add_run_options, main_wrapper, model_options, runtime_options
 
-from cli import add_model_options, add_run_options, main_wrapper, model_options, runtime_options
+RANK_VARIABLES = dict(
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'))  # yapf: disable
 
 
 def parse_args(argv=None):
+    from mmengine.config import DictAction
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='a data set (name or file), or a saved result or complete config')
+    parser.add_argument('config', metavar='CONFIG', help='a data set (name or file), or a saved result or config')
     add_model_options(parser)
-    parser.add_argument('--words', metavar='FILE', help="class words in place of the protocol's: a line per class, synonyms by ';'")
+    add_data_options(parser)
+    parser.add_argument('--words', metavar='FILE',
+                        help="class words in place of the protocol's: a line per class, synonyms by ';'")
     parser.add_argument('--limit', type=int, metavar='N', help='evaluate a seeded subset; the result is marked partial')
     add_run_options(parser)
     parser.add_argument('--out', metavar='FILE', help='result file (default: WORK_DIR/results/...)')
     parser.add_argument('--show-dir', metavar='DIR', help='write image, truth and prediction of every image there')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--launcher', choices=['none', *RANK_VARIABLES], default='none')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
                         help='set entries of the composed config, such as model.stride=56')
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
@@ -35,7 +40,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from fsa_seg.benchmark import prepare, result_path, run_cell
-    from fsa_seg.results import row_name
+    from fsa_seg.results import TOY_NOTE, row_name
     start_processes(args.launcher)
     config = build_config(args)
     digest = prepare(config)
@@ -43,8 +48,11 @@ def main(argv=None):
     result = run_cell(config, digest, path)
     if result is None:
         return
-    print(f'{row_name(result["cell"])} on {result["cell"]["dataset"]} ({result["cell"]["protocol"]}): '
-          + '  '.join(f'{key} {value:.2f}' for key, value in result['metrics'].items()))
+    cell = result['cell']
+    figures = '  '.join(f'{key} {value:.2f}' for key, value in result['metrics'].items())
+    print(f'{row_name(cell)} on {cell["dataset"]} ({cell["protocol"]}): {figures}')
+    if cell['toy']:
+        print(TOY_NOTE)
     if result['partial']:
         print(f'partial: {len(result["images"])} images; it enters no table')
     print(f'result: {path}')
@@ -52,21 +60,23 @@ def main(argv=None):
 
 def build_config(args):
     """Return the complete config that the arguments stand for."""
-    from fsa_seg.config import compose, is_complete, load_file, merge_options
+    from fsa_seg.benchmark import make_folder
+    from fsa_seg.config import compose, is_complete, merge_options, set_runtime
     from fsa_seg.errors import UserError
+    from fsa_seg.parts import load_file
     given = model_options(args)
-    saved = load_file(args.config) if os.path.isfile(args.config) else {}
-    if is_complete(saved):
+    config = load_file(args.config) if os.path.isfile(args.config) else {}
+    if is_complete(config):
         given.update({key: value for key in ('words', 'limit') if (value := getattr(args, key)) is not None})
         if given:
             raise UserError(f'{args.config} is a complete config: leave out {", ".join(sorted(given))}, or change the '
                             'config by --cfg-options')
-        config = saved
-        config.merge_from_dict(runtime_options(args))
+        set_runtime(config, runtime_options(args))
     else:
         config = compose(args.config, **given, words=args.words, limit=args.limit, runtime=runtime_options(args))
     config.launcher = args.launcher
     if args.show_dir:
+        make_folder(args.show_dir)
         config.merge_from_dict(dict(default_hooks=dict(pictures=dict(type='SideBySideHook', folder=args.show_dir))))
     merge_options(config, args.cfg_options)
     return config
@@ -76,14 +86,27 @@ def start_processes(launcher):
     """Join the process group: NCCL on GPUs, gloo without one (mmengine itself knows only how to do the former)."""
     if launcher == 'none':
         return
-    if torch.cuda.is_available():
-        return init_dist(launcher, backend='nccl')
-    names = dict(slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
-                 mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK')).get(launcher, ())
-    for ours, theirs in zip(('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), names):
-        os.environ[ours] = os.environ[theirs]
+    import torch
+    from mmengine.dist import init_dist
+
+    from fsa_seg.errors import UserError
+    missing = [name for name in RANK_VARIABLES[launcher] if name not in os.environ]
+    if missing:
+        raise UserError(f'--launcher {launcher}: {", ".join(missing)} is not set; start it by tools/dist_test.sh '
+                        '(pytorch), tools/slurm_test.sh (slurm) or mpirun (mpi)')
+    rank, size, local_rank = (os.environ[name] for name in RANK_VARIABLES[launcher])
+    gpus = torch.cuda.device_count()
+    if gpus and int(local_rank) >= gpus:
+        raise UserError(f'process {local_rank} of this machine has no GPU: it has {gpus}; start at most as many processes')
+    if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ and shutil.which('scontrol'):
+        hosts = subprocess.run(['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']], capture_output=True,
+                               text=True, check=True).stdout.split()
+        os.environ['MASTER_ADDR'] = hosts[0]
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     os.environ.setdefault('MASTER_PORT', '29500')
+    if gpus:
+        return init_dist(launcher, backend='nccl')
+    os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=local_rank)
     torch.distributed.init_process_group('gloo')
 
 

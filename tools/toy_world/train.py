@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from fsa_seg.errors import UserError
+
 CLIP_CONFIG = dict(
     model_cfg=dict(
         embed_dim=128,
@@ -83,7 +85,7 @@ def train_clip(world, folder, work, steps=2600, batch=256, lr=1.5e-3):
         return contrastive_loss(image_features, text_features, shares[:, world.concept_of_word],
                                 model.logit_scale.exp().clamp(max=50))
 
-    _train(model, step_loss, steps, lr, os.path.join(work, 'clip.pt'), 'toy CLIP')
+    _train(model, step_loss, steps, lr, os.path.join(work, 'clip.pt'), 'toy CLIP', world)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, 'open_clip_config.json'), 'w') as f:
         json.dump(CLIP_CONFIG, f, indent=1)
@@ -120,7 +122,7 @@ def train_vfm(world, folder, work, steps=1200, batch=128, lr=1e-3, mask_share=0.
             predicted = model['head'](x)
         return F.smooth_l1_loss(predicted.float(), target)
 
-    _train(model, step_loss, steps, lr, os.path.join(work, 'vfm.pt'), 'toy VFM')
+    _train(model, step_loss, steps, lr, os.path.join(work, 'vfm.pt'), 'toy VFM', world)
     os.makedirs(folder, exist_ok=True)
     _save_half(vit, os.path.join(folder, 'model.safetensors'))
 
@@ -135,8 +137,12 @@ def _statistics(images, patch, bins=5):
     return torch.cat([mean, (square - mean**2).clamp(min=1e-6).sqrt(), histogram], 1)
 
 
-def _train(model, step_loss, steps, lr, checkpoint, name, warmup=100, every=100):
-    """Minimise `step_loss(step)` with AdamW, warm-up and cosine decay; save a checkpoint every `every` steps."""
+def _train(model, step_loss, steps, lr, checkpoint, name, world, warmup=100, every=100):
+    """Minimise `step_loss(step)` with AdamW, warm-up and cosine decay; save a checkpoint every `every` steps.
+
+    A checkpoint of other settings or of another world is not gone on from.
+    """
+    settings = f'{world.words} {steps} {lr} {[tuple(p.shape) for p in model.parameters()]}'
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([dict(params=decay, weight_decay=0.05), dict(params=rest, weight_decay=0.0)], lr)
@@ -145,6 +151,8 @@ def _train(model, step_loss, steps, lr, checkpoint, name, warmup=100, every=100)
     start = 0
     if os.path.exists(checkpoint):
         state = torch.load(checkpoint, weights_only=True)
+        if state['settings'] != settings:
+            raise UserError(f'{checkpoint} was made with other settings; remove it, or give another --work-dir')
         model.load_state_dict(state['model'])
         optimizer.load_state_dict(state['optimizer'])
         schedule.load_state_dict(state['schedule'])
@@ -164,7 +172,7 @@ def _train(model, step_loss, steps, lr, checkpoint, name, warmup=100, every=100)
         if (step + 1) % every == 0 or step + 1 == steps:
             os.makedirs(os.path.dirname(checkpoint), exist_ok=True)
             torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), schedule=schedule.state_dict(),
-                            step=step + 1), checkpoint + '.part')
+                            step=step + 1, settings=settings), checkpoint + '.part')
             os.replace(checkpoint + '.part', checkpoint)
     model.eval()
 

@@ -1,0 +1,103 @@
+"""The set-up of quickstart.sh and run_tests.sh, with stand-ins for Python and pip: what it says when it cannot go on."""
+import os
+import shutil
+import stat
+import subprocess
+
+import pytest
+
+from conftest import ROOT
+
+PYTHON = '''#!/bin/sh
+case "$1" in
+  --version) echo "Python $VERSION" ;;
+  -c) [ "$VERSION" != 3.8.1 ] ;;
+  -m) rm -rf .venv && mkdir -p .venv/bin && cp venv_python.sh .venv/bin/python && echo made >> venvs ;;
+esac
+'''
+
+VENV_PYTHON = '''#!/bin/sh
+case "$*" in
+  --version) echo "Python $MADE_BY" ;;
+  "-m pip --version") ;;
+  "-m pip install"*) [ -z "$PIP_FAILS" ] || { echo "ERROR: no route to the registry"; exit 1; }; echo installed >> pip_calls ;;
+  "-c import cv2") [ -z "$NO_LIBGL" ] || { echo "ImportError: libGL.so.1: cannot open shared object file" >&2; exit 1; } ;;
+esac
+'''
+
+
+def script(path, text):
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with the set-up scripts alone, whose tools/benchmark.py and pytest are never reached."""
+    (tmp_path / 'tools').mkdir()
+    for name in ('setup_env.sh', 'quickstart.sh', 'run_tests.sh'):
+        shutil.copy(os.path.join(ROOT, 'tools', name), tmp_path / 'tools')
+    for name in ('requirements.txt', 'setup.py'):
+        (tmp_path / name).write_text(name)
+    script(tmp_path / 'fake_python', PYTHON)
+    script(tmp_path / 'venv_python.sh', VENV_PYTHON)
+    return tmp_path
+
+
+def run(repository, name='quickstart.sh', version='3.11.7', **environment):
+    environment = dict(os.environ, PYTHON=str(repository / 'fake_python'), VERSION=version, MADE_BY='3.11.7', **environment)
+    return subprocess.run(['bash', str(repository / 'tools' / name)], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('name', ['quickstart.sh', 'run_tests.sh'])
+def test_python_too_old(repository, name):
+    done = run(repository, name, version='3.8.1')
+    assert done.returncode == 1
+    assert 'error: Python 3.8.1 is too old; Python 3.10 or newer is needed' in done.stderr
+
+
+def test_no_python(repository):
+    (repository / 'fake_python').unlink()
+    done = run(repository)
+    assert done.returncode == 1 and 'not found; install Python 3.10 or newer' in done.stderr
+
+
+def test_a_download_that_fails(repository):
+    done = run(repository, PIP_FAILS='1')
+    assert done.returncode == 1
+    assert 'no route to the registry' in done.stderr and 'error: the installation failed; see .venv/install.log' in done.stderr
+    assert not (repository / '.venv' / 'installed').exists()
+
+
+def test_no_libgl(repository):
+    done = run(repository, NO_LIBGL='1')
+    assert done.returncode == 1
+    assert 'libGL.so.1' in done.stderr and 'apt-get install libgl1' in done.stderr
+
+
+def test_the_environment_is_made_again_only_when_it_is_out_of_date(repository):
+    installed, made = repository / 'pip_calls', repository / 'venvs'
+    for _ in range(2):
+        assert run(repository).returncode == 0
+    assert (installed.read_text().count('installed'), made.read_text().count('made')) == (1, 1)
+    (repository / 'requirements.txt').write_text('changed')
+    run(repository)
+    assert (installed.read_text().count('installed'), made.read_text().count('made')) == (2, 1)
+    run(repository, version='3.12.0')  # another Python: the environment is made anew
+    assert (installed.read_text().count('installed'), made.read_text().count('made')) == (3, 2)
+
+
+@pytest.mark.parametrize('name', ['dist_test.sh', 'slurm_test.sh'])
+def test_launchers_say_how_they_are_used(name):
+    done = subprocess.run(['bash', os.path.join(ROOT, 'tools', name)], capture_output=True, text=True)
+    assert done.returncode == 2 and f'usage: tools/{name}' in done.stderr
+
+
+def test_slurm_starts_the_test_tool(tmp_path):
+    """srun gets the resources and the command; the command's options are those of tools/test.py."""
+    script(tmp_path / 'srun', '#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    done = subprocess.run(['bash', os.path.join(ROOT, 'tools', 'slurm_test.sh'), 'part', 'job', 'voc21', '--mini'],
+                          env=dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='4'), capture_output=True, text=True)
+    words = done.stdout.split()
+    assert words[:2] == ['-p', 'part'] and '--ntasks=4' in words and '--gres=gpu:4' in words
+    assert words[-4:] == ['voc21', '--launcher', 'slurm', '--mini']
