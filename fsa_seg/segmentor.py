@@ -150,7 +150,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         samples = data_samples or [SegDataSample() for _ in inputs]
         for image, sample in zip(inputs, samples):
             size = sample.metainfo.get('ori_shape', image.shape[1:])[:2]
-            scores = class_scores(self.pixel_cosines(image), self.words_per_class, self.logit_scale, size)
+            scores = class_scores(self.pixel_cosines(image, size), self.words_per_class, self.logit_scale)
             labels = label_map(scores, self.prob_thd, self.area_thd)
             sample.pred_sem_seg = PixelData(data=labels[None])
             if self.keep_scores:
@@ -158,13 +158,14 @@ class TrainingFreeSegmentor(BaseSegmentor):
         return samples
 
     @torch.no_grad()
-    def pixel_cosines(self, image):
-        """Return the cosines of a normalised image's pixels with the queries: (Q, height, width) float32.
+    def pixel_cosines(self, image, size=None):
+        """Return the cosines of an image's pixels with the queries: (Q, height, width) float32.
 
         Args:
             image (3, height, width): normalised with the backbone's mean and std.
+            size (int, int): height and width of the result; by default the image's.
         """
-        return slide(image, self.window_cosines, self.window, self.stride, self.multiple)
+        return slide(image, self.window_cosines, self.window, self.stride, self.multiple, size)
 
     def window_cosines(self, images):
         """Return the cosines (B, N, Q) of windows (B, 3, height, width), and their grid."""

@@ -8,62 +8,65 @@ import torch.nn.functional as F
 BACKGROUND = 0  # the class of pixels whose best score is below `prob_thd`, and the one that `area_thd` leaves out
 
 
-def window_boxes(height, width, window, stride):
-    """Return the windows (top, left, bottom, right) in pixels that cover an image, row by row.
+def window_spans(side, window, stride):
+    """Return the windows (start, end) in pixels along one side of an image.
 
-    Windows start at multiples of the stride; the last row and column are shifted inside; an image smaller than the
-    window is one window of its own size.
+    Windows start at multiples of the stride; the last is shifted inside; a side shorter than the window is one window.
 
-    >>> window_boxes(336, 448, 336, 112)
-    [(0, 0, 336, 336), (0, 112, 336, 448)]
+    >>> window_spans(448, 336, 112)
+    [(0, 336), (112, 448)]
+    >>> window_spans(500, 336, 112)
+    [(0, 336), (112, 448), (164, 500)]
     """
-    def starts(side):
-        count = max(0, -(-(side - window) // stride)) + 1
-        return [max(0, min(i * stride, side - window)) for i in range(count)]
-
-    return [(top, left, min(top + window, height), min(left + window, width))
-            for top in starts(height) for left in starts(width)]
+    count = max(0, -(-(side - window) // stride)) + 1
+    starts = [max(0, min(i * stride, side - window)) for i in range(count)]
+    return [(start, min(start + window, side)) for start in starts]
 
 
-def slide(image, window_cosines, window, stride, multiple=(1, 1)):
+def slide(image, window_cosines, window, stride, multiple=(1, 1), size=None):
     """Return the cosines of an image's pixels: (Q, height, width) float32, the mean over the windows that cover each.
 
-    A window whose sides are not multiples of `multiple` is padded with zeros, split evenly, and its cosines are
-    cropped back.
+    Each window's cosines are resized bilinearly (align_corners=False) to its pixels, summed over windows, divided by
+    coverage, and resized bilinearly to `size`. All of that is linear, and apart for rows and columns, so that it is
+    two products with small matrices, and nothing of the resized image's size is ever held. A window whose sides are
+    not multiples of `multiple` is padded with zeros, split evenly, and its cosines are cropped back.
 
     Args:
         image (3, height, width): normalised.
         window_cosines: function of images (1, 3, h', w') -> cosines (1, N, Q) and their grid.
         window (int), stride (int): in pixels.
         multiple (int, int): what a window's height and width have to be multiples of.
+        size (int, int): height and width of the result; by default the image's.
     """
-    height, width = image.shape[1:]
-    total = count = None
-    for top, left, bottom, right in window_boxes(height, width, window, stride):
-        crop, (pad_top, pad_left) = _pad(image[None, :, top:bottom, left:right], multiple)
-        cosines, grid = window_cosines(crop)
-        cosines = cosines.float().transpose(1, 2).unflatten(2, grid)
-        cosines = F.interpolate(cosines, crop.shape[2:], mode='bilinear', align_corners=False)[0]
-        cosines = cosines[:, pad_top:pad_top + bottom - top, pad_left:pad_left + right - left]
-        if total is None:
-            total = cosines.new_zeros(len(cosines), height, width)
-            count = cosines.new_zeros(height, width)
-        total[:, top:bottom, left:right] += cosines
-        count[top:bottom, left:right] += 1
-    return total.div_(count)
+    spans = [window_spans(side, window, stride) for side in image.shape[1:]]
+    pads = [-(spans[axis][0][1] - spans[axis][0][0]) % multiple[axis] for axis in (0, 1)]  # all windows are of one size
+    total = None
+    for top, bottom in spans[0]:
+        row = None
+        for left, right in spans[1]:
+            crop = F.pad(image[None, :, top:bottom, left:right], (*_halves(pads[1]), *_halves(pads[0])))
+            cosines, grid = window_cosines(crop)
+            if total is None:
+                rows, columns = (
+                    _to_pixels(grid[axis], spans[axis], pads[axis], image.shape[1 + axis],
+                               size[axis] if size else image.shape[1 + axis], cosines.device) for axis in (0, 1))
+                total = 0
+            cosines = cosines[0].float().T.unflatten(1, grid)  # (Q, h, w)
+            part = cosines @ columns[left].T
+            row = part if row is None else row + part
+        total = total + rows[top] @ row
+    return total
 
 
-def class_scores(cosines, words_per_class, logit_scale, size):
-    """Return the scores of the classes at original size, (K, height, width): softmax over queries, best of a class.
+def class_scores(cosines, words_per_class, logit_scale):
+    """Return the scores of the classes, (K, height, width): softmax over queries, then the best query of a class.
 
     Args:
-        cosines (Q, h, w): queries of one class side by side, in class order; resized bilinearly to `size`.
+        cosines (Q, height, width): queries of one class side by side, in class order.
         words_per_class (list of int): how many queries each class has.
         logit_scale (float): factor on the cosines before the softmax.
-        size (int, int): height and width of the original image.
     """
-    cosines = F.interpolate(cosines[None], tuple(size), mode='bilinear', align_corners=False)[0]
-    probs = cosines.mul_(logit_scale).softmax(0)
+    probs = (logit_scale * cosines).softmax(0)
     if len(words_per_class) == len(probs):
         return probs
     return torch.stack([queries.amax(0) for queries in probs.split(list(words_per_class))])
@@ -89,8 +92,29 @@ def label_map(scores, prob_thd=0.0, area_thd=None):
     return labels.masked_fill_(best < prob_thd, BACKGROUND)
 
 
-def _pad(images, multiple):
-    """Pad images with zeros, split evenly, to sides that are multiples; also return the rows and columns before."""
-    rows, columns = (-side % m for side, m in zip(images.shape[2:], multiple))
-    padded = F.pad(images, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-    return padded, (rows // 2, columns // 2)
+def _halves(count):
+    return count // 2, count - count // 2
+
+
+def _to_pixels(count, spans, pad, side, size, device):
+    """Return for each window along a side, by its start, the matrix (size, count) from its grid to the final pixels.
+
+    Args:
+        count (int): cells of a window's grid along the side.
+        spans (list of (int, int)): windows along the side.
+        pad (int): pixels that each window was padded by.
+        side (int), size (int): pixels of the image, and of the result.
+    """
+    length = spans[0][1] - spans[0][0]
+    before = _halves(pad)[0]
+    window = _resize_matrix(count, length + pad)[before:before + length]
+    coverage = torch.zeros(side)
+    for start, end in spans:
+        coverage[start:end] += 1
+    resize = _resize_matrix(side, size) / coverage
+    return {start: (resize[:, start:end] @ window).to(device) for start, end in spans}
+
+
+def _resize_matrix(count, size):
+    """Return the bilinear resize of `count` values to `size` as a matrix (size, count), by torch's own rule."""
+    return F.interpolate(torch.eye(count)[None], size, mode='linear', align_corners=False)[0].T

@@ -111,7 +111,7 @@ def break_size(folder):
     Image.open(path).crop((0, 0, 100, 90)).save(path)
 
 
-@pytest.mark.parametrize('damage, message', [
+DAMAGE = [  # what is done to the folder of VOC2012, and what the error says
     (break_root, 'lacks the folder .*VOC2012.*--data-root'),
     (break_split, 'split file .*val.txt does not exist'),
     (break_empty, 'no image found: .*val.txt is empty'),
@@ -121,7 +121,10 @@ def break_size(folder):
     (break_range, r'2007_000130.png has the labels \[21, 254\]; the data set has 0 to 20'),
     (break_channels, '2007_000130.png has 3 channels'),
     (break_size, r'the label image .*2007_000130.png has 90×100 pixels, its image .*2007_000130.jpg'),
-])  # yapf: disable
+]  # yapf: disable
+
+
+@pytest.mark.parametrize('damage, message', DAMAGE)
 def test_damaged_data_is_found_before_a_run(voc, damage, message):
     folder, dataset = voc
     damage(folder)

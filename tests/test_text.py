@@ -32,6 +32,31 @@ def test_published_numbers_of_queries(protocol, dataset, queries):
     assert sum(len(group) for group in words) == queries
 
 
+def words_of(protocol, dataset):
+    rules = protocol_settings(load_part('protocol', protocol), dataset)['words']
+    classes = class_names(load_part('dataset', dataset))
+    return dict(zip([name.strip() for name in classes], class_words(classes, **rules)))
+
+
+def test_published_words():
+    for protocol in ('proxyclip', 'fsa', 'sclip', 'clearclip'):
+        assert words_of(protocol, 'voc20')['boat'] == ['ship']
+        assert words_of(protocol, 'voc21')['diningtable'] == ['table']
+        assert words_of(protocol, 'coco_object')['dining table'] == ['dining table']
+        assert words_of(protocol, 'context60')['background'] == ['background']
+        assert words_of(protocol, 'ade20k')['chest of drawers'] == ['chestofdrawers']
+    assert words_of('clearclip', 'voc21')['background'] == words_of('clearclip', 'coco_object')['background'] == ['background']
+    voc = words_of('proxyclip', 'voc21')['background']
+    assert len(voc) == 26 and {'lamp', 'wardrobe', 'stair', 'fence'} < set(voc)
+    assert words_of('sclip', 'voc21')['background'] == words_of('sclip', 'coco_object')['background'] == voc
+    coco = words_of('proxyclip', 'coco_object')['background']
+    assert len(coco) == 17 and set(coco) < set(voc) and not {'lamp', 'fence'} & set(coco)
+    assert words_of('proxyclip', 'voc21')['person'] == ['person']
+    assert len(words_of('sclip', 'voc20')['person']) == 7 and 'screen' in words_of('sclip', 'voc20')['tvmonitor']
+    assert words_of('sclip', 'coco_object')['person'] == [*words_of('sclip', 'voc20')['person'], 'body']
+    assert words_of('sclip', 'coco_object')['tv'] == ['tv']
+
+
 def test_spaces_are_removed_where_published():
     for protocol in part_names('protocol'):
         for dataset in part_names('dataset'):

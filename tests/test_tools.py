@@ -1,6 +1,7 @@
 """The real tools on the mini splits, end to end."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from conftest import MINI, ROOT
+from test_datasets import DAMAGE
 
 IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')
 
@@ -40,8 +42,9 @@ def test_one_cell(run_tool, tmp_path):
 
 
 def test_a_saved_result_runs_again_as_it_was(run_tool, tmp_path):
-    run_tool('test', 'context59', '--mini', '--method', 'maskclip', '--no-fsa', '--limit', 2, '--out', 'one.json')
-    status, printed = run_tool('test', 'one.json', '--out', 'two.json')
+    """Also in batches of images whose sizes differ."""
+    run_tool('test', 'context59', '--mini', '--method', 'maskclip', '--no-fsa', '--limit', 5, '--out', 'one.json')
+    status, printed = run_tool('test', 'one.json', '--out', 'two.json', '--batch-size', 3, '--workers', 1)
     assert status == 0, printed
     one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
     assert one['hash'] == two['hash'] and one['confusion'] == two['confusion']
@@ -120,7 +123,8 @@ def test_segment(run_tool, tmp_path):
 
 def test_segmenter_takes_paths_pictures_and_arrays():
     from fsa_seg import Segmenter
-    segmenter = Segmenter(backbone='toy', vfm='toy', method='sclip')
+    segmenter = Segmenter(backbone='toy', vfm='toy', method='sclip', feedback=dict(p=0.5), device='cpu')
+    assert segmenter.model.feedback.p == 0.5
     picture = Image.open(IMAGE)
     one, two, three = (segmenter.segment(image, ['cat; kitten', 'grass', 'wall'])
                        for image in (IMAGE, picture, np.array(picture)))
@@ -182,46 +186,12 @@ def test_bad_input_is_one_message_and_status_1(run_tool, tmp_path, monkeypatch, 
     assert not list(tmp_path.rglob('results/*.json'))
 
 
-def label_outside(data):
-    path = data / 'SegmentationClass' / '2007_000033.png'
-    labels = np.array(Image.open(path))
-    labels[:5] = 77
-    Image.fromarray(labels).save(path)
-
-
-def rgb_labels(data):
-    path = data / 'SegmentationClass' / '2007_000033.png'
-    Image.open(path).convert('RGB').save(path)
-
-
-def other_size(data):
-    path = data / 'SegmentationClass' / '2007_000033.png'
-    Image.open(path).crop((0, 0, 100, 90)).save(path)
-
-
-def no_image(data):
-    (data / 'JPEGImages' / '2007_000033.jpg').write_bytes(b'no picture')
-
-
-def no_split(data):
-    (data / 'ImageSets' / 'Segmentation' / 'val.txt').unlink()
-
-
-def empty_split(data):
-    (data / 'ImageSets' / 'Segmentation' / 'val.txt').write_text('')
-
-
 def cut_image(data):
     path = data / 'JPEGImages' / '2007_000033.jpg'
     path.write_bytes(path.read_bytes()[:700])  # the head is whole: it shows when the image is decoded, during the run
 
 
-@pytest.mark.parametrize('damage, message', [
-    (label_outside, '2007_000033.png has the labels [77]; the data set has 0 to 20, and 255 for void'),
-    (rgb_labels, '2007_000033.png has 3 channels'), (other_size, '2007_000033.png has 90×100 pixels'),
-    (no_image, '2007_000033.jpg cannot be decoded'), (no_split, 'val.txt does not exist'),
-    (empty_split, 'val.txt is empty'), (cut_image, '2007_000033.jpg cannot be decoded'),
-])  # yapf: disable
+@pytest.mark.parametrize('damage, message', [*DAMAGE, (cut_image, '2007_000033.jpg cannot be decoded')])
 def test_damaged_data_is_one_message_and_status_1(run_tool, data, tmp_path, damage, message):
     """Also from a data loader's own process."""
     damage(data)
@@ -229,7 +199,7 @@ def test_damaged_data_is_one_message_and_status_1(run_tool, data, tmp_path, dama
                                '--workers', 1)
     assert status == 1
     error = [line for line in printed.splitlines() if line.startswith('error: ')]
-    assert len(error) == 1 and message in error[0]
+    assert len(error) == 1 and re.search(message, error[0])
     assert 'Traceback' not in printed
     assert not list(tmp_path.rglob('results/*.json'))
 

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from fsa_seg.windows import class_scores, label_map, slide, window_boxes
+from fsa_seg.windows import class_scores, label_map, slide, window_spans
 
 
-def test_boxes_start_at_multiples_and_the_last_is_shifted_inside():
-    assert window_boxes(4, 10, 4, 3) == [(0, 0, 4, 4), (0, 3, 4, 7), (0, 6, 4, 10)]
-    assert window_boxes(5, 4, 4, 3) == [(0, 0, 4, 4), (1, 0, 5, 4)]
-    assert window_boxes(3, 2, 4, 3) == [(0, 0, 3, 2)]  # smaller than the window: one window of its own size
-    assert len(window_boxes(448, 896, 224, 112)) == 3 * 7
+def test_spans_start_at_multiples_and_the_last_is_shifted_inside():
+    assert window_spans(10, 4, 3) == [(0, 4), (3, 7), (6, 10)]
+    assert window_spans(5, 4, 3) == [(0, 4), (1, 5)]
+    assert window_spans(3, 4, 3) == [(0, 3)]  # smaller than the window: one window of its own size
+    assert len(window_spans(448, 224, 112)) * len(window_spans(896, 224, 112)) == 3 * 7
 
 
 def mean_color(images):
@@ -28,6 +28,29 @@ def test_overlap_add_by_hand():
     cosines = slide(torch.zeros(3, 2, 3), constant, window=2, stride=1)
     assert seen == [(1, 3, 2, 2)] * 2
     assert cosines.tolist() == [[[1, 2, 3], [1, 2, 3]]]
+
+
+def direct(image, window_cosines, window, stride, size):
+    """The protocol's steps one by one, on whole maps: resize, sum, divide by coverage, resize."""
+    height, width = image.shape[1:]
+    total, count = torch.zeros(3, height, width), torch.zeros(height, width)
+    for top, bottom in window_spans(height, window, stride):
+        for left, right in window_spans(width, window, stride):
+            cosines, grid = window_cosines(image[None, :, top:bottom, left:right])
+            cosines = cosines.transpose(1, 2).unflatten(2, grid)
+            total[:, top:bottom, left:right] += torch.nn.functional.interpolate(
+                cosines, (bottom - top, right - left), mode='bilinear')[0]
+            count[top:bottom, left:right] += 1
+    return torch.nn.functional.interpolate((total / count)[None], size, mode='bilinear')[0]
+
+
+@pytest.mark.parametrize('size', [(14, 20), (9, 31), (40, 13)])
+@pytest.mark.parametrize('window, stride', [(8, 4), (8, 6), (6, 6), (20, 4)])
+def test_slide_equals_the_steps_one_by_one(window, stride, size):
+    torch.manual_seed(0)
+    image = torch.rand(3, 14, 20)
+    torch.testing.assert_close(slide(image, mean_color, window, stride, size=size),
+                               direct(image, mean_color, window, stride, size), atol=1e-6, rtol=1e-5)
 
 
 def test_one_window_as_large_as_the_image_equals_no_windows():
@@ -59,9 +82,8 @@ def test_padding_is_even_zero_and_cropped_back():
 def test_scores_by_hand():
     """Three queries, the first two of one class: softmax over all three, then the better of the first two."""
     cosines = torch.tensor([2., 1., 0.]).log1p()[:, None, None]  # exp: 3, 2, 1
-    scores = class_scores(cosines.clone(), [2, 1], 1.0, (1, 1))
+    scores = class_scores(cosines, [2, 1], 1.0)
     torch.testing.assert_close(scores.flatten(), torch.tensor([3 / 6, 1 / 6]))
-    assert class_scores(torch.zeros(3, 2, 2), [2, 1], 40.0, (5, 7)).shape == (2, 5, 7)
 
 
 def test_prob_thd():
@@ -82,8 +104,3 @@ def test_area_thd_acts_before_prob_thd():
     assert label_map(scores, prob_thd=0.6, area_thd=0.2).tolist() == [[0, 2, 2, 2, 2, 0, 0, 0, 0, 0]]
     assert label_map(scores, area_thd=1.0).tolist() == [[0] * 10]  # the background is never left out
     assert torch.equal(scores, before)
-
-
-@pytest.mark.parametrize('size', [(4, 9), (9, 4)])
-def test_labels_at_the_original_size(size):
-    assert label_map(class_scores(torch.rand(2, 6, 6), [1, 1], 40.0, size)).shape == size
