@@ -57,7 +57,8 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     toy = any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm'))
     cell = dict(names, dataset=data.name, protocol=protocol.name, words='file' if words else protocol.name,
                 limit=limit, changed=[], toy=toy or os.path.exists(os.path.join(find_root(data_root), TOY_MARK)))
-    config = Config(dict(load_file(os.path.join(CONFIGS, 'runtime.py')), **(runtime or {})))
+    runtime = dict(load_file(os.path.join(CONFIGS, 'runtime.py')), **(runtime or {}))
+    config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
     config.merge_from_dict(dict(cell=cell, model=model))
     dataset = dict(_without(data, 'name'), data_root=os.path.join(data_root, data.data_root))
     _add_loop(config, dataset, settings['short'])
@@ -150,7 +151,7 @@ def _add_loop(config, dataset, short):
     ]
     config.merge_from_dict(dict(
         test_dataloader=dict(sampler=dict(type='DefaultSampler', shuffle=False),
-                             dataset=dict(dataset, test_mode=True, pipeline=pipeline)),
+                             dataset=dict(dataset, test_mode=True, serialize_data=False, pipeline=pipeline)),
         test_cfg=dict(type='TestLoop', fp16=False), test_evaluator=dict(type='ExactIoUMetric'),
         default_hooks=dict(
             runtime_info=dict(type='RuntimeInfoHook'), timer=dict(type='IterTimerHook'),

@@ -103,7 +103,7 @@ def list_images(dataset):
     split = dataset.get('ann_file') and os.path.join(root, dataset['ann_file'])
     if split and not os.path.isfile(split):
         raise UserError(f'the split file {split} does not exist; data/README.md says where it comes from')
-    built = DATASETS.build(dict(dataset, pipeline=[], serialize_data=False))
+    built = DATASETS.build(dict(dataset, pipeline=[]))
     entries = [built.get_data_info(i) for i in range(len(built))]
     if not entries:
         raise UserError(f'no image found: {split or os.path.join(root, prefix["img_path"])} is empty')

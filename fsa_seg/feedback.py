@@ -53,8 +53,11 @@ def prune(similarity: Tensor, p: float):
     """
     if p >= 1:
         return similarity
-    ordered = similarity.sort(-1, descending=True).values
-    kept = (ordered.softmax(-1).cumsum(-1) <= p).sum(-1, keepdim=True).clamp_(min=1)
+    count = similarity.shape[-1]
+    # the n most probable entries weigh at least n/N together, so that no more than p·N of them can be kept
+    ordered = similarity.topk(min(count, int(p * count) + 2), -1).values
+    probs = (ordered - similarity.logsumexp(-1, keepdim=True)).exp_()
+    kept = (probs.cumsum(-1) <= p).sum(-1, keepdim=True).clamp_(min=1)
     threshold = ordered.gather(-1, kept - 1)
     return similarity.masked_fill(similarity < threshold, float('-inf'))
 
@@ -66,8 +69,8 @@ def adapt(similarity: Tensor, lam: float):
         similarity (B, N, N): S with pruned entries at −∞.
         lam (float): λ.
     """
-    weighted = torch.where(similarity.isinf(), similarity, similarity * (lam * similarity).exp())
-    return weighted.softmax(-1)
+    weighted = similarity.mul(lam).exp_().mul_(similarity)
+    return weighted.masked_fill_(similarity == float('-inf'), float('-inf')).softmax(-1)
 
 
 def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor):

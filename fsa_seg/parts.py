@@ -55,7 +55,7 @@ def load_file(path):
         if path.endswith('.json'):
             with open(path, encoding='utf-8') as f:
                 return Config.fromstring(json.load(f)['config'], '.py')
-        return Config.fromfile(path)
+        return Config.fromfile(path, format_python_code=False)
     except Exception as error:  # the file is executed: anything can be raised
         raise UserError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
 

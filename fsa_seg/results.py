@@ -43,7 +43,7 @@ def identity(config, names):
     if model.get('vfm'):
         model['vfm']['checkpoint'] = _weights_identity(model['vfm'].get('checkpoint'))
     dataset = json.loads(json.dumps(config.test_dataloader.dataset))
-    for key in ('data_root', 'data_prefix', 'ann_file', 'indices', 'test_mode'):
+    for key in ('data_root', 'data_prefix', 'ann_file', 'indices', 'test_mode', 'serialize_data'):
         dataset.pop(key, None)
     evaluator = {key: value for key, value in config.test_evaluator.items() if key not in ('journal', 'root')}
     return dict(model=model, prompts=templates_digest(), dataset=dataset, evaluator=evaluator, loop=config.test_cfg,

@@ -2,6 +2,8 @@
 
 Shape legend: Q queries, K classes; height and width in pixels.
 """
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -115,6 +117,7 @@ def _to_pixels(count, spans, pad, side, size, device):
     return {start: (resize[:, start:end] @ window).to(device) for start, end in spans}
 
 
+@functools.lru_cache(maxsize=64)
 def _resize_matrix(count, size):
     """Return the bilinear resize of `count` values to `size` as a matrix (size, count), by torch's own rule."""
     return F.interpolate(torch.eye(count)[None], size, mode='linear', align_corners=False)[0].T

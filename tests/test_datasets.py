@@ -115,7 +115,7 @@ DAMAGE = [  # what is done to the folder of VOC2012, and what the error says
     (break_root, 'lacks the folder .*VOC2012.*--data-root'),
     (break_split, 'split file .*val.txt does not exist'),
     (break_empty, 'no image found: .*val.txt is empty'),
-    (break_missing, '1 of 24 files are missing, the first is .*2007_000033.jpg'),
+    (break_missing, '1 of 20 files are missing, the first is .*2007_000033.jpg'),
     (break_image, 'the image .*2007_000033.jpg cannot be decoded'),
     (break_label, 'the label image .*2007_000130.png cannot be decoded'),
     (break_range, r'2007_000130.png has the labels \[21, 254\]; the data set has 0 to 20'),

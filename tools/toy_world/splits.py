@@ -100,7 +100,7 @@ def _voc(world, words, folder):
     table = _label_table(world, words['voc21'], other=0)
     stuff = [c for c in _concepts([background]) if c in STUFF and c != 'background']
     names = []
-    for i, (image, concepts) in enumerate(scenes(world, stuff + _main_concepts(things), 12, 100, 3, 4)):
+    for i, (image, concepts) in enumerate(scenes(world, stuff + _main_concepts(things), 10, 100, 3, 4)):
         labels = table[concepts]
         labels[_edges(labels)] = VOID
         names.append(f'2007_{33 + 97 * i:06d}')
@@ -113,7 +113,7 @@ def _context(world, words, folder):
     root = os.path.join(folder, 'VOCdevkit', 'VOC2010')
     table = _label_table(world, words['context60'], other=0)
     names = []
-    for i, (image, concepts) in enumerate(scenes(world, _concepts(words['context60']), 12, 200, 3, 4)):
+    for i, (image, concepts) in enumerate(scenes(world, _concepts(words['context60']), 10, 200, 3, 4)):
         names.append(f'2008_{2 + 83 * i:06d}')
         _save_jpeg(image, root, 'JPEGImages', names[-1])
         _save_labels(table[concepts], os.path.join(root, 'SegmentationClassContext', names[-1] + '.png'))
@@ -150,7 +150,8 @@ def _ade20k(world, words, folder):
     root = os.path.join(folder, 'ade', 'ADEChallengeData2016')
     table = _label_table(world, words['ade20k'], first=1, other=0)
     concepts_shown = _concepts(words['ade20k']) + ['background']  # a region of no class: 0
-    for i, (image, concepts) in enumerate(scenes(world, concepts_shown, 16, 500, 4, 7, radius=(0.12, 0.18))):
+    sizes = (240, 240), (250, 240), (240, 240), (224, 240)
+    for i, (image, concepts) in enumerate(scenes(world, concepts_shown, 16, 500, 4, 7, sizes, radius=(0.12, 0.18))):
         name = f'ADE_val_{1 + i:08d}'
         _save_jpeg(image, root, 'images/validation', name)
         _save_labels(table[concepts], os.path.join(root, 'annotations', 'validation', name + '.png'))
