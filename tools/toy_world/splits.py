@@ -1,5 +1,6 @@
 """Draw the mini splits: scenes of the toy world in each benchmark's folders, file formats and label encodings."""
 import os
+from collections import Counter
 
 import numpy as np
 import torch
@@ -158,8 +159,8 @@ def _ade20k(world, words, folder):
 
 
 def _main_concepts(groups):
-    """Return one concept for each class, that of its shortest word, so that a synonym elsewhere in use is not drawn."""
-    return sorted({concept_of(min(group, key=lambda word: (len(word), word))) for group in groups})
+    """Return one concept for each class, that of most of its words: a published synonym can be another's class."""
+    return sorted(Counter(sorted(map(concept_of, group))).most_common(1)[0][0] for group in groups)
 
 
 def _save_jpeg(image, root, sub, name):
