@@ -62,8 +62,10 @@ def test_bad_input(make, tmp_path):
         TimmViT('vit_tiny_patch16_224', checkpoint=str(tmp_path / 'none.safetensors'))
     with pytest.raises(UserError, match='cannot be built.*depht'):
         TimmViT('vit_tiny_patch16_224', model_args=dict(depht=3))
-    with pytest.raises(UserError, match='no plain ViT'):
-        TimmViT('vit_relpos_small_patch16_224')
+    with pytest.raises(UserError, match='cannot be built'):
+        TimmViT('vit_relpos_small_patch16_224')  # no dynamic_img_size
+    with pytest.raises(UserError, match='no plain ViT with absolute position embeddings'):
+        TimmViT('vit_tiny_patch16_224', model_args=dict(ARGS, pos_embed='none'))
     save_file(dict(wrong=torch.zeros(1)), tmp_path / 'wrong.safetensors')
     with pytest.raises(UserError, match='do not fit.*wrong'):
         TimmViT('vit_tiny_patch16_224', checkpoint=str(tmp_path / 'wrong.safetensors'), model_args=ARGS)
