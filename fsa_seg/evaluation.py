@@ -66,7 +66,7 @@ class ExactIoUMetric(IoUMetric):
             raise RuntimeError(f'{len(gathered)} images were evaluated, but the data set has {size}')
         self.images = sorted(gathered)
         self.confusions = [gathered[name] for name in self.images]
-        figures = metrics(sum_confusions(self.confusions, len(self.dataset_meta["classes"])))
+        figures = metrics(sum_confusions(self.confusions, len(self.dataset_meta['classes'])))
         if is_main_process():
             self._log(figures)
         return {key: figures[key] for key in ('aAcc', 'mIoU', 'mAcc')}

@@ -26,7 +26,6 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-
     from tqdm import tqdm
 
     from fsa_seg.benchmark import DATASET_NAMES, METHOD_NAMES, default_cells, picture_of_rows, run_cells

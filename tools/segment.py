@@ -1,7 +1,7 @@
 """Segment one picture into classes named on the spot.
 
     python tools/segment.py street.jpg 'car; taxi' road sky --out street.png
-    python tools/segment.py --mini data/mini/VOCdevkit/VOC2012/JPEGImages/2007_000033.jpg 'cat; kitten' grass wall
+    python tools/segment.py --mini data/mini/VOCdevkit/VOC2012/JPEGImages/2007_000227.jpg 'cat; kitten' cow wood
 """
 import argparse
 
@@ -22,7 +22,6 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-
     import numpy as np
 
     from fsa_seg import Segmenter
@@ -31,8 +30,9 @@ def main(argv=None):
     segmenter = Segmenter(feedback=args.fsa is not False, **{key: given[key] for key in PARTS if key in given})
     found = segmenter.segment(args.image, args.classes, args.prob_thd)
     write_picture(found.picture, args.out)
-    for name, share in zip(args.classes, np.bincount(found.labels.ravel(), minlength=len(args.classes)) / found.labels.size):
-        print(f'{share:7.1%}  {name}')
+    pixels = np.bincount(found.labels.ravel(), minlength=len(args.classes))
+    for name, count in zip(args.classes, pixels):
+        print(f'{count / pixels.sum():7.1%}  {name}')
     print(f'picture: {args.out}')
 
 

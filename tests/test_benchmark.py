@@ -1,0 +1,34 @@
+import pytest
+
+from conftest import MINI
+from fsa_seg.benchmark import prepare, run_cell, run_cells
+from fsa_seg.config import compose
+from fsa_seg.errors import UserError
+
+
+def config(tmp_path, **options):
+    options = dict(dict(dataset='cityscapes', method='maskclip', feedback=None, backbone='toy', vfm='toy',
+                        data_root=MINI, runtime=dict(workers=0, work_dir=str(tmp_path))), **options)
+    return compose(**options)
+
+
+def test_a_limit_is_a_seeded_subset_and_partial(tmp_path):
+    chosen = []
+    for _ in range(2):
+        limited = config(tmp_path, limit=3)
+        digest = prepare(limited)
+        chosen.append(limited.test_dataloader.dataset.indices)
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 3
+    assert digest != prepare(config(tmp_path))
+    result = run_cell(limited, digest, str(tmp_path / 'r.json'))
+    assert result['partial'] and len(result['images']) == 3
+    whole = config(tmp_path, limit=500)  # more than there are: all
+    assert prepare(whole) == prepare(config(tmp_path))
+
+
+def test_missing_weights_are_found_before_the_first_cell(tmp_path):
+    part = tmp_path / 'gone.py'
+    part.write_text("vfm = dict(name='gone', type='TimmViT', model='vit_base_patch8_224.dino', checkpoint='gone.pth')")
+    cells = [config(tmp_path), config(tmp_path, method='proxyclip', vfm=str(part))]
+    with pytest.raises(UserError, match='gone.pth.* does not exist'):
+        run_cells(cells, lambda prepared: pytest.fail('a cell was run'))
