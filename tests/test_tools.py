@@ -134,7 +134,10 @@ def test_segmenter_takes_paths_pictures_and_arrays():
     assert len(segmenter.segment(picture, ['road', 'sea']).scores) == 2  # other words, same model
 
 
-def test_mmsegs_visualization_hook(tmp_path):
+def test_mmsegs_own_metric_loading_and_visualization_hook(tmp_path):
+    """The segmentors are mmseg's guests: its metric, its label loading and its hook work with them."""
+    from mmengine.runner import Runner
+
     from fsa_seg.benchmark import prepare, run_cell
     from fsa_seg.config import compose
     config = compose('voc21', 'sclip', None, 'toy', data_root=MINI, limit=1,
@@ -142,8 +145,12 @@ def test_mmsegs_visualization_hook(tmp_path):
     config.default_hooks.visualization = dict(type='SegVisualizationHook', draw=True)
     config.visualizer = dict(type='SegLocalVisualizer', name='visualizer', save_dir=str(tmp_path / 'drawn'),
                              vis_backends=[dict(type='LocalVisBackend')])
-    run_cell(config, prepare(config), str(tmp_path / 'r.json'))
+    result = run_cell(config, prepare(config), str(tmp_path / 'r.json'))
     assert list((tmp_path / 'drawn').rglob('*.png'))
+    config.test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+    config.test_dataloader.dataset.pipeline[2] = dict(type='mmseg.LoadAnnotations')
+    config.experiment_name = 'mmsegs'
+    assert Runner.from_cfg(config).test()['mIoU'] == pytest.approx(result['metrics']['mIoU'], abs=0.0051)
 
 
 @pytest.fixture
