@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import open_clip
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.paths import local_path
@@ -59,6 +60,8 @@ def loading_weights(what, pretrained=None, cache_dir=None):
     Raises:
         UserError: weights that are absent and cannot be downloaded, or that do not fit (the keys are named).
     """
+    print_log(f'loading {what}, {pretrained or "its weights"} (downloaded where they are not there; without a network that '
+              'gives up after a minute, with HF_HUB_OFFLINE=1 at once)', 'current')
     logging.disable(logging.ERROR)
     try:
         yield

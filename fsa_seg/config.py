@@ -8,6 +8,7 @@ import os
 from mmengine import Config
 from mmseg.registry import DATASETS, METRICS, MODELS
 
+from fsa_seg.attention import ATTENTIONS
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.parts import class_names, load_file, load_part, load_parts, load_protocol, protocol_settings
 from fsa_seg.paths import CONFIGS, ROOT
@@ -90,6 +91,8 @@ def check_config(config):
     """Raise a UserError if a composed config has a key that the class it goes to does not take, or words missing."""
     dataset = _without(config.test_dataloader.dataset, 'pipeline')
     _check_constructor(config.model, MODELS, 'model')
+    if config.model.get('attention'):
+        one_of(config.model.attention, ATTENTIONS, 'attention map')
     for key in ('vfm', 'feedback'):
         if config.model.get(key):
             _check_constructor(config.model[key], MODELS, f'model.{key}')

@@ -98,8 +98,8 @@ def list_images(dataset):
     root, prefix = dataset['data_root'], dataset['data_prefix']
     for folder in (root, *(os.path.join(root, sub) for sub in prefix.values())):
         if not os.path.isdir(folder):
-            raise UserError(f'the data root lacks the folder {folder}: give the right --data-root, or put the data '
-                            'where data/README.md says')
+            raise UserError(f'the data root lacks the folder {folder}: give the right --data-root, put the data where '
+                            "data/README.md says, or mend the paths in the data set's config")
     split = dataset.get('ann_file') and os.path.join(root, dataset['ann_file'])
     if split and not os.path.isfile(split):
         raise UserError(f'the split file {split} does not exist; data/README.md says where it comes from')

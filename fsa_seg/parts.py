@@ -33,7 +33,7 @@ def load_part(kind, name):
     Raises:
         UserError: no such part (the nearest name is given), or a file that lacks the kind's dict or one of its keys.
     """
-    if str(name).endswith('.py'):
+    if str(name).endswith(('.py', '.json')) or os.sep in str(name):
         path = local_path(name, f'{kind} config')
     else:
         path = os.path.join(CONFIGS, KINDS[kind], one_of(name, part_names(kind), kind) + '.py')

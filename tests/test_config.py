@@ -102,6 +102,7 @@ def test_a_data_set_that_no_protocol_knows(tmp_path):
     (dict(precision='fp61'), "unknown precision .* 'fp16'"),
     (dict(limit=0), '--limit is 0'),
     (dict(dataset='nowhere/mine.py'), 'does not exist'),
+    (dict(dataset='nowhere/result.json'), 'does not exist'),
     (dict(words='nowhere.txt'), "'nowhere.txt' cannot be read"),
 ])  # yapf: disable
 def test_bad_choices(arguments, message):
@@ -115,6 +116,8 @@ def test_bad_choices(arguments, message):
     ('dataset', "datasett = dict()", "no dict 'dataset'"),
     ('dataset', "dataset = dict(", 'cannot be read: .*SyntaxError|cannot be read'),
     ('method', "method = dict(name='x', segmentor=dict(type='SCLIP', stirde=3), protocol='sclip')", "'stirde'"),
+    ('method', "method = dict(name='x', segmentor=dict(type='TrainingFreeSegmentor', attention='zz'), protocol='sclip')",
+     "unknown attention map 'zz'"),
     ('method', "method = dict(name='x', segmenter=dict(type='SCLIP'), protocol='sclip')", "did you mean 'segmentor'"),
     ('backbone', "backbone = dict(name='x', model='ViT-B-16', pretrainde='openai')", "did you mean 'pretrained'"),
     ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', chekpoint='f')", "did you mean 'checkpoint'"),

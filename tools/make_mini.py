@@ -20,6 +20,7 @@ def parse_args(argv=None):
     parser.add_argument('what', nargs='*', metavar='splits|clip|vfm', help='what to make (default: all)')
     parser.add_argument('--out', default=os.path.join(ROOT, 'data', 'mini'), metavar='DIR', help='where it goes')
     parser.add_argument('--work-dir', default=os.path.join(ROOT, 'work_dirs', 'mini'), metavar='W', help='checkpoints')
+    parser.add_argument('--steps', type=int, metavar='N', help='steps of training in place of the full number; 0: none')
     return parser.parse_args(argv)
 
 
@@ -37,10 +38,11 @@ def main(argv=None):
     print(f'{len(world.words)} words, {len(world.concepts)} concepts')
     if 'splits' in what:
         draw_splits(world, words, args.out, lambda items: tqdm(items, desc='mini splits'))
+    steps = {} if args.steps is None else dict(steps=args.steps)
     if 'clip' in what:
-        train_clip(world, os.path.join(args.out, 'models', 'toy_clip'), args.work_dir)
+        train_clip(world, os.path.join(args.out, 'models', 'toy_clip'), args.work_dir, **steps)
     if 'vfm' in what:
-        train_vfm(world, os.path.join(args.out, 'models', 'toy_vfm'), args.work_dir)
+        train_vfm(world, os.path.join(args.out, 'models', 'toy_vfm'), args.work_dir, **steps)
 
 
 if __name__ == '__main__':

@@ -146,7 +146,7 @@ def _train(model, step_loss, steps, lr, checkpoint, name, world, warmup=100, eve
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([dict(params=decay, weight_decay=0.05), dict(params=rest, weight_decay=0.0)], lr)
-    factor = lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))  # noqa: E731
+    factor = lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / max(steps, 1))))  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     start = 0
     if os.path.exists(checkpoint):
