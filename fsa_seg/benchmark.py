@@ -164,7 +164,8 @@ def _checked_names(dataset):
     entries = list_images(dataset)
     if is_main_process():
         built = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
-        check_images(entries, len(class_names(dataset)), built.reduce_zero_label)
+        classes = built.label_map or class_names(dataset)  # of the files; a config may choose some of them
+        check_images(entries, len(classes), built.reduce_zero_label)
     return [entry['name'] for entry in entries]
 
 

@@ -32,7 +32,8 @@ def load_clip(model, pretrained=None, cache_dir=None):
             architecture, or that were trained with the other activation.
     """
     if model.startswith('local-dir:'):
-        model = 'local-dir:' + local_path(model.removeprefix('local-dir:'), 'folder of a CLIP model')
+        source = local_path(model.removeprefix('local-dir:'), 'folder of a CLIP model')
+        model, pretrained = f'local-dir:{source}', None
     else:
         one_of(model, open_clip.list_models(), 'open_clip architecture')
         tag = open_clip.get_pretrained_cfg(model, pretrained or '')
@@ -42,35 +43,37 @@ def load_clip(model, pretrained=None, cache_dir=None):
         elif tag.get('quick_gelu', False) != (open_clip.get_model_config(model) or {}).get('quick_gelu', False):
             other = model.removesuffix('-quickgelu') if model.endswith('-quickgelu') else model + '-quickgelu'
             raise UserError(f'the weights {pretrained!r} and {model!r} differ in their activation: use {other!r}')
-    with loading_weights(f'CLIP {model!r}', pretrained, cache_dir):
+        source = pretrained
+    with loading_weights(f'CLIP {model!r}', source, cache_dir):
         clip = open_clip.create_model(model, pretrained=pretrained, cache_dir=cache_dir, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(model)
     return clip.eval().requires_grad_(False), tokenizer
 
 
 @contextmanager
-def loading_weights(what, pretrained=None, cache_dir=None):
+def loading_weights(what, source, cache_dir=None):
     """Turn whatever a library raises while it loads weights into one UserError, without the library's own log of it.
 
     Args:
         what (str): the model, as the message names it.
-        pretrained (str): tag or file of the weights.
+        source (str): file, folder or tag of the weights.
         cache_dir (str): where downloads lie.
 
     Raises:
         UserError: weights that are absent and cannot be downloaded, or that do not fit (the keys are named).
     """
-    print_log(f'loading {what}, {pretrained or "its weights"} (downloaded where they are not there; without a network that '
-              'gives up after a minute, with HF_HUB_OFFLINE=1 at once)', 'current')
+    if not os.path.exists(source):
+        print_log(f'loading {what}, {source} (downloaded where it is not cached; without a network that gives up after a '
+                  'minute, with HF_HUB_OFFLINE=1 at once)', 'current')
     logging.disable(logging.ERROR)
     try:
         yield
     except Exception as error:  # the libraries and their downloaders raise many kinds
         text = ' '.join(str(error).split())
         if 'state_dict' in text or 'size mismatch' in text:
-            raise UserError(f'the weights {pretrained or ""} do not fit {what}: {text[:800]}') from error
+            raise UserError(f'the weights {source} do not fit {what}: {text[:800]}') from error
         raise UserError(
-            f'{what}: the weights {pretrained or "in that folder"} could not be loaded ({text[:300]}). Looked in '
+            f'{what}: the weights {source} could not be loaded ({text[:300]}). Looked in '
             f'{cache_dir or os.environ.get("HF_HOME", "~/.cache/huggingface")} and at their source. Either download '
             'them on a machine with network and copy that cache, or give the path of a local file in the config '
             '(`pretrained` of a backbone, `checkpoint` of a VFM)') from error

@@ -36,7 +36,8 @@ class TimmViT(nn.Module):
         self.pos_embed = one_of(pos_embed, ('published', 'timm'), 'pos_embed')
         name = model.split('.')[0]
         one_of(name, timm.list_models('vit_*'), 'timm model')
-        overlay = dict(file=local_path(checkpoint, f'checkpoint of the VFM {model}')) if checkpoint else None
+        checkpoint = checkpoint and local_path(checkpoint, f'checkpoint of the VFM {model}')
+        overlay = dict(file=checkpoint) if checkpoint else None
         try:
             self.vit = timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=0, dynamic_img_size=True,
                                          **(model_args or {}))
@@ -44,7 +45,7 @@ class TimmViT(nn.Module):
             raise UserError(f'the VFM {model!r} with model_args {model_args} cannot be built: {error}') from error
         if not isinstance(self.vit, VisionTransformer) or self.vit.pos_embed is None:
             raise UserError(f'{model!r} is no plain ViT with absolute position embeddings; it needs a class of its own')
-        with loading_weights(f'VFM {model!r}', checkpoint):
+        with loading_weights(f'VFM {model!r}', checkpoint or model):
             _load_strictly(self.vit)
         self.vit.eval().requires_grad_(False)
         self.patch_size = self.vit.patch_embed.patch_size

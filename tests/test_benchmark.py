@@ -32,3 +32,15 @@ def test_missing_weights_are_found_before_the_first_cell(tmp_path):
     cells = [config(tmp_path), config(tmp_path, method='proxyclip', vfm=str(part))]
     with pytest.raises(UserError, match='gone.pth.* does not exist'):
         run_cells(cells, lambda prepared: pytest.fail('a cell was run'))
+
+
+def test_a_choice_of_a_data_sets_classes(tmp_path):
+    """The label images keep all 19 classes; those that are not chosen become void."""
+    part = tmp_path / 'some.py'
+    part.write_text("dataset = dict(name='some', type='CityscapesDataset', data_root='cityscapes', "
+                    "data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'), "
+                    "metainfo=dict(classes=('car', 'road')))")
+    chosen = config(tmp_path, dataset=str(part), limit=2)
+    result = run_cell(chosen, prepare(chosen), str(tmp_path / 'r.json'))
+    assert [entry['name'] for entry in result['classes']] == ['car', 'road']
+    assert set(result['confusion']['truth']) == {0, 1}
