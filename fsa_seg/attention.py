@@ -3,18 +3,41 @@
 A map is held as what it does to values, not as a matrix: softmax maps run through `scaled_dot_product_attention`, the
 identity costs nothing, and a proxy map, which all heads share, is one (N, N) matrix for all of them.
 
+Each map is registered under its name by `attention_map`; a file configs/attentions/NAME.py that does the same adds one.
+
 Shape legend: B images, H heads, T tokens (CLS included), N patches, D width, C feature channels, (h, w) a grid.
 """
-from typing import Callable, NamedTuple
+import runpy
+from typing import Callable, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fsa_seg.errors import UserError, one_of
+from fsa_seg.paths import part_files
+
 PROXY_BETA = 1.2  # ProxyCLIP's published default
 PROXY_GAMMA = 3.0  # ProxyCLIP's published default
 SELF_MAPS = dict(qk=('q', 'k'), qq=('q', 'q'), kk=('k', 'k'), vv=('v', 'v'))
-ATTENTIONS = (*SELF_MAPS, 'qq+kk', 'identity', 'proxy')
+ATTENTIONS = {}  # name -> (function of a `Block` that returns an AttentionMap, whether it needs VFM features)
+
+
+class Block(NamedTuple):
+    """What an attention map can be made of.
+
+    Attributes:
+        q, k, v (B, T, D): projections of the last block's ln_1(tokens), biases included, CLS first.
+        heads (int): number of heads.
+        grid (int, int): (h, w) of CLIP's patches.
+        features (B, C, I, J): of the VFM; None without one.
+    """
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    grid: Tuple[int, int]
+    features: Optional[Tensor] = None
 
 
 class AttentionMap(NamedTuple):
@@ -28,6 +51,66 @@ class AttentionMap(NamedTuple):
     apply: Callable[[Tensor], Tensor]
     mass: float
     cls: bool
+
+
+def attention_map(name, vfm=False):
+    """Return a decorator that registers a function (block: `Block`) -> `AttentionMap` under a name.
+
+    Args:
+        name (str): by which a config asks for the map.
+        vfm (bool): whether it needs a VFM's features. Such a map attends patches alone, on the VFM's grid, and the
+            values come resized to it.
+    """
+
+    def register(function):
+        ATTENTIONS[name] = (function, vfm)
+        return function
+
+    return register
+
+
+def find_attention(name):
+    """Return the function of the attention map `name`, and whether it needs a VFM.
+
+    Raises:
+        UserError: no such map (the nearest name is given), or a file that registers none of its own name.
+    """
+    files = part_files('attentions')
+    if name not in ATTENTIONS and name in files:
+        try:
+            runpy.run_path(files[name])
+        except Exception as error:  # the file is executed: anything can be raised
+            raise UserError(f'{files[name]} cannot be run: {type(error).__name__}: {error}') from error
+        if name not in ATTENTIONS:
+            raise UserError(f'{files[name]} registers no attention map {name!r}; decorate its function with '
+                            f'@fsa_seg.attention.attention_map({name!r})')
+    return ATTENTIONS[one_of(name, {*ATTENTIONS, *files}, 'attention map')]
+
+
+def attention_names():
+    """Return the names of all attention maps, the built-in ones first."""
+    return list(dict.fromkeys([*ATTENTIONS, *part_files('attentions')]))
+
+
+def map_rows(apply, index, values, heads):
+    """Return row `index` of the matrix that an operator on values stands for: (H, T).
+
+    The operator is applied to unit vectors, as many at once as a head has columns, so that it is seen as it acts.
+
+    Args:
+        apply: function of values (1, T, D), linear and on each head's D/H columns apart.
+        index (int): of the row, from 0 to T − 1.
+        values (1, T, D): any, of the shape and type that the operator takes.
+        heads (int): H.
+    """
+    count, size = values.shape[1], values.shape[2] // heads
+    rows = []
+    for start in range(0, count, size):
+        some = min(size, count - start)
+        unit = values.new_zeros(1, count, heads, size)
+        unit[0, start:start + some, :, :some] = torch.eye(some)[:, None].to(unit)
+        rows.append(apply(unit.flatten(2))[0, index].unflatten(0, (heads, size))[:, :some])
+    return torch.cat(rows, 1).float()
 
 
 def self_map(name, q, k, v, heads):
@@ -85,3 +168,8 @@ def resize_tokens(tokens, grid, new_grid):
 
 def _split_heads(x, heads):
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+for _name in (*SELF_MAPS, 'qq+kk', 'identity'):
+    attention_map(_name)(lambda block, name=_name: self_map(name, block.q, block.k, block.v, block.heads))
+attention_map('proxy', vfm=True)(lambda block: proxy_map(block.features))

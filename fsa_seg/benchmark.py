@@ -24,8 +24,6 @@ from fsa_seg.results import (cell_id, identity_hash, make_result, read_result, r
                              write_result)  # yapf: disable
 from fsa_seg.visualization import panel, read_image
 
-DATASET_NAMES = ('voc21', 'context60', 'coco_object', 'voc20', 'context59', 'coco_stuff164k', 'cityscapes', 'ade20k')
-METHOD_NAMES = ('clip', 'maskclip', 'sclip', 'clearclip', 'proxyclip')
 LIMIT_SEED = 0
 
 
@@ -95,7 +93,7 @@ def run_cell(config, digest, path):
 def run_cells(configs, progress, force=False):
     """Run cells one after the other and return their results; a cell whose result is there is not run again.
 
-    The data of all cells is checked, and each backbone and VFM loaded once, before the first cell runs.
+    Cells that differ in their names alone (a setting under two protocols that agree on a data set) are run once. The data of all cells is checked, and each backbone and VFM loaded once, before the first cell runs.
 
     Args:
         configs (list): composed configs.
@@ -118,14 +116,19 @@ def run_cells(configs, progress, force=False):
         load_clip(**backbone)
     for vfm in {json.dumps(vfm): vfm for _, vfm in parts if vfm}.values():
         MODELS.build(vfm)
-    return [there[path] if path in there else run_cell(config, digest, path)
-            for config, digest, path in progress(prepared)]
-
-
-def default_cells(datasets, methods, feedbacks=(None, 'fsa'), **options):
-    """Return the composed configs of methods × feedback × data sets; `options` go to `compose`."""
-    return [compose(dataset, method, feedback, **options)
-            for method in methods for feedback in feedbacks for dataset in datasets]
+    results, done = [], {}
+    for config, digest, path in progress(prepared):
+        if path in there:
+            result = there[path]
+        elif digest in done:  # cells under protocols that agree here: one number, two names
+            result = dict(done[digest], cell=dict(config.cell), config=config.pretty_text)
+            if is_main_process():
+                write_result(result, path)
+        else:
+            result = run_cell(config, digest, path)
+        done[digest] = result
+        results.append(result)
+    return results
 
 
 def picture_of_rows(configs, index=0, columns=4):

@@ -3,8 +3,10 @@
 Shape legend: B images, T = 1 + N tokens (CLS first), N = h·w patches, D width; images (B, 3, height, width).
 """
 import hashlib
+import json
 import logging
 import os
+import zipfile
 from contextlib import contextmanager
 
 import open_clip
@@ -15,38 +17,60 @@ from mmengine.logging import print_log
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.paths import local_path
 
+ARCHIVE_KEYS = ('input_resolution', 'context_length', 'vocab_size')  # of OpenAI's archives, beside the weights
 POSITION_OFFSET = 0.1  # the published numbers were made with scale factors (n + 0.1) / s
 
 
-def load_clip(model, pretrained=None, cache_dir=None):
+def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, cache_dir=None, random_weights=None):
     """Return an `open_clip` model in float32 and evaluation mode, and its tokenizer.
+
+    The image normalisation (`model.visual.preprocess_cfg`) is that of the weights: the tag's, or the folder's, or else
+    OpenAI's.
 
     Args:
         model (str): an `open_clip` architecture ('ViT-B-16-quickgelu'), or 'local-dir:PATH' of a folder with
             open_clip_config.json and weights; a relative PATH is looked up here and in the repository.
-        pretrained (str): a tag of `open_clip` ('openai'), or the path of a file of weights; not for 'local-dir:'.
+        pretrained (str): a tag of `open_clip` ('openai').
+        checkpoint (str): a local file, read in place of a download: the weights of the tag, or others; any format
+            that `open_clip` loads, and OpenAI's TorchScript archives.
+        quick_gelu (bool): the activation that a checkpoint without a tag was trained with, where the file does not say.
         cache_dir (str): where downloads lie; by default `open_clip`'s own cache.
+        random_weights (int): seed of random weights, which are used in place of trained ones.
 
     Raises:
         UserError: an unknown name, weights that are missing and cannot be downloaded, that do not fit the
             architecture, or that were trained with the other activation.
     """
+    options = dict(device=str(torch.get_default_device()), cache_dir=cache_dir)
     if model.startswith('local-dir:'):
         source = local_path(model.removeprefix('local-dir:'), 'folder of a CLIP model')
-        model, pretrained = f'local-dir:{source}', None
+        if pretrained or checkpoint:
+            raise UserError(f'{model}: the folder holds the weights; leave out pretrained and checkpoint')
+        model = f'local-dir:{source}'
     else:
-        one_of(model, open_clip.list_models(), 'open_clip architecture')
-        tag = open_clip.get_pretrained_cfg(model, pretrained or '')
-        if not tag:
-            tags = open_clip.list_pretrained_tags_by_model(model)
-            pretrained = local_path(pretrained, f'pretrained weights of {model} (its tags: {", ".join(tags)})')
-        elif tag.get('quick_gelu', False) != (open_clip.get_model_config(model) or {}).get('quick_gelu', False):
-            other = model.removesuffix('-quickgelu') if model.endswith('-quickgelu') else model + '-quickgelu'
-            raise UserError(f'the weights {pretrained!r} and {model!r} differ in their activation: use {other!r}')
-        source = pretrained
+        tag = _pretrained_tag(model, pretrained)
+        if checkpoint:
+            checkpoint = local_path(checkpoint, f'checkpoint of the backbone {model}')
+        if not pretrained and not checkpoint and random_weights is None:
+            raise UserError(f'{model}: name its weights, by `pretrained` (a tag) or `checkpoint` (a local file)')
+        if pretrained or random_weights is None:
+            _check_activation(model, pretrained, tag, checkpoint, quick_gelu)
+        if tag:
+            options['force_preprocess_cfg'] = dict(mean=tag['mean'], std=tag['std'])
+        source = checkpoint or pretrained
+        options['pretrained'] = pretrained
+    tokenizer = open_clip.get_tokenizer(model)
+    if random_weights is not None:
+        options.update(pretrained=None, load_weights=False)
+        with torch.random.fork_rng(), _quiet():
+            torch.manual_seed(random_weights)
+            return open_clip.create_model(model, **options).eval().requires_grad_(False), tokenizer
     with loading_weights(f'CLIP {model!r}', source, cache_dir):
-        clip = open_clip.create_model(model, pretrained=pretrained, cache_dir=cache_dir, require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(model)
+        if checkpoint:
+            clip = open_clip.create_model(model, **dict(options, pretrained=None))
+            _load_checkpoint(clip, checkpoint)
+        else:
+            clip = open_clip.create_model(model, require_pretrained=True, **options)
     return clip.eval().requires_grad_(False), tokenizer
 
 
@@ -65,9 +89,9 @@ def loading_weights(what, source, cache_dir=None):
     if not os.path.exists(source):
         print_log(f'loading {what}, {source} (downloaded where it is not cached; without a network that gives up after a '
                   'minute, with HF_HUB_OFFLINE=1 at once)', 'current')
-    logging.disable(logging.ERROR)
     try:
-        yield
+        with _quiet():
+            yield
     except Exception as error:  # the libraries and their downloaders raise many kinds
         text = ' '.join(str(error).split())
         if 'state_dict' in text or 'size mismatch' in text:
@@ -76,7 +100,15 @@ def loading_weights(what, source, cache_dir=None):
             f'{what}: the weights {source} could not be loaded ({text[:300]}). Looked in '
             f'{cache_dir or os.environ.get("HF_HOME", "~/.cache/huggingface")} and at their source. Either download '
             'them on a machine with network and copy that cache, or give the path of a local file in the config '
-            '(`pretrained` of a backbone, `checkpoint` of a VFM)') from error
+            '(`checkpoint` of a backbone or a VFM)') from error
+
+
+@contextmanager
+def _quiet():
+    """Hold back the libraries' own log of what they load."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
     finally:
         logging.disable(logging.NOTSET)
 
@@ -157,3 +189,78 @@ def resize_position_embedding(embedding, grid, new_grid, prefix=1, offset=POSITI
     if tuple(patches.shape[2:]) != tuple(new_grid):
         raise RuntimeError(f'position embeddings of {tuple(grid)} became {tuple(patches.shape[2:])}, not {new_grid}')
     return torch.cat([embedding[:prefix].float(), patches[0].flatten(1).T]).to(embedding.dtype)
+
+
+def _pretrained_tag(model, pretrained):
+    """Return `open_clip`'s description of a tag's weights, or None without a tag; unknown names are UserErrors."""
+    one_of(model, open_clip.list_models(), 'open_clip architecture')
+    if not pretrained:
+        return None
+    family = model.removesuffix('-quickgelu')
+    tags = {tag: name for name in (family + '-quickgelu', family, model)
+            for tag in open_clip.list_pretrained_tags_by_model(name)}
+    if pretrained not in tags and os.path.splitext(pretrained)[1]:
+        raise UserError(f'pretrained={pretrained!r} is no tag of {model}; a local file is named by `checkpoint`')
+    one_of(pretrained, tags, f'pretrained tag of {model}')
+    return open_clip.get_pretrained_cfg(model, pretrained) or open_clip.get_pretrained_cfg(tags[pretrained], pretrained)
+
+
+def _check_activation(model, pretrained, tag, checkpoint, quick_gelu):
+    """Raise a UserError unless the architecture has the activation (QuickGELU or GELU) of the weights.
+
+    What is known of the weights: by their tag, by the config (`quick_gelu`), by a checkpoint that is a TorchScript
+    archive or lies beside its open_clip_config.json.
+    """
+    known = {}
+    if tag:
+        known[f'the tag {pretrained!r}'] = bool(tag.get('quick_gelu', False))
+    if quick_gelu is not None:
+        known['`quick_gelu` of the config'] = quick_gelu
+    config = checkpoint and os.path.join(os.path.dirname(checkpoint), 'open_clip_config.json')
+    if checkpoint and (code := _script_code(checkpoint)):
+        known[f'the code in {checkpoint}'] = '1.702' in code  # QuickGELU is x·sigmoid(1.702·x)
+    elif config and os.path.exists(config):
+        with open(config, encoding='utf-8') as f:
+            known[config] = bool(json.load(f).get('model_cfg', {}).get('quick_gelu', False))
+    if not known:
+        raise UserError(f'{checkpoint} does not say which activation its weights were trained with: name the tag whose '
+                        'weights they are (`pretrained`), or set quick_gelu=True or False in the backbone')
+    own = bool(open_clip.get_model_config(model).get('quick_gelu', False))
+    for where, quick in known.items():
+        if quick != own:
+            family = model.removesuffix('-quickgelu')
+            other = family + '-quickgelu' if quick else family
+            names = ('GELU', 'QuickGELU')
+            raise UserError(f'the weights and {model!r} differ in their activation: {where} says {names[quick]}, the '
+                            f'architecture has {names[own]}. ' + (
+                                f'Use {other!r}' if other in open_clip.list_models() else
+                                f'open_clip has no {other!r}; a folder with open_clip_config.json can spell it out '
+                                '(model="local-dir:PATH")'))
+
+
+def _load_checkpoint(clip, path):
+    """Load a file of weights; position embeddings of another size, which `open_clip` would resize, are an error."""
+    script = _script_code(path)
+    if script:
+        state = torch.jit.load(path, map_location='cpu').state_dict()
+        state = {key: value for key, value in state.items() if key not in ARCHIVE_KEYS}
+    else:
+        state = open_clip.factory.load_state_dict(path)
+    for key in ('visual.positional_embedding', 'positional_embedding'):
+        own = clip.state_dict()[key]
+        if key in state and state[key].shape != own.shape:
+            raise RuntimeError(f'size mismatch for {key}: {tuple(state[key].shape)} in the file, {tuple(own.shape)} in '
+                               'the model')
+    if script:
+        clip.load_state_dict(state)
+    else:
+        open_clip.load_checkpoint(clip, path)
+
+
+def _script_code(path):
+    """Return the code in a TorchScript archive; an empty string for any other file."""
+    if not zipfile.is_zipfile(path):
+        return ''
+    with zipfile.ZipFile(path) as archive:
+        return '\n'.join(archive.read(name).decode() for name in archive.namelist()
+                         if '/code/' in name and name.endswith('.py'))

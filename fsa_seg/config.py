@@ -2,20 +2,23 @@
 
 A composed config is complete: it is saved with its result and can be run again as it is.
 """
+import hashlib
 import inspect
+import json
 import os
 
 from mmengine import Config
 from mmseg.registry import DATASETS, METRICS, MODELS
 
-from fsa_seg.attention import ATTENTIONS
+from fsa_seg.attention import find_attention
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.parts import class_names, load_file, load_part, load_parts, load_protocol, protocol_settings
+from fsa_seg.parts import (class_names, feedback_of, load_file, load_part, load_parts, load_protocol,
+                           protocol_settings)  # yapf: disable
 from fsa_seg.paths import CONFIGS, ROOT
 from fsa_seg.segmentor import BACKBONE_KEYS, resolve_precision
 from fsa_seg.text import check_words, class_words, read_words
 
-ABOUT = ('name', 'fsa', 'toy')  # what a backbone or a VFM part says about itself: its λ, and whether it is a toy
+ABOUT = ('name', 'fsa', 'toy', 'licence')  # what a backbone or a VFM part says about itself, beside how it is built
 TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
@@ -30,17 +33,19 @@ def is_complete(config):
 
 
 def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8', protocol='own',
-            words=None, data_root='data', limit=None, precision='auto', runtime=None):
+            words=None, data_root='data', limit=None, precision='auto', random_weights=None, runtime=None):
     """Return the complete config of one cell.
 
     Args:
-        dataset, method, backbone, vfm (str): name or file of a part; the VFM is used by proxy attention alone.
-        feedback (str): name or file of a feedback part; None for the bare method.
+        dataset, method, backbone, vfm (str): name or file of a part; the VFM is used by proxy attention alone. A
+            method can be spelt out, see `fsa_seg.parts.load_part`.
+        feedback (str or dict): name or file of a feedback part, or settings of FSA; None for the bare method.
         protocol (str): 'own' (the method's publication's), or name or file of a protocol.
         words (str): a file of class words in place of the protocol's; see `fsa_seg.text.read_words`.
         data_root (str): folder that holds all data sets; a relative one is looked up here and in the repository.
         limit (int): evaluate only so many images, a seeded choice; the result is marked as partial.
         precision (str): 'auto', 'fp32', 'fp16', 'bf16'.
+        random_weights (int): seed of random weights in place of trained ones; the result is marked, and in no table.
         runtime (dict): replaces entries of configs/runtime.py.
 
     Raises:
@@ -53,11 +58,11 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
         raise UserError(f'--limit is {limit}; it has to be at least 1')
     classes = class_names(data)
     queries = read_words(words, classes) if words else class_words(classes, **settings['words'])
-    model = dict(model_config(parts, settings, precision), words=queries)
+    model = dict(model_config(parts, settings, precision, random_weights=random_weights), words=queries)
     names = {kind: part and part.name for kind, part in parts.items()}
     toy = any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm'))
-    cell = dict(names, dataset=data.name, protocol=protocol.name, words='file' if words else protocol.name,
-                limit=limit, changed=[], toy=toy or os.path.exists(os.path.join(find_root(data_root), TOY_MARK)))
+    cell = dict(names, dataset=data.name, protocol=protocol.name, words=_words_name(words, queries) if words else protocol.name,
+                limit=limit, random_weights=random_weights, changed=[], toy=toy or os.path.exists(os.path.join(find_root(data_root), TOY_MARK)))
     runtime = dict(load_file(os.path.join(CONFIGS, 'runtime.py')), **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
     config.merge_from_dict(dict(cell=cell, model=model))
@@ -67,24 +72,27 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     return config
 
 
-def model_config(parts, settings, precision='auto', device=None):
+def model_config(parts, settings, precision='auto', device=None, random_weights=None):
     """Return the config of a segmentor, without its words.
-
-    λ is the feedback part's own, or else the VFM's, or else the backbone's, or else FSA's default.
 
     Args:
         parts (dict): of `fsa_seg.parts.load_parts`.
         settings (dict): of `fsa_seg.parts.protocol_settings`.
         precision (str), device (str): see `fsa_seg.segmentor.resolve_precision`; resolved here, since it can change a
             number.
+        random_weights (int): seed of random weights in place of trained ones.
     """
-    backbone, vfm, feedback = parts['backbone'], parts['vfm'], parts['feedback']
-    if feedback:
-        feedback = {**backbone.get('fsa', {}), **(vfm or {}).get('fsa', {}), **_without(feedback, 'name')}
     return dict(
-        parts['method'].segmentor, backbone=_without(backbone, *ABOUT), vfm=vfm and _without(vfm, *ABOUT),
-        feedback=feedback, precision=resolve_precision(precision, device),
+        parts['method'].segmentor, backbone=part_config(parts['backbone'], random_weights),
+        vfm=parts['vfm'] and part_config(parts['vfm'], random_weights),
+        feedback=feedback_of(parts), precision=resolve_precision(precision, device),
         **{key: settings[key] for key in ('logit_scale', 'window', 'stride', 'prob_thd', 'area_thd')})
+
+
+def part_config(part, random_weights=None):
+    """Return what a backbone or a VFM is built from: its part without what the part says about itself."""
+    seed = {} if random_weights is None else dict(random_weights=random_weights)
+    return dict(_without(part, *ABOUT), **seed)
 
 
 def check_config(config):
@@ -92,7 +100,7 @@ def check_config(config):
     dataset = _without(config.test_dataloader.dataset, 'pipeline')
     _check_constructor(config.model, MODELS, 'model')
     if config.model.get('attention'):
-        one_of(config.model.attention, ATTENTIONS, 'attention map')
+        find_attention(config.model.attention)
     for key in ('vfm', 'feedback'):
         if config.model.get(key):
             _check_constructor(config.model[key], MODELS, f'model.{key}')
@@ -175,6 +183,12 @@ def _check_constructor(config, registry, where):
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     check_keys(_without(config, 'type'), allowed, where)
+
+
+def _words_name(path, words):
+    """Return what a cell calls the words of a file: the file's name, and the head of their digest."""
+    digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+    return f'{os.path.splitext(os.path.basename(path))[0]}-{digest[:6]}'
 
 
 def _child(node, step):

@@ -6,39 +6,55 @@ in half precision.
 
 Shape legend: B images, N patches, T tokens attended, D width, Q queries.
 """
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fsa_seg.attention import AttentionMap
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, one_of
 
 SCALE = 20.0  # of z(A) in step 1; published default
 UNIFORM_SCALE = 35.0  # of z(U) in step 1; published default
 EPSILON = 1e-10  # inside the logarithms of step 2
+SIMILARITIES = ('kl', 'jeffreys', 'cosine')
+TERMS = ('WA', 'AW', 'W')  # of step 5
 
 
-def isolate(z: Tensor, z_uniform: Tensor):
+def isolate(z: Tensor, z_uniform: Tensor, scale=SCALE, uniform_scale=UNIFORM_SCALE):
     """Return Δ = 20·z(A) − 35·z(U), what attention itself contributes (FSA, step 1).
 
     Args:
         z (B, N, Q): cosines of the patch embeddings under the method's attention map.
-        z_uniform (B, N or 1, Q): the same under the uniform map.
+        z_uniform (B, N or 1, Q): the same under the uniform map; None leaves the second term out.
+        scale (float), uniform_scale (float): the two factors.
     """
-    return SCALE * z.float() - UNIFORM_SCALE * z_uniform.float()
+    if z_uniform is None:
+        return scale * z.float()
+    return scale * z.float() - uniform_scale * z_uniform.float()
 
 
-def coherence(delta: Tensor):
-    """Return S = 1 / (1 + KL(i‖j)) of P = softmax(Δ) over queries: (B, N, N), in (0, 1] (FSA, step 2).
+def coherence(delta: Tensor, similarity='kl'):
+    """Return how alike the patches' distributions P = softmax(Δ) over queries are: S (B, N, N) (FSA, step 2).
 
-    KL is an entropy term less P·log Pᵀ, so that no (N, N, Q) tensor is needed.
+    S = 1 / (1 + KL(i‖j)), in (0, 1]. KL is an entropy term less P·log Pᵀ, so that no (N, N, Q) tensor is needed.
 
     Args:
         delta (B, N, Q): the isolated logits.
+        similarity (str): 'kl'; 'jeffreys', with (KL(i‖j) + KL(j‖i))/2 in place of KL(i‖j); or 'cosine', the cosine of
+            the rows of P.
     """
     probs = delta.softmax(-1)
+    if similarity == 'cosine':
+        unit = F.normalize(probs, dim=-1)
+        return unit @ unit.transpose(1, 2)
     log_probs = (probs + EPSILON).log()
     divergence = torch.baddbmm((probs * log_probs).sum(-1, keepdim=True), probs, log_probs.transpose(1, 2), alpha=-1)
-    return divergence.clamp_(min=0).add_(1).reciprocal_()
+    divergence.clamp_(min=0)
+    if similarity == 'jeffreys':
+        divergence = (divergence + divergence.transpose(1, 2)) / 2
+    return divergence.add_(1).reciprocal_()
 
 
 def prune(similarity: Tensor, p: float):
@@ -73,7 +89,7 @@ def adapt(similarity: Tensor, lam: float):
     return weighted.masked_fill_(similarity == float('-inf'), float('-inf')).softmax(-1)
 
 
-def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor):
+def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor, terms=TERMS):
     """Return Â·values with Â = (W·A + A·W + W)/3, without the product of two maps (FSA, step 5).
 
     Where A covers CLS, W is extended to it by the identity. Where A's rows sum to g ≠ 1, Â is that of A/g, times g.
@@ -82,6 +98,7 @@ def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor):
         attention: the method's map A.
         adapted (B, N, N): W.
         values (B, T, D): T = N, or N + 1 where A covers CLS.
+        terms (sequence of str): those of 'WA', 'AW' and 'W' whose mean is taken.
     """
     matrix = adapted.to(values.dtype)
 
@@ -90,30 +107,70 @@ def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor):
             return matrix @ x
         return torch.cat([x[:, :1], matrix @ x[:, 1:]], 1)
 
-    attended = attention.apply(values) / attention.mass
-    mixed_values = apply_adapted(values)
-    mixed = apply_adapted(attended) + attention.apply(mixed_values) / attention.mass + mixed_values
-    return mixed * (attention.mass / 3)
+    mixed = []
+    if 'WA' in terms:
+        mixed.append(apply_adapted(attention.apply(values) / attention.mass))
+    if 'AW' in terms or 'W' in terms:
+        mixed_values = apply_adapted(values)
+        if 'AW' in terms:
+            mixed.append(attention.apply(mixed_values) / attention.mass)
+        if 'W' in terms:
+            mixed.append(mixed_values)
+    return sum(mixed) * (attention.mass / len(mixed))
 
 
 class FSA:
-    """The feedback loop with its settings.
+    """The feedback loop with its settings; those after `p` are ablations, with what was published as their defaults.
 
     Args:
         lam (float): λ of step 4, at least 0. Published: 3.0 (ViT-B/16, ViT-L/14), 2.3 (ViT-H/14), 4.5 with MAE.
-        p (float): share of probability that pruning keeps (step 3), above 0 and at most 1.
+        p (float): share of probability that pruning keeps (step 3), above 0 and at most 1; 1 prunes nothing.
+        isolation (bool): False leaves z(U) out of step 1: Δ = 20·z(A).
+        scale (float), uniform_scale (float): the factors of step 1, above 0 and at least 0.
+        similarity (str): of step 2: 'kl', 'jeffreys' or 'cosine', see `coherence`.
+        terms (sequence of str): of step 5, any of 'WA', 'AW', 'W'; their mean is taken.
+        rounds (int): how often the loop is run, at least 1: round n makes W of round n − 1's z(Â), while A stays the
+            method's own.
 
     Raises:
         UserError: a setting is out of its range.
     """
 
-    def __init__(self, lam=3.0, p=0.45):
-        if not lam >= 0:
-            raise UserError(f'FSA: lam is {lam}; it has to be at least 0 (published: 3.0, 2.3 for ViT-H/14)')
-        if not 0 < p <= 1:
-            raise UserError(f'FSA: p is {p}; it has to be above 0 and at most 1 (published: 0.45; 1 prunes nothing)')
-        self.lam, self.p = lam, p
+    def __init__(self, lam=3.0, p=0.45, isolation=True, scale=SCALE, uniform_scale=UNIFORM_SCALE, similarity='kl',
+                 terms=TERMS, rounds=1):
+        _check(_is_number(lam) and lam >= 0, 'lam', lam, 'at least 0 (published: 3.0, 2.3 for ViT-H/14)')
+        _check(_is_number(p) and 0 < p <= 1, 'p', p, 'above 0 and at most 1 (published: 0.45; 1 prunes nothing)')
+        _check(isinstance(isolation, bool), 'isolation', isolation, 'True or False')
+        _check(_is_number(scale) and scale > 0, 'scale', scale, 'above 0 (published: 20)')
+        _check(_is_number(uniform_scale) and uniform_scale >= 0, 'uniform_scale', uniform_scale,
+               'at least 0 (published: 35)')
+        one_of(similarity, SIMILARITIES, 'similarity of FSA')
+        terms = (terms, ) if isinstance(terms, str) else tuple(terms)
+        _check(terms and set(terms) <= set(TERMS) and len(set(terms)) == len(terms), 'terms', terms,
+               f'a choice of {", ".join(TERMS)}, at least one, each once')
+        _check(isinstance(rounds, int) and rounds >= 1 and rounds is not True, 'rounds', rounds,
+               'a whole number, at least 1')
+        self.lam, self.p, self.isolation, self.similarity = lam, p, isolation, similarity
+        self.scale, self.uniform_scale, self.terms, self.rounds = scale, uniform_scale, terms, rounds
+
+    def similarities(self, z, z_uniform):
+        """Return S (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform one."""
+        delta = isolate(z, z_uniform if self.isolation else None, self.scale, self.uniform_scale)
+        return coherence(delta, self.similarity)
 
     def adapted_attention(self, z, z_uniform):
         """Return W (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform one."""
-        return adapt(prune(coherence(isolate(z, z_uniform)), self.p), self.lam)
+        return adapt(prune(self.similarities(z, z_uniform), self.p), self.lam)
+
+    def attend(self, attention, adapted, values):
+        """Return Â·values, see `ensemble`."""
+        return ensemble(attention, adapted, values, self.terms)
+
+
+def _check(fits, key, value, allowed):
+    if not fits:
+        raise UserError(f'FSA: {key} is {value}; it has to be {allowed}')
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

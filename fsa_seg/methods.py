@@ -5,12 +5,16 @@ A method is an attention map and a readout of CLIP's last block; FSA wraps any o
 Shape legend: B images, T = 1 + N tokens (CLS first), N = h·w patches, D width, E embedding, Q queries; images (B, 3,
 height, width).
 """
-import torch.nn.functional as F
+import inspect
+from typing import NamedTuple
 
-from fsa_seg.attention import ATTENTIONS, proxy_map, resize_tokens, self_map
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsa_seg.attention import Block, find_attention, map_rows, resize_tokens
 from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.feedback import FSA, ensemble
+from fsa_seg.feedback import FSA, adapt, prune
 from fsa_seg.readout import readout
 
 METHODS = dict(
@@ -19,6 +23,7 @@ METHODS = dict(
     sclip=dict(attention='qq+kk', residual=True, mlp=True),
     clearclip=dict(attention='qq', residual=False, mlp=False),
     proxyclip=dict(attention='proxy', residual=False, mlp=False))
+FEEDBACK_KEYS = tuple(inspect.signature(FSA).parameters)
 
 
 def patch_logits(visual, images, text, *, method='proxyclip', feedback=None, vfm_features=None):
@@ -36,33 +41,114 @@ def patch_logits(visual, images, text, *, method='proxyclip', feedback=None, vfm
     Raises:
         UserError: an unknown method, a missing VFM, a tower or an image size that does not fit.
     """
-    method = resolve_method(method)
-    feedback = resolve_feedback(feedback)
+    method, feedback = resolve_method(method), resolve_feedback(feedback)
     tokens, grid = trunk(visual, images)
-    block = visual.transformer.resblocks[-1]
-    q, k, v = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
-    if method['attention'] == 'proxy':
-        if vfm_features is None:
-            raise UserError("the attention map 'proxy' needs a VFM: pass vfm_features (B, C, I, J)")
-        attention = proxy_map(vfm_features)
-        new_grid = tuple(vfm_features.shape[2:])
-        v, tokens = (resize_tokens(x[:, 1:], grid, new_grid) for x in (v, tokens))
-        grid = new_grid
-    else:
-        attention = self_map(method['attention'], q, k, v, block.attn.num_heads)
+    return token_logits(visual, tokens, grid, text, method=method, feedback=feedback, vfm_features=vfm_features)
 
-    def cosines(mixed):
-        embeddings = readout(visual, mixed, tokens if method['residual'] else None, method['mlp'])
-        return embeddings[:, int(attention.cls):] @ text.float().T
 
-    logits = cosines(attention.apply(v))
+def token_logits(visual, tokens, grid, text, *, method='proxyclip', feedback=None, vfm_features=None):
+    """Return what `patch_logits` does, from the trunk's tokens: the last block under a method, and its feedback.
+
+    Args:
+        tokens (B, 1 + h·w, D), grid (int, int): of `fsa_seg.clip.trunk`.
+        visual, text, method, feedback, vfm_features: as of `patch_logits`.
+    """
+    block = LastBlock(visual, tokens, grid, text, resolve_method(method), vfm_features)
+    feedback = resolve_feedback(feedback)
+    logits = block.cosines(block.attention.apply(block.values))
     if feedback is not None:
-        uniform = attention.mass * v.mean(1, keepdim=True)
-        # without residual the uniform map's embedding is one for all patches; with it, each keeps its own
-        uniform = uniform.expand_as(v) if method['residual'] else uniform.expand(-1, 1 + attention.cls, -1)
-        adapted = feedback.adapted_attention(logits, cosines(uniform))
-        logits = cosines(ensemble(attention, adapted, v))
-    return logits, grid
+        uniform = block.uniform_cosines() if feedback.isolation else None
+        for _ in range(feedback.rounds):
+            adapted = feedback.adapted_attention(logits, uniform)
+            logits = block.cosines(feedback.attend(block.attention, adapted, block.values))
+    return logits, block.grid
+
+
+class Inspection(NamedTuple):
+    """What FSA makes of one patch, (h, w) float32 each: the patch's rows, over the grid of patches.
+
+    Attributes:
+        attention: A, the mean of its heads.
+        similarity: S, before pruning.
+        pruned: S after it; −∞ outside what is kept.
+        adapted: W.
+        ensemble: Â, the mean of its heads.
+    """
+    attention: Tensor
+    similarity: Tensor
+    pruned: Tensor
+    adapted: Tensor
+    ensemble: Tensor
+
+
+def inspect_patch(visual, images, text, index, *, method='proxyclip', feedback=True, vfm_features=None):
+    """Return the `Inspection` of one patch; with several rounds of feedback, of the last one.
+
+    Args:
+        images (1, 3, height, width): one image.
+        index (int, int): row and column of the patch on the output's grid, which is the VFM's where there is one.
+        visual, text, method, feedback, vfm_features: as of `patch_logits`.
+    """
+    feedback = resolve_feedback(feedback)
+    block = LastBlock(visual, *trunk(visual, images), text, resolve_method(method), vfm_features)
+    attention, values, heads = block.attention, block.values, visual.transformer.resblocks[-1].attn.num_heads
+    patch, first = index[0] * block.grid[1] + index[1], int(attention.cls)
+    logits = block.cosines(attention.apply(values))
+    uniform = block.uniform_cosines() if feedback.isolation else None
+    for _ in range(feedback.rounds):
+        similarity = feedback.similarities(logits, uniform)
+        pruned = prune(similarity, feedback.p)
+        adapted = adapt(pruned, feedback.lam)
+        logits = block.cosines(feedback.attend(attention, adapted, values))
+
+    def row_of(apply):
+        return map_rows(apply, patch + first, values, heads).mean(0)[first:]
+
+    rows = (row_of(attention.apply), similarity[0, patch], pruned[0, patch], adapted[0, patch],
+            row_of(lambda unit: feedback.attend(attention, adapted, unit)))
+    return Inspection(*(row.unflatten(0, block.grid) for row in rows))
+
+
+class LastBlock:
+    """CLIP's last block on given tokens, under a method.
+
+    Attributes:
+        attention: the method's `AttentionMap`.
+        values (B, T, D): what it is applied to; T = N, or 1 + N where it covers CLS.
+        grid (int, int): of the output's patches.
+
+    Args:
+        visual, tokens, grid, text: as of `token_logits`.
+        method (dict): of `resolve_method`.
+        features (B, C, I, J): of a VFM, or None.
+    """
+
+    def __init__(self, visual, tokens, grid, text, method, features=None):
+        build, needs_vfm = find_attention(method['attention'])
+        if needs_vfm and features is None:
+            raise UserError(f'the attention map {method["attention"]!r} needs a VFM: pass vfm_features (B, C, I, J)')
+        block = visual.transformer.resblocks[-1]
+        q, k, v = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
+        self.attention = build(Block(q, k, v, block.attn.num_heads, grid, features))
+        if not self.attention.cls:
+            new_grid = tuple(features.shape[2:]) if needs_vfm else grid
+            v, tokens = (resize_tokens(x[:, 1:], grid, new_grid) for x in (v, tokens))
+            grid = new_grid
+        self.values, self.grid = v, grid
+        self._visual, self._text, self._method, self._tokens = visual, text.float(), method, tokens
+
+    def cosines(self, mixed):
+        """Return the patches' cosines with the queries, (B, N, Q), of attended values (B, T, D)."""
+        method = self._method
+        embeddings = readout(self._visual, mixed, self._tokens if method['residual'] else None, method['mlp'])
+        return embeddings[:, int(self.attention.cls):] @ self._text.T
+
+    def uniform_cosines(self):
+        """Return the cosines z(U) under the uniform map, (B, N, Q), or (B, 1, Q) where they are alike for all patches."""
+        uniform = self.attention.mass * self.values.mean(1, keepdim=True)
+        if self._method['residual']:  # each patch keeps its own embedding
+            return self.cosines(uniform.expand_as(self.values))
+        return self.cosines(uniform.expand(-1, 1 + self.attention.cls, -1))
 
 
 def resolve_method(method):
@@ -70,8 +156,8 @@ def resolve_method(method):
     if isinstance(method, str):
         return METHODS[one_of(method, METHODS, 'method')]
     check_keys(method, ('attention', 'residual', 'mlp'), 'method')
-    resolved = dict(dict(residual=False, mlp=False), **method)
-    one_of(resolved.get('attention'), ATTENTIONS, 'attention map')
+    resolved = dict(dict(attention=None, residual=False, mlp=False), **method)
+    find_attention(resolved['attention'])
     return resolved
 
 
@@ -82,5 +168,5 @@ def resolve_feedback(feedback):
     if isinstance(feedback, FSA):
         return feedback
     settings = {} if feedback is True else dict(feedback)
-    check_keys(settings, ('lam', 'p'), 'feedback')
+    check_keys(settings, FEEDBACK_KEYS, 'feedback')
     return FSA(**settings)

@@ -1,4 +1,7 @@
-"""Parts of a config: a file configs/KIND/NAME.py with one dict; a new file is a new part."""
+"""Parts of a config: a file configs/KIND/NAME.py with one dict; a new file is a new part.
+
+Folders beside the repository's configs/ are named by the environment variable FSA_SEG_CONFIGS.
+"""
 import json
 import os
 
@@ -6,37 +9,42 @@ from mmengine import Config
 from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, MODELS
 
+from fsa_seg.attention import find_attention
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.methods import METHODS
-from fsa_seg.paths import CONFIGS, local_path
+from fsa_seg.methods import METHODS, resolve_method
+from fsa_seg.paths import CONFIGS, local_path, part_files
 
 KINDS = dict(dataset='datasets', method='methods', backbone='backbones', vfm='vfms', feedback='feedback',
-             protocol='protocols')  # yapf: disable
+             protocol='protocols', suite='suites')  # yapf: disable
 REQUIRED = dict(
     dataset=('name', 'type', 'data_root', 'data_prefix'), method=('name', 'segmentor', 'protocol'),
     backbone=('name', 'model'), vfm=('name', 'type'), feedback=('name', 'type'),
-    protocol=('name', 'default', 'datasets'))  # yapf: disable
+    protocol=('name', 'default', 'datasets'), suite=('name', 'groups'))  # yapf: disable
+METHOD_KEYS = ('attention', 'residual', 'mlp')
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 'words')
 
 
 def part_names(kind):
     """Return the names of all parts of a kind ('dataset', 'method', ...), sorted."""
-    folder = os.path.join(CONFIGS, KINDS[kind])
-    if not os.path.isdir(folder):
-        raise UserError(f'{folder} is missing: run from a clone of the repository (pip install -e), which has configs/')
-    return sorted(name[:-3] for name in os.listdir(folder) if name.endswith('.py'))
+    if not os.path.isdir(CONFIGS):
+        raise UserError(f'{CONFIGS} is missing: run from a clone of the repository (pip install -e), which has configs/')
+    return sorted(part_files(KINDS[kind]))
 
 
 def load_part(kind, name):
-    """Return the part's dict, given its name or the path of its file.
+    """Return the part's dict, given its name or the path of its file, or spelt out (a method, or settings of FSA).
+
+    A method that is spelt out is dict(attention=..., residual=..., mlp=...), and may have a `name` and a `protocol`.
 
     Raises:
         UserError: no such part (the nearest name is given), or a file that lacks the kind's dict or one of its keys.
     """
+    if isinstance(name, dict):
+        return _spelt_out(kind, name)
     if str(name).endswith(('.py', '.json')) or os.sep in str(name):
         path = local_path(name, f'{kind} config')
     else:
-        path = os.path.join(CONFIGS, KINDS[kind], one_of(name, part_names(kind), kind) + '.py')
+        path = part_files(KINDS[kind])[one_of(name, part_names(kind), kind)]
     config = load_file(path)
     part = config.get(kind)
     if not isinstance(part, dict):
@@ -64,18 +72,37 @@ def load_parts(method, feedback, backbone, vfm):
     """Return the parts of a model as a dict of kind -> dict; None for no feedback, or a VFM that no proxy map asks for.
 
     Args:
-        method, backbone, vfm (str): name or file of a part.
+        method (str or dict): name or file of a part, or spelt out, see `load_part`.
+        backbone, vfm (str): name or file of a part.
         feedback (None, bool, str or dict): off; FSA's part; name or file of a part; or FSA's part with these settings.
 
     Raises:
         UserError: as of `load_part`.
     """
     method, backbone = load_part('method', method), load_part('backbone', backbone)
-    settings = feedback if isinstance(feedback, dict) else {}
-    if feedback is not None and feedback is not False:
-        feedback = ConfigDict(load_part('feedback', feedback if isinstance(feedback, str) else 'fsa'), **settings)
-    return dict(method=method, backbone=backbone, feedback=feedback or None,
-                vfm=load_part('vfm', vfm) if _needs_vfm(method.segmentor) else None)
+    feedback = load_part('feedback', 'fsa' if feedback is True else feedback) if feedback not in (None, False) else None
+    return dict(method=method, backbone=backbone, feedback=feedback,
+                vfm=load_part('vfm', vfm) if find_attention(method_of(method)['attention'])[1] else None)
+
+
+def method_of(part):
+    """Return the dict(attention, residual, mlp) that a method's part stands for."""
+    segmentor = part.segmentor
+    name = one_of(segmentor.get('type'), MODELS.module_dict, 'segmentor')
+    own = METHODS.get(getattr(MODELS.get(name), 'own_method', None), {})
+    return resolve_method({**own, **{key: segmentor[key] for key in METHOD_KEYS if segmentor.get(key) is not None}})
+
+
+def feedback_of(parts):
+    """Return the feedback's config, or None: λ is the feedback part's own, or else the VFM's, or else the backbone's.
+
+    Args:
+        parts (dict): of `load_parts`.
+    """
+    if not parts['feedback']:
+        return None
+    own = {key: value for key, value in parts['feedback'].items() if key != 'name'}
+    return {**parts['backbone'].get('fsa', {}), **(parts['vfm'] or {}).get('fsa', {}), **own}
 
 
 def load_protocol(name, parts):
@@ -113,7 +140,17 @@ def class_names(dataset):
     return classes
 
 
-def _needs_vfm(segmentor):
-    name = one_of(segmentor.get('type'), MODELS.module_dict, 'segmentor')
-    own = METHODS.get(getattr(MODELS.get(name), 'own_method', None), {})
-    return segmentor.get('attention', own.get('attention')) == 'proxy'
+def _spelt_out(kind, given):
+    if kind == 'feedback':
+        given = ConfigDict(given)
+        settings = ' '.join(f'{key}={"+".join(map(str, value)) if isinstance(value, (list, tuple)) else value}'
+                            for key, value in given.items())
+        return ConfigDict(load_part('feedback', 'fsa'), name=f'fsa {settings}'.strip(), **given)
+    if kind != 'method':
+        raise UserError(f'{kind} {given}: give a name or a file; only methods and settings of FSA can be spelt out')
+    check_keys(given, ('name', 'protocol', *METHOD_KEYS), 'method')
+    segmentor = {key: given[key] for key in METHOD_KEYS if key in given}
+    resolve_method(segmentor)
+    name = '_'.join([segmentor['attention'], *(key for key in ('residual', 'mlp') if segmentor.get(key))])
+    return ConfigDict(name=given.get('name', name), protocol=given.get('protocol', 'proxyclip'),
+                      segmentor=dict(segmentor, type='TrainingFreeSegmentor'))

@@ -6,13 +6,13 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 
-import open_clip
 import torch
 
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import metrics, per_image_counts, sum_confusions
-from fsa_seg.paths import ROOT, local_path
+from fsa_seg.paths import ROOT, local_path, part_files
 from fsa_seg.text import templates_digest
 
 PACKAGES = ('torch', 'torchvision', 'open_clip_torch', 'timm', 'mmengine', 'mmcv', 'mmsegmentation', 'numpy',
@@ -36,10 +36,9 @@ def identity(config, names):
         model.pop(key, None)
     backbone = model['backbone']
     backbone.pop('cache_dir', None)
-    tag = open_clip.get_pretrained_cfg(backbone['model'], backbone.get('pretrained') or '')
-    if not tag:
-        backbone.update(model=_weights_identity(backbone['model']),
-                        pretrained=_weights_identity(backbone.get('pretrained')))
+    if backbone['model'].startswith('local-dir:'):
+        backbone['model'] = _weights_identity(backbone['model'])
+    backbone['checkpoint'] = _weights_identity(backbone.get('checkpoint'))
     if model.get('vfm'):
         model['vfm']['checkpoint'] = _weights_identity(model['vfm'].get('checkpoint'))
     dataset = json.loads(json.dumps(config.test_dataloader.dataset))
@@ -59,15 +58,18 @@ def row_name(cell):
     """Return the name of a cell's row, such as 'ProxyCLIP + FSA'."""
     names = dict(clip='CLIP', maskclip='MaskCLIP', sclip='SCLIP', clearclip='ClearCLIP', proxyclip='ProxyCLIP')
     name = names.get(cell['method'], cell['method'])
-    return f'{name} + {cell["feedback"].upper()}' if cell['feedback'] else name
+    if not cell['feedback']:
+        return name
+    return f'{name} + {re.sub("^fsa(?= |$)", "FSA", cell["feedback"])}'
 
 
 def cell_id(cell, digest):
     """Return a file name for a cell: its parts, and the head of its hash."""
     parts = [cell['dataset'], cell['method'] + (f'+{cell["feedback"]}' if cell['feedback'] else ''), cell['backbone'],
-             cell['vfm'], cell['protocol'], 'words' if cell['words'] == 'file' else None,
-             f'limit{cell["limit"]}' if cell['limit'] else None, digest[:10]]  # yapf: disable
-    return '_'.join(part for part in parts if part)
+             cell['vfm'], cell['protocol'], cell['words'] if cell['words'] != cell['protocol'] else None,
+             f'limit{cell["limit"]}' if cell['limit'] else None,
+             f'random{cell["random_weights"]}' if cell['random_weights'] is not None else None, digest[:10]]  # yapf: disable
+    return re.sub(r'[^\w.+=-]+', '-', '_'.join(part for part in parts if part))
 
 
 def make_result(config, digest, metric, classes, weights, device, seconds):
@@ -119,7 +121,7 @@ def read_result(path):
 def table(results, datasets):
     """Return a Markdown table of mIoU (percent): a row per method, feedback and setting, a column per data set.
 
-    A line above the table says when there are toy results; a partial result is left out.
+    A line above the table says when there are toy results; partial results and those of random weights are left out.
 
     Args:
         results (list of dict): of `read_result`.
@@ -127,11 +129,11 @@ def table(results, datasets):
     """
     rows = {}
     for result in results:
-        if result['partial']:
-            continue
         cell = result['cell']
+        if result['partial'] or cell['random_weights'] is not None:
+            continue
         row = (row_name(cell), cell['backbone'], cell['vfm'] or '–',
-               ', '.join([cell['protocol'], *(['own words'] if cell['words'] == 'file' else []), *cell['changed']]))
+               ', '.join([cell['protocol'], *([f'words {cell["words"]}'] if cell['words'] != cell['protocol'] else []), *cell['changed']]))
         rows.setdefault(row, {})[cell['dataset']] = result
     lines = [f'| method | backbone | VFM | protocol | {" | ".join(datasets)} | mean |',
              '|---|---|---|---|' + '---:|' * (len(datasets) + 1)]
@@ -145,9 +147,9 @@ def table(results, datasets):
 
 
 def sources_digest():
-    """Return the SHA-256 of the package's source files, as a hexadecimal string."""
+    """Return the SHA-256 of the package's source files and of added attention maps, as a hexadecimal string."""
     digest = hashlib.sha256()
-    for path in sorted(glob.glob(os.path.join(ROOT, 'fsa_seg', '*.py'))):
+    for path in sorted(glob.glob(os.path.join(ROOT, 'fsa_seg', '*.py'))) + sorted(part_files('attentions').values()):
         with open(path, 'rb') as f:
             digest.update(os.path.basename(path).encode() + f.read())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 Shape legend: B images, Q queries, K classes; images (3, height, width), each of its own size.
 """
+import inspect
 import math
 
 import torch
@@ -12,6 +13,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from fsa_seg.attention import find_attention
 from fsa_seg.clip import check_tower, load_clip, weights_digest
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.feedback import FSA
@@ -19,7 +21,7 @@ from fsa_seg.methods import METHODS, patch_logits, resolve_method
 from fsa_seg.text import encode_queries
 from fsa_seg.windows import class_scores, label_map, slide
 
-BACKBONE_KEYS = ('model', 'pretrained', 'cache_dir')
+BACKBONE_KEYS = tuple(inspect.signature(load_clip).parameters)
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 MODELS.register_module(module=FSA)
@@ -91,9 +93,9 @@ class TrainingFreeSegmentor(BaseSegmentor):
         given = dict(attention=attention, residual=residual, mlp=mlp)
         own = METHODS[self.own_method] if self.own_method else {}
         method = resolve_method({**own, **{key: value for key, value in given.items() if value is not None}})
-        needs_vfm = method['attention'] == 'proxy'
+        needs_vfm = find_attention(method['attention'])[1]
         if needs_vfm and vfm is None:
-            raise UserError("the attention map 'proxy' needs a VFM: name one, such as --vfm dino_vit-b8")
+            raise UserError(f'the attention map {method["attention"]!r} needs a VFM: name one, such as --vfm dino_vit-b8')
         if not (isinstance(window, int) and isinstance(stride, int) and 0 < stride <= window):
             raise UserError(f'window {window} and stride {stride}: both have to be whole pixels, 0 < stride <= window')
         if not logit_scale > 0:
@@ -123,9 +125,27 @@ class TrainingFreeSegmentor(BaseSegmentor):
         if needs_vfm:
             self.weights['vfm'] = weights_digest(self.vfm)
             self.vfm.to(dtype)
-            patches.append(self.vfm.patch_size)
+            patches.append(self.vfm.multiple)
         self.multiple = tuple(math.lcm(*sides) for sides in zip(*patches))
+        self._check_window()
         self.eval()
+
+    def grid(self, height, width):
+        """Return the grid (h, w) of patch cosines for a window of height × width pixels."""
+        height, width = (-(-side // multiple) * multiple for side, multiple in zip((height, width), self.multiple))
+        if self.vfm is not None:
+            return tuple(self.vfm.grid(height, width))
+        return height // self.visual.patch_size[0], width // self.visual.patch_size[1]
+
+    def _check_window(self):
+        """Raise a UserError if a window is smaller than a patch, or the VFM has no grid for it."""
+        models = dict(backbone=self.visual.patch_size, **(dict(VFM=self.vfm.multiple) if self.vfm is not None else {}))
+        for name, patch in models.items():
+            if self.window < max(patch):
+                raise UserError(f'window is {self.window} pixels, smaller than a patch of the {name}, {patch[0]}×{patch[1]}')
+        if not all(self.grid(self.window, self.window)):
+            raise UserError(f'the VFM has no features for a window of {self.window} pixels: its grid would be '
+                            f'{"×".join(map(str, self.grid(self.window, self.window)))}; use a larger window')
 
     def set_words(self, words, device=None):
         """Segment into these classes from now on.

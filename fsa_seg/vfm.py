@@ -1,12 +1,14 @@
 """Vision foundation models: an image to a grid of features, through unmodified `timm` models.
 
+A VFM is a module with `grid(height, width)`, `multiple` and `forward`; it owns its normalisation and its input size.
+
 Shape legend: B images, C feature channels, (h, w) the VFM's grid; images (B, 3, height, width).
 """
 import timm
 import torch
+import torch.nn.functional as F
 from mmseg.registry import MODELS
-from timm.models import load_pretrained
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import load_pretrained, vision_transformer, vision_transformer_sam
 from torch import nn
 from torchvision.transforms.functional import normalize
 
@@ -14,46 +16,72 @@ from fsa_seg.clip import POSITION_OFFSET, loading_weights, resize_position_embed
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.paths import local_path
 
+POSITION_RULES = dict(offset=POSITION_OFFSET, size=0, timm=None)  # offset of the scale factors, see TimmViT
 
-@MODELS.register_module()
-class TimmViT(nn.Module):
-    """A plain ViT of `timm`; its features are the last block's normalised patch tokens.
+
+class TimmModel(nn.Module):
+    """A ViT of `timm` with its weights; base of the classes that read features from it.
 
     Args:
         model (str): `timm` name with its weight's tag ('vit_base_patch8_224.dino').
         checkpoint (str): a local file of weights in place of the download; converted as `timm` converts its own.
         model_args (dict): arguments of the architecture, such as dict(img_size=...).
         mean, std (3 floats): the VFM's own normalisation, on 0..1 RGB.
-        pos_embed (str): 'published' resizes position embeddings as the published code does, 'timm' as `timm` does.
+        random_weights (int): seed of random weights, which are used in place of trained ones.
+
+    Raises:
+        UserError: an unknown model, or weights that are missing or do not fit.
+    """
+    family = None  # pattern of timm's names
+    filter_fn = None  # timm's conversion of the publishers' files
+
+    def __init__(self, model, checkpoint=None, model_args=None, mean=timm.data.IMAGENET_DEFAULT_MEAN,
+                 std=timm.data.IMAGENET_DEFAULT_STD, random_weights=None, **architecture):
+        super().__init__()
+        one_of(model.split('.')[0], timm.list_models(self.family), 'timm model')
+        checkpoint = checkpoint and local_path(checkpoint, f'checkpoint of the VFM {model}')
+        overlay = dict(file=checkpoint) if checkpoint else None
+        arguments = {**architecture, **(model_args or {})}
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(random_weights or 0)
+                self.vit = timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=0, **arguments)
+        except (RuntimeError, TypeError) as error:  # timm: an unknown tag; an unknown argument
+            raise UserError(f'the VFM {model!r} with model_args {model_args} cannot be built: {error}') from error
+        if random_weights is None:
+            with loading_weights(f'VFM {model!r}', checkpoint or model):
+                _load_strictly(self.vit, type(self).filter_fn)
+        self.vit.eval().requires_grad_(False)
+        self.mean, self.std = mean, std
+
+
+@MODELS.register_module()
+class TimmViT(TimmModel):
+    """A plain ViT of `timm`; its features are the last block's normalised patch tokens.
+
+    Args:
+        model, checkpoint, model_args, mean, std, random_weights: as of `TimmModel`.
+        pos_embed (str): how position embeddings are resized to another grid: 'offset' bicubically with scale factors
+            (n + 0.1)/s, 'size' bicubically to size, 'timm' as `timm` does (bicubically to size, antialiased). Each
+            publisher's own rule stands in its config.
 
     Raises:
         UserError: an unknown model or option, or weights that are missing or do not fit.
     """
+    family = 'vit_*'
+    filter_fn = vision_transformer.checkpoint_filter_fn
 
     def __init__(self, model, checkpoint=None, model_args=None, mean=timm.data.IMAGENET_DEFAULT_MEAN,
-                 std=timm.data.IMAGENET_DEFAULT_STD, pos_embed='published'):
-        super().__init__()
-        self.pos_embed = one_of(pos_embed, ('published', 'timm'), 'pos_embed')
-        name = model.split('.')[0]
-        one_of(name, timm.list_models('vit_*'), 'timm model')
-        checkpoint = checkpoint and local_path(checkpoint, f'checkpoint of the VFM {model}')
-        overlay = dict(file=checkpoint) if checkpoint else None
-        try:
-            self.vit = timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=0, dynamic_img_size=True,
-                                         **(model_args or {}))
-        except (RuntimeError, TypeError) as error:  # timm: an unknown tag; an unknown argument
-            raise UserError(f'the VFM {model!r} with model_args {model_args} cannot be built: {error}') from error
-        if not isinstance(self.vit, VisionTransformer) or self.vit.pos_embed is None:
+                 std=timm.data.IMAGENET_DEFAULT_STD, pos_embed='offset', random_weights=None):
+        self.pos_embed = one_of(pos_embed, POSITION_RULES, 'pos_embed')
+        super().__init__(model, checkpoint, model_args, mean, std, random_weights, dynamic_img_size=True)
+        if not isinstance(self.vit, vision_transformer.VisionTransformer) or self.vit.pos_embed is None:
             raise UserError(f'{model!r} is no plain ViT with absolute position embeddings; it needs a class of its own')
-        with loading_weights(f'VFM {model!r}', checkpoint or model):
-            _load_strictly(self.vit)
-        self.vit.eval().requires_grad_(False)
-        self.patch_size = self.vit.patch_embed.patch_size
-        self.mean, self.std = mean, std
+        self.multiple = self.vit.patch_embed.patch_size
 
     def grid(self, height, width):
         """Return the grid (h, w) of features for a window of height × width pixels."""
-        return height // self.patch_size[0], width // self.patch_size[1]
+        return height // self.multiple[0], width // self.multiple[1]
 
     def forward(self, images):
         """Return features (B, C, h, w) of images (B, 3, height, width) in 0..1 RGB.
@@ -63,9 +91,9 @@ class TimmViT(nn.Module):
         """
         height, width = images.shape[-2:]
         grid = self.grid(height, width)
-        if not all(grid) or height % self.patch_size[0] or width % self.patch_size[1]:
+        if not all(grid) or height % self.multiple[0] or width % self.multiple[1]:
             raise UserError(f'a window of {height}×{width} pixels does not divide into the patches of the VFM, '
-                            f'{self.patch_size[0]}×{self.patch_size[1]}')
+                            f'{self.multiple[0]}×{self.multiple[1]}')
         images = normalize(images, self.mean, self.std).to(self.vit.patch_embed.proj.weight.dtype)
         if self.pos_embed == 'timm':
             tokens = self.vit.forward_features(images)
@@ -75,13 +103,13 @@ class TimmViT(nn.Module):
         return patches.transpose(1, 2).unflatten(2, grid)
 
     def _embed(self, images, grid):
-        """Return the tokens that enter the first block, with position embeddings resized as published."""
+        """Return the tokens that enter the first block, with position embeddings resized by the publisher's rule."""
         vit = self.vit
         x = vit.patch_embed(images).flatten(1, 2)  # (B, h, w, C) -> (B, N, C)
         prefix = [t.expand(len(x), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
         embedded_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
         position = resize_position_embedding(vit.pos_embed[0], vit.patch_embed.grid_size, grid, embedded_prefix,
-                                             POSITION_OFFSET)
+                                             POSITION_RULES[self.pos_embed])
         if vit.no_embed_class:
             x = torch.cat([*prefix, x + position], 1)
         else:
@@ -89,12 +117,57 @@ class TimmViT(nn.Module):
         return vit.norm_pre(x)
 
 
-def _load_strictly(vit):
+@MODELS.register_module()
+class TimmSAM(TimmModel):
+    """The image tower of SAM in `timm`; its features are the neck's channels.
+
+    A window of any size is resized bilinearly (align_corners=False) to the tower's own input, 1024×1024 pixels, as
+    the published code does; the grid is the same for all windows.
+
+    Args:
+        model, checkpoint, model_args, mean, std, random_weights: as of `TimmModel`.
+
+    Raises:
+        UserError: an unknown model, or weights that are missing or do not fit.
+    """
+    family = 'samvit_*'
+    filter_fn = vision_transformer_sam.checkpoint_filter_fn
+    multiple = (1, 1)
+
+    def __init__(self, model, checkpoint=None, model_args=None, mean=timm.data.IMAGENET_DEFAULT_MEAN,
+                 std=timm.data.IMAGENET_DEFAULT_STD, random_weights=None):
+        super().__init__(model, checkpoint, model_args, mean, std, random_weights)
+
+    def grid(self, height, width):
+        """Return the grid (h, w) of features, (64, 64), whatever the window's height and width in pixels."""
+        return self.vit.patch_embed.grid_size
+
+    def forward(self, images):
+        """Return features (B, 256, h, w) of images (B, 3, height, width) in 0..1 RGB."""
+        images = normalize(images, self.mean, self.std)
+        images = F.interpolate(images, self.vit.patch_embed.img_size, mode='bilinear', align_corners=False)
+        return self.vit.forward_features(images.to(self.vit.patch_embed.proj.weight.dtype))
+
+
+def _load_strictly(vit, filter_fn):
     """Load a ViT's pretrained weights through `timm`, which itself lets missing and surplus keys pass."""
     found = []
     hook = vit.register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
+
+    def checked_filter(state, model):
+        """Convert, but refuse what timm would resize without a word: patches or a grid of another size."""
+        own = model.state_dict()
+        converted = filter_fn(dict(state), model)
+        for key, value in state.get('model', state).items():
+            name = key.removeprefix('image_encoder.')
+            if name == 'patch_embed.proj.weight' and value.shape != own[name].shape or (
+                    name == 'pos_embed' and value.shape[1] not in (own[name].shape[1], own[name].shape[1] + 1)):
+                raise RuntimeError(f'size mismatch for {key}: {tuple(value.shape)} in the file, '
+                                   f'{tuple(own[name].shape)} in the model')
+        return converted
+
     try:
-        load_pretrained(vit, num_classes=0, filter_fn=checkpoint_filter_fn, strict=False)
+        load_pretrained(vit, num_classes=0, filter_fn=checked_filter, strict=False)
     finally:
         hook.remove()
     missing = [key for keys in found for key in keys.missing_keys]

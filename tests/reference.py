@@ -6,13 +6,20 @@ import torch
 import torch.nn.functional as F
 
 
-def attention_matrix(name, q, k, v, heads, features=None):
-    """Return the attention map (B, H or 1, T, T)."""
+def attention_matrix(name, q, k, v, heads, features=None, support=None, tolerance=1e-5):
+    """Return the attention map (B, H or 1, T, T).
+
+    `support` (B, N, N) says which entries of a proxy map are above 0, where they lie within the tolerance of it.
+    """
     if name == 'proxy':
         f = features.flatten(2) / features.flatten(2).norm(dim=1, keepdim=True)
         s = torch.einsum('bcn,bcm->bnm', f, f)
         s = (s - 1.2 * s.mean((1, 2), keepdim=True)) * 3.0
-        s[s < 0] = float('-inf')
+        if support is not None:
+            assert not ((s >= 0) != support)[s.abs() > tolerance].any(), 'the proxy map has other entries'
+            s[~support] = float('-inf')
+        else:
+            s[s < 0] = float('-inf')
         return s.softmax(-1)[:, None]
     if name == 'identity':
         return torch.eye(q.shape[1])[None, None].expand(len(q), 1, -1, -1)
@@ -45,19 +52,64 @@ def pruned(similarity, p):
     return out
 
 
-def adapted_attention(z, z_uniform, lam, p):
-    delta = 20 * z - 35 * z_uniform
-    s = pruned(1 / (1 + kl(delta.softmax(-1))), p)
+def threshold(similarity, p):
+    """Return the least value that each row keeps (B, N, 1), by sorting it; values that equal it are kept too."""
+    ordered = similarity.sort(dim=-1, descending=True).values
+    fits = ordered.softmax(-1).cumsum(-1) <= p
+    fits[..., 0] = True  # always the first
+    return ordered.masked_fill(~fits, float('inf')).amin(-1, keepdim=True)
+
+
+def contested_rows(similarity, keep, p, tolerance=1e-5):
+    """Return in how many rows a mask `keep` differs from this evaluation's; AssertionError unless all of them may.
+
+    Two correct evaluations agree on entries that a mass of p ± tolerance keeps or prunes alike, but for those whose
+    values are within the tolerance of such a threshold.
+    """
+    least, most = threshold(similarity, p + tolerance) - tolerance, threshold(similarity, p - tolerance) + tolerance
+    assert keep[similarity > most].all(), 'an entry above the threshold was pruned'
+    assert not keep[similarity < least].any(), 'an entry below the threshold was kept'
+    return int((keep != (similarity >= threshold(similarity, p))).any(-1).sum())
+
+
+def similarities(z, z_uniform, isolation=True, scale=20, uniform_scale=35, similarity='kl'):
+    """Return S (B, N, N) of steps 1 and 2."""
+    delta = scale * z - (uniform_scale * z_uniform if isolation else 0)
+    probs = delta.softmax(-1)
+    if similarity == 'cosine':
+        return torch.cosine_similarity(probs[:, :, None], probs[:, None], dim=-1)
+    divergence = kl(probs)
+    if similarity == 'jeffreys':
+        divergence = (divergence + divergence.transpose(1, 2)) / 2
+    return 1 / (1 + divergence)
+
+
+def adapted_attention(z, z_uniform, lam=3.0, p=0.45, keep=None, **settings):
+    """Return W (B, N, N); `keep` is a mask to prune by, in place of the one that p gives."""
+    s = similarities(z, z_uniform, **settings)
+    s = s.masked_fill(~(s >= threshold(s, p) if keep is None else keep), float('-inf'))
     weighted = s * (lam * s).exp()
     return weighted.masked_fill(s == float('-inf'), float('-inf')).softmax(-1)
 
 
-def logits(visual, tokens, grid, text, attention, residual, mlp, fsa=None, features=None):
-    """Return the cosines (B, N, Q) of a method, from the trunk's tokens (B, 1 + N, D)."""
+def logits(*arguments, **options):
+    """Return the cosines (B, N, Q) of a method, see `logits_and_contested`."""
+    return logits_and_contested(*arguments, **options)[0]
+
+
+def logits_and_contested(visual, tokens, grid, text, attention, residual=False, mlp=False, fsa=None, features=None,
+                         keep=None, support=None):
+    """Return the cosines (B, N, Q) of a method, from the trunk's tokens (B, 1 + N, D), and the number of contested rows.
+
+    Args:
+        fsa (dict): settings of the feedback; None for the bare method.
+        keep (B, N, N), support (B, N, N): what to prune by, and which entries a proxy map has; they have to be such
+            as a correct evaluation may come to.
+    """
     block = visual.transformer.resblocks[-1]
     heads = block.attn.num_heads
     q, k, v = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
-    a = attention_matrix(attention, q, k, v, heads, features)
+    a = attention_matrix(attention, q, k, v, heads, features, support)
     cls = attention != 'proxy'
     if not cls:
         def resize(x):
@@ -78,15 +130,23 @@ def logits(visual, tokens, grid, text, attention, residual, mlp, fsa=None, featu
         x = visual.ln_post(x) @ visual.proj
         return F.normalize(x, dim=-1)[:, int(cls):] @ text.T
 
-    z = cosines(a)
+    z, contested = cosines(a), 0
     if fsa is None:
-        return z
+        return z, contested
+    fsa = dict(fsa)
+    terms, rounds = fsa.pop('terms', ('WA', 'AW', 'W')), fsa.pop('rounds', 1)
     count = a.shape[-1]
-    uniform = torch.full((len(v), 1, count, count), mass / count)
-    w = adapted_attention(z, cosines(uniform), **fsa)
-    if cls:
-        w = torch.block_diag(torch.ones(1, 1), torch.zeros_like(w[0])).repeat(len(w), 1, 1).index_put(
-            (torch.arange(len(w))[:, None, None], torch.arange(1, count)[None, :, None],
-             torch.arange(1, count)[None, None]), w)
-    w, a = w[:, None], a / mass
-    return cosines(mass * (w @ a + a @ w + w) / 3)
+    uniform = cosines(torch.full((len(v), 1, count, count), mass / count))
+    if keep is not None:
+        settings = {key: value for key, value in fsa.items() if key not in ('lam', 'p')}
+        contested = contested_rows(similarities(z, uniform, **settings), keep, fsa.get('p', 0.45))
+    for _ in range(rounds):
+        w = adapted_attention(z, uniform, keep=keep, **fsa)
+        if cls:
+            w = torch.block_diag(torch.ones(1, 1), torch.zeros_like(w[0])).repeat(len(w), 1, 1).index_put(
+                (torch.arange(len(w))[:, None, None], torch.arange(1, count)[None, :, None],
+                 torch.arange(1, count)[None, None]), w)
+        w = w[:, None]
+        products = dict(WA=lambda: w @ (a / mass), AW=lambda: (a / mass) @ w, W=lambda: w)
+        z = cosines(mass * sum(products[term]() for term in terms) / len(terms))
+    return z, contested

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import reference
 from fsa_seg import patch_logits
-from fsa_seg.attention import ATTENTIONS
+from fsa_seg.attention import attention_names
 from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError
 from fsa_seg.methods import METHODS
@@ -46,7 +46,7 @@ def test_golden(golden, method, feedback, device):
 
 @pytest.mark.parametrize('fsa', [None, dict(lam=3.0, p=0.45), dict(lam=2.3, p=0.7), dict(lam=4.5, p=1.0)])
 @pytest.mark.parametrize('readout', [(False, False), (True, True), (True, False), (False, True)])
-@pytest.mark.parametrize('attention', ATTENTIONS)
+@pytest.mark.parametrize('attention', attention_names())
 def test_reference(tiny, attention, readout, fsa):
     """Every attention map under every readout agrees with the dense evaluation (no row here is near the threshold)."""
     visual, text = tiny

@@ -1,20 +1,25 @@
-"""Run many cells and print their table: methods with and without FSA on data sets.
+"""Run a suite of cells and print its table; without --suite, all methods with and without FSA on the eight data sets.
 
     python tools/benchmark.py --mini                          # everything that runs on what the repository ships
-    python tools/benchmark.py --datasets voc21 ade20k --methods sclip proxyclip
+    python tools/benchmark.py --suite paper --data-root /data/seg
+    python tools/benchmark.py --suite smoke                   # one window each, random weights, no data
 
-Cells whose result is in WORK_DIR/results are not run again, so an interrupted benchmark goes on where it was.
+A suite is a file of configs/suites/, or any other of its form; options stand in place of its own lists. Cells whose
+result is in WORK_DIR/results are not run again, so an interrupted benchmark goes on where it was.
 """
 import argparse
 import os
+import sys
 
 from cli import add_data_options, add_model_options, add_run_options, main_wrapper, model_options, runtime_options
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--datasets', nargs='+', metavar='D', help='default: all eight')
-    parser.add_argument('--methods', nargs='+', metavar='M', help='default: clip maskclip sclip clearclip proxyclip')
+    parser.add_argument('--suite', default='methods', metavar='S',
+                        help='methods (default), paper, attention33, ablation, smoke, or a file')
+    parser.add_argument('--datasets', nargs='+', metavar='D', help="in place of the suite's")
+    parser.add_argument('--methods', nargs='+', metavar='M', help="in place of the suite's")
     add_model_options(parser, one_method=False)
     add_data_options(parser)
     add_run_options(parser)
@@ -26,29 +31,77 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    from fsa_seg.errors import UserError
+    from fsa_seg.suites import load_suite, suite_cells
+    suite = load_suite(args.suite)
+    given = model_options(args)
+    lists = {kind: [given.pop(kind)] for kind in ('backbone', 'vfm', 'protocol', 'words') if kind in given}
+    lists.update({kind: value for kind, value in (('method', args.methods), ('dataset', args.datasets)) if value})
+    cells = suite_cells(suite, **lists)
+    given.pop('feedback', None)
+    if args.fsa is not None:
+        cells = [cell for cell in cells if bool(cell.get('feedback', 'fsa')) == args.fsa]
+        if not cells:
+            raise UserError(f'the suite {suite.name} has no cell {"with" if args.fsa else "without"} FSA')
+    if 'window' in suite:
+        run_windows(args, suite, cells, given)
+    else:
+        run_data(args, cells, given)
+
+
+def run_data(args, cells, given):
+    """Evaluate cells on data sets, and print their table."""
     from tqdm import tqdm
 
-    from fsa_seg.benchmark import DATASET_NAMES, METHOD_NAMES, default_cells, picture_of_rows, run_cells
-    from fsa_seg.errors import one_of
+    from fsa_seg.benchmark import picture_of_rows, run_cells
+    from fsa_seg.config import compose
+    from fsa_seg.errors import UserError, one_of
     from fsa_seg.results import table
     from fsa_seg.visualization import write_picture
-    datasets, methods = args.datasets or DATASET_NAMES, args.methods or METHOD_NAMES
-    feedbacks = (None, 'fsa') if args.fsa is None else ('fsa', ) if args.fsa else (None, )
+    if any('dataset' not in cell for cell in cells):
+        raise UserError(f'the suite {args.suite} names no data set: add --datasets')
     runtime = dict(runtime_options(args), log_level='ERROR')
-    options = {key: value for key, value in model_options(args).items() if key != 'feedback'}
-    configs = default_cells(datasets, methods, feedbacks, runtime=runtime, **options)
+    configs = [compose(**cell, **given, runtime=runtime)
+               for cell in tqdm(cells, desc='composing', unit='cell', leave=False)]
     datasets = list(dict.fromkeys(config.cell.dataset for config in configs))
     shown = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
     work_dir = configs[0].work_dir
     results = run_cells(configs, lambda cells: tqdm(cells, desc='cells', unit='cell'), args.force)
-    text = table(results, datasets)
-    path = os.path.join(work_dir, 'table.md')
-    with open(path, 'w', encoding='utf-8') as f:
-        f.write(text + '\n')
-    print(f'\n{text}\n\ntable: {path}\nresults: {os.path.join(work_dir, "results")}')
+    finish(table(results, datasets), work_dir, args.suite, 'results')
     if args.picture:
         write_picture(picture_of_rows([config for config in configs if config.cell.dataset == shown]), args.picture)
         print(f'picture of one image under every row: {args.picture}')
+
+
+def run_windows(args, suite, cells, given):
+    """Run cells on one window with random weights, and print what they cost."""
+    from mmengine.device import get_device
+    from tqdm import tqdm
+
+    from fsa_seg.benchmark import make_folder
+    from fsa_seg.segmentor import resolve_precision
+    from fsa_seg.smoke import Smoke, smoke_table
+    work_dir = args.work_dir or 'work_dirs'
+    folder = os.path.join(work_dir, suite.name)
+    make_folder(folder)
+    device = get_device()
+    smoke = Smoke(suite, given.get('random_weights', 0), resolve_precision(given.get('precision', 'auto')), device, folder,
+                  args.force)
+    rows = [smoke.row(cell) for cell in tqdm(cells, desc='windows', unit='cell')]
+    finish(smoke_table(rows, smoke.where()), work_dir, args.suite, suite.name)
+    failed = sum(row['error'] is not None for row in rows)
+    print(f'{len(rows)} cells, {failed} failed; {sum("difference" in row for row in rows)} agree with the dense evaluation')
+    if failed:
+        sys.exit(1)
+
+
+def finish(text, work_dir, suite, folder):
+    """Write a table and print it."""
+    name = os.path.splitext(os.path.basename(suite))[0]
+    path = os.path.join(work_dir, 'table.md' if name == 'methods' else f'table_{name}.md')
+    with open(path, 'w', encoding='utf-8') as f:
+        f.write(text + '\n')
+    print(f'\n{text}\n\ntable: {path}\nresults: {os.path.join(work_dir, folder)}')
 
 
 if __name__ == '__main__':

@@ -23,13 +23,17 @@ def add_model_options(parser, one_method=True):
 
 
 def add_data_options(parser):
-    """Add the option that says where the data is."""
+    """Add the options of a cell that a single picture does not have."""
     parser.add_argument('--data-root', metavar='DIR', help='folder of all data sets (default: data)')
+    parser.add_argument('--words', metavar='FILE',
+                        help="class words in place of the protocol's: a line per class, synonyms by ';'")
+    parser.add_argument('--random-weights', type=int, metavar='SEED',
+                        help='random weights in place of trained ones; the result is marked, and enters no table')
 
 
 def model_options(args):
     """Return the given ones of the model's and data's options, as arguments of `fsa_seg.config.compose`."""
-    names = ('method', 'backbone', 'vfm', 'protocol', 'data_root', 'precision')
+    names = ('method', 'backbone', 'vfm', 'protocol', 'data_root', 'precision', 'words', 'random_weights')
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     if getattr(args, 'fsa', None) is not None:
         given['feedback'] = 'fsa' if args.fsa else None

@@ -24,8 +24,6 @@ def parse_args(argv=None):
     parser.add_argument('config', metavar='CONFIG', help='a data set (name or file), or a saved result or config')
     add_model_options(parser)
     add_data_options(parser)
-    parser.add_argument('--words', metavar='FILE',
-                        help="class words in place of the protocol's: a line per class, synonyms by ';'")
     parser.add_argument('--limit', type=int, metavar='N', help='evaluate a seeded subset; the result is marked partial')
     add_run_options(parser)
     parser.add_argument('--out', metavar='FILE', help='result file (default: WORK_DIR/results/...)')
@@ -53,6 +51,8 @@ def main(argv=None):
     print(f'{row_name(cell)} on {cell["dataset"]} ({cell["protocol"]}): {figures}')
     if cell['toy']:
         print(TOY_NOTE)
+    if cell['random_weights'] is not None:
+        print(f'random weights of seed {cell["random_weights"]}: it enters no table')
     if result['partial']:
         print(f'partial: {len(result["images"])} images; it enters no table')
     print(f'result: {path}')
@@ -67,13 +67,13 @@ def build_config(args):
     given = model_options(args)
     config = load_file(args.config) if os.path.isfile(args.config) else {}
     if is_complete(config):
-        given.update({key: value for key in ('words', 'limit') if (value := getattr(args, key)) is not None})
+        given.update({} if args.limit is None else dict(limit=args.limit))
         if given:
             raise UserError(f'{args.config} is a complete config: leave out {", ".join(sorted(given))}, or change the '
                             'config by --cfg-options')
         set_runtime(config, runtime_options(args))
     else:
-        config = compose(args.config, **given, words=args.words, limit=args.limit, runtime=runtime_options(args))
+        config = compose(args.config, **given, limit=args.limit, runtime=runtime_options(args))
     config.launcher = args.launcher
     if args.show_dir:
         make_folder(args.show_dir)

@@ -1,0 +1,204 @@
+"""Smoke runs: every chosen backbone, VFM, method and feedback on one window of random pixels, with random weights.
+
+Trunk and VFM run once each and are shared; what a row adds is the last block under its method, and its feedback.
+"""
+import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import time
+
+import torch
+import torch.nn.functional as F
+from mmseg.registry import MODELS
+
+from fsa_seg.clip import check_tower, load_clip, trunk
+from fsa_seg.config import part_config
+from fsa_seg.errors import UserError
+from fsa_seg.feedback import prune
+from fsa_seg.methods import LastBlock, resolve_feedback, token_logits
+from fsa_seg.parts import feedback_of, load_parts, method_of
+from fsa_seg.paths import ROOT
+from fsa_seg.results import row_name, sources_digest, write_result
+from fsa_seg.segmentor import PRECISIONS
+
+DEFAULTS = dict(method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8')
+HEAD = ('| backbone | VFM | method | grid | trunk, s | VFM, s | last block, s | memory, MiB | from dense |\n'
+        '|---|---|---|---:|---:|---:|---:|---:|---:|')
+
+
+class Smoke:
+    """Runs the cells of a suite that has a `window`, one row each.
+
+    Args:
+        suite (dict): of `fsa_seg.suites.load_suite`: `window` in pixels, number of `queries`.
+        seed (int): of weights, pixels and text rows.
+        precision (str): 'fp32', 'fp16' or 'bf16', of trunk and VFM.
+        device (str): where to run.
+        folder (str): where rows are kept; one that is there is not run again, unless
+        force (bool) says so.
+    """
+
+    def __init__(self, suite, seed, precision, device, folder, force=False):
+        self.suite, self.seed, self.precision, self.device = suite, seed, precision, device
+        self.folder, self.force = folder, force
+        generator = torch.Generator().manual_seed(seed)
+        self.image = torch.rand(1, 3, suite.window, suite.window, generator=generator).to(device)
+        self._backbone, self._features = (None, None), {}
+
+    @torch.no_grad()
+    def row(self, cell):
+        """Return the row of a cell as a JSON-ready dict; what the cell raises stands in its `error`.
+
+        Args:
+            cell (dict): kind -> part, of `fsa_seg.suites.suite_cells`.
+        """
+        parts = load_parts(*({**DEFAULTS, **cell}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
+        names = {kind: part and part.name for kind, part in parts.items()}
+        key = json.dumps([names, {k: v for k, v in cell.items() if k != 'check'}, bool(cell.get('check')), self.seed,
+                          self.precision, str(self.device), self.suite.window, self.suite.queries, sources_digest()],
+                         sort_keys=True)  # yapf: disable
+        path = os.path.join(self.folder, hashlib.sha256(key.encode()).hexdigest()[:16] + '.json')
+        if os.path.exists(path) and not self.force:
+            with open(path, encoding='utf-8') as f:
+                return json.load(f)
+        row = dict(names, name=row_name(names), random_weights=self.seed, precision=self.precision, error=None)
+        try:
+            row.update(self._run(parts, cell.get('check', False)))
+        except (UserError, RuntimeError, MemoryError, AssertionError) as error:
+            return dict(row, error=f'{type(error).__name__}: {str(error)[:300]}')
+        write_result(row, path)
+        return row
+
+    def where(self):
+        """Return a line about what ran, and where."""
+        device = torch.device(self.device)
+        name = (torch.cuda.get_device_name(device) if device.type == 'cuda' else
+                f'{torch.get_num_threads()} CPU threads')
+        return (f'One window of {self.suite.window}×{self.suite.window} random pixels, {self.suite.queries} queries, '
+                f'random weights of seed {self.seed}, {self.precision}, {name}. Trunk and VFM ran once each and are '
+                'shared by the rows that name them; memory is the highest of a row\'s parts, beyond the weights.')
+
+    def _run(self, parts, check):
+        visual, text, tokens, grid, trunk_cost = self._trunk(parts['backbone'])
+        features, vfm_cost = self._vfm(parts['vfm']) if parts['vfm'] else (None, (0.0, 0))
+        feedback = feedback_of(parts)
+        feedback = resolve_feedback(feedback and {key: value for key, value in feedback.items() if key != 'type'})
+        arguments = dict(method=method_of(parts['method']), feedback=feedback, vfm_features=features)
+        (logits, out_grid), cost = measured(lambda: token_logits(visual, tokens, grid, text, **arguments), self.device)
+        if not logits.isfinite().all():
+            raise RuntimeError('some cosines are not finite')
+        row = dict(grid=list(out_grid), trunk=trunk_cost[0], vfm_seconds=vfm_cost[0], last_block=cost[0],
+                   memory=max(c[1] for c in (trunk_cost, vfm_cost, cost)))
+        if check and self.precision == 'fp32':
+            row.update(compare(visual, tokens, grid, text, logits, **arguments))
+        return row
+
+    def _trunk(self, part):
+        """Return tower, text rows, tokens, grid and cost of a backbone; the last one is kept."""
+        if self._backbone[0] != part.name:
+            self._backbone = (None, None)  # its memory is free before the next is made
+            visual = load_clip(**part_config(part, self.seed))[0].visual
+            check_tower(visual)
+            visual = visual.to(self.device, PRECISIONS[self.precision])
+            mean, std = (torch.tensor(visual.preprocess_cfg[key], device=self.device)[:, None, None]
+                         for key in ('mean', 'std'))
+            generator = torch.Generator().manual_seed(self.seed)
+            text = F.normalize(torch.randn(self.suite.queries, visual.proj.shape[1], generator=generator), dim=-1)
+            (tokens, grid), cost = measured(lambda: trunk(visual, (self.image - mean) / std), self.device)
+            self._backbone = (part.name, (visual, text.to(self.device), tokens, grid, cost))
+        return self._backbone[1]
+
+    def _vfm(self, part):
+        """Return features and cost of a VFM; its features are kept, the model is not."""
+        if part.name not in self._features:
+            vfm = MODELS.build(part_config(part, self.seed))
+            expected = tuple(vfm.grid(self.suite.window, self.suite.window))
+            vfm = vfm.to(self.device, PRECISIONS[self.precision])
+            features, cost = measured(lambda: vfm(self.image), self.device)
+            if tuple(features.shape[2:]) != expected:
+                raise RuntimeError(f'the VFM said {expected}, and gave {tuple(features.shape[2:])}')
+            self._features[part.name] = (features, cost)
+        return self._features[part.name]
+
+
+def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
+    """Return how far logits are from the dense evaluation of tests/reference.py, as a dict for a smoke row.
+
+    Pruning is a threshold, and so is the zero below which a proxy map has no entries: the dense evaluation is given the
+    choices that were made here, after it has found that those which it would make otherwise lie at the threshold.
+    """
+    spec = importlib.util.spec_from_file_location('reference', os.path.join(ROOT, 'tests', 'reference.py'))
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    block = LastBlock(visual, tokens, grid, text, method, vfm_features)
+    keep = support = None
+    if vfm_features is not None:
+        support = block.attention.apply(torch.eye(block.values.shape[1])[None].to(text)) > 0
+    if feedback is not None:
+        z = block.cosines(block.attention.apply(block.values))
+        keep = prune(feedback.similarities(z, block.uniform_cosines()), feedback.p).isfinite()
+    expected, contested = reference.logits_and_contested(
+        visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support,
+        fsa=feedback and dict(lam=feedback.lam, p=feedback.p))
+    difference = float((logits - expected).abs().max())
+    if difference > 1e-5:
+        raise RuntimeError(f'the logits are {difference:.1e} from the dense evaluation')
+    return dict(difference=difference, contested=contested)
+
+
+def measured(function, device):
+    """Return a function's result, and what it cost: (result, (seconds, bytes of memory at its peak, or 0 if unknown)).
+
+    On a CPU the peak is the process's, beyond what it held before (Linux alone); on a GPU the allocator's.
+    """
+    cuda = torch.device(device).type == 'cuda'
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        before = _reset_peak()
+    start = time.perf_counter()
+    result = function()
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() if cuda else _status('VmHWM')
+    return result, (seconds, max(0, peak - before))
+
+
+def smoke_table(rows, where):
+    """Return a Markdown table of smoke rows, under a line that says `where` they ran."""
+    lines = [where, '', HEAD]
+    for row in rows:
+        start = f'| {row["backbone"]} | {row["vfm"] or "–"} | {row["name"]} |'
+        if row['error']:
+            lines.append(f'{start} FAILED: {row["error"]} | | | | | |')
+            continue
+        vfm = f'{row["vfm_seconds"]:.2f}' if row['vfm'] else '–'
+        dense = f'{row["difference"]:.1e}' if 'difference' in row else '–'
+        lines.append(f'{start} {row["grid"][0]}×{row["grid"][1]} | {row["trunk"]:.2f} | {vfm} | {row["last_block"]:.3f} | '
+                     f'{row["memory"] / 2**20:.0f} | {dense} |')
+    return '\n'.join(lines)
+
+
+def _reset_peak():
+    """Reset the process's peak of resident memory, and return what it holds now, in bytes."""
+    try:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        with open('/proc/self/clear_refs', 'w') as f:
+            f.write('5')
+    except (OSError, AttributeError):
+        return float('inf')  # no way to know: the peak will read 0
+    return _status('VmRSS')
+
+
+def _status(key):
+    """Return an entry of /proc/self/status in bytes, 0 where there is none."""
+    try:
+        with open('/proc/self/status') as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
+    except (OSError, StopIteration):
+        return 0

@@ -1,0 +1,53 @@
+"""Suites: lists of cells as small data files, configs/suites/NAME.py.
+
+A suite is dict(name, groups); a group is the product of its lists, by kind of part. A suite with a `window` is run on
+one window with random weights by `fsa_seg.smoke`, and needs no data.
+"""
+import itertools
+import json
+
+from fsa_seg.errors import UserError, check_keys
+from fsa_seg.parts import load_part, part_names
+
+KINDS = ('backbone', 'vfm', 'method', 'feedback', 'protocol', 'words', 'dataset')  # from the outermost loop inwards
+SUITE_KEYS = ('name', 'groups', 'window', 'queries')
+
+
+def load_suite(name):
+    """Return a suite's dict, given its name or file; a key that it cannot have is a UserError."""
+    suite = load_part('suite', name)
+    check_keys(suite, SUITE_KEYS, f'suite {name}')
+    for group in suite.groups:
+        check_keys(group, (*KINDS, 'check'), f'a group of the suite {name}')
+    return suite
+
+
+def suite_cells(suite, **chosen):
+    """Return the cells of a suite, each as a dict of kind -> part, without repetitions.
+
+    Args:
+        suite (dict): of `load_suite`.
+        chosen (dict of lists): kind -> what stands in place of the suite's own list.
+
+    Raises:
+        UserError: a value in place of a list, or a suite without a cell.
+    """
+    cells = {}
+    for group in suite['groups']:
+        lists = {**{kind: group[kind] for kind in KINDS if kind in group}, **chosen}
+        for kind, values in lists.items():
+            if not isinstance(values, (list, tuple)):
+                raise UserError(f'suite {suite["name"]}: {kind} is {values!r}; give a list, such as [{values!r}]')
+        lists = {kind: _all_parts(kind) if list(values) == ['all'] else values for kind, values in lists.items()}
+        kinds = sorted(lists, key=KINDS.index)
+        for values in itertools.product(*(lists[kind] for kind in kinds)):
+            cell = dict(zip(kinds, values), **({'check': True} if group.get('check') else {}))
+            cells[json.dumps(cell, sort_keys=True)] = cell
+    if not cells:
+        raise UserError(f'suite {suite["name"]} has no cell: one of its lists is empty')
+    return list(cells.values())
+
+
+def _all_parts(kind):
+    """Return the names of all parts of a kind but the toys."""
+    return [name for name in part_names(kind) if not load_part(kind, name).get('toy')]
