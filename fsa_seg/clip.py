@@ -39,7 +39,7 @@ def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, cache_di
 
     Raises:
         UserError: an unknown name, weights that are missing and cannot be downloaded, that do not fit the
-            architecture, or that were trained with the other activation.
+            architecture, or that were trained with the other activation; a tower that the methods cannot run on.
     """
     options = dict(device=str(torch.get_default_device()), cache_dir=cache_dir)
     if model.startswith('local-dir:'):
@@ -59,6 +59,8 @@ def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, cache_di
             options['force_preprocess_cfg'] = dict(mean=tag['mean'], std=tag['std'])
         source = checkpoint or pretrained
         options['pretrained'] = pretrained
+    with torch.device('meta'), _quiet():  # before weights are downloaded: shapes alone
+        check_tower(open_clip.create_model(model, load_weights=False, device='meta').visual)
     tokenizer = open_clip.get_tokenizer(model)
     if random_weights is not None:
         options.update(pretrained=None, load_weights=False)
@@ -217,8 +219,9 @@ def _check_activation(model, pretrained, tag, checkpoint, quick_gelu):
     if quick_gelu is not None:
         known['`quick_gelu` of the config'] = quick_gelu
     config = checkpoint and os.path.join(os.path.dirname(checkpoint), 'open_clip_config.json')
-    if checkpoint and (code := _script_code(checkpoint)):
-        known[f'the code in {checkpoint}'] = '1.702' in code  # QuickGELU is x·sigmoid(1.702·x)
+    code = checkpoint and _script_code(checkpoint)
+    if code and ('torch.sigmoid(' in code or 'torch.gelu(' in code):
+        known[f'the code in {checkpoint}'] = 'torch.sigmoid(' in code  # QuickGELU is x·sigmoid(1.702·x)
     elif config and os.path.exists(config):
         with open(config, encoding='utf-8') as f:
             known[config] = bool(json.load(f).get('model_cfg', {}).get('quick_gelu', False))

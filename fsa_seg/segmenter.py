@@ -12,9 +12,11 @@ from PIL import Image
 
 from fsa_seg.config import MAX_LONG_SIDE, model_config
 from fsa_seg.errors import UserError
+from fsa_seg.methods import Inspection
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
 from fsa_seg.text import split_words
-from fsa_seg.visualization import panel
+from fsa_seg.visualization import attention_panel, panel
+from fsa_seg.windows import cut_window, patch_at, to_window, window_spans
 
 
 class Segmentation(NamedTuple):
@@ -27,6 +29,25 @@ class Segmentation(NamedTuple):
     """
     labels: np.ndarray
     scores: np.ndarray
+    picture: Image.Image
+
+
+class AttentionRows(NamedTuple):
+    """What FSA makes of the patch at one pixel of an image.
+
+    Attributes:
+        rows: `fsa_seg.methods.Inspection` of numpy arrays (h, w): the patch's rows of A, S before and after pruning, W
+            and Â, over the grid of the window.
+        window (left, top, right, bottom): the window they belong to, in pixels of the image.
+        patch (row, column): the patch on that grid.
+        without, labels (height, width): int64, the labels without FSA and with it.
+        picture: PIL.Image of all of that.
+    """
+    rows: Inspection
+    window: tuple
+    patch: tuple
+    without: np.ndarray
+    labels: np.ndarray
     picture: Image.Image
 
 
@@ -68,19 +89,69 @@ class Segmenter:
         Raises:
             UserError: no class, a class without a word, or an image that cannot be read.
         """
+        rgb, data = self._prepared(image, classes)
+        sample = self._segmented(data, prob_thd)
+        labels, scores = sample.pred_sem_seg.data[0].cpu().numpy(), sample.seg_logits.data.cpu().numpy()
+        picture = panel(rgb, dict(labels=labels), [split_words(line)[0] for line in classes], _palette(len(classes)))
+        return Segmentation(labels, scores, picture)
+
+    @torch.no_grad()
+    def attention(self, image, classes, x, y, prob_thd=0.0):
+        """Return the `AttentionRows` of the patch at column x and row y (pixels from the upper left corner).
+
+        Of the windows that cover the pixel, the one whose centre is nearest to it is looked at.
+
+        Args:
+            image, classes, prob_thd: as of `segment`.
+
+        Raises:
+            UserError: a pixel outside the image, a segmenter without feedback, or as of `segment`.
+        """
+        rgb, data = self._prepared(image, classes)
+        model, (height, width) = self.model, rgb.shape[:2]
+        if not (0 <= x < width and 0 <= y < height):
+            raise UserError(f'the pixel {x},{y} lies outside the image, which has {width}×{height} (x from 0 to '
+                            f'{width - 1}, y from 0 to {height - 1})')
+        feedback = model.feedback
+        if feedback is None:
+            raise UserError('there is no feedback to look at: the segmenter was made without FSA')
+        labels = self._segmented(data, prob_thd).pred_sem_seg.data[0].cpu().numpy()
+        model.feedback = None
+        try:
+            without = self._segmented(data, prob_thd).pred_sem_seg.data[0].cpu().numpy()
+        finally:
+            model.feedback = feedback
+        inputs = model.data_preprocessor(dict(inputs=data['inputs']))['inputs'][0]
+        scale = inputs.shape[1] / height, inputs.shape[2] / width
+        pixel = (y + 0.5) * scale[0], (x + 0.5) * scale[1]
+        rows, columns = (min(window_spans(side, model.window, model.stride), key=lambda s: abs(sum(s) / 2 - place))
+                         for side, place in zip(inputs.shape[1:], pixel))
+        crop = cut_window(inputs, rows, columns, model.multiple)
+        patch = tuple(patch_at(place, span, multiple, count) for place, span, multiple, count in zip(
+            pixel, (rows, columns), model.multiple, model.grid(*crop.shape[2:])))
+        found = Inspection(*(row.cpu() for row in model.inspect(crop, patch)))
+        shown = {name: to_window(row, rows, columns, model.multiple).numpy() for name, row in found._asdict().items()}
+        window = tuple(round(edge) for edge in (columns[0] / scale[1], rows[0] / scale[0], columns[1] / scale[1],
+                                                rows[1] / scale[0]))
+        names = [split_words(line)[0] for line in classes]
+        picture = attention_panel(rgb, (x, y), window, shown,
+                                  {'without FSA': without, 'with FSA': labels}, names, _palette(len(classes)))
+        return AttentionRows(Inspection(*(row.numpy() for row in found)), window, patch, without, labels, picture)
+
+    def _prepared(self, image, classes):
+        """Return an image as an array, and as the model's input; the model's words are set to the classes'."""
         words = [split_words(line) for line in classes]
         if not words or not all(words):
             raise UserError(f'classes {list(classes)!r}: give at least one, each with a word, such as "cat; kitten"')
         rgb = _as_array(image)
         resized = self.resize(dict(img=np.ascontiguousarray(rgb[..., ::-1])))['img']
         self.model.set_words(words)
-        self.model.prob_thd = prob_thd
         sample = SegDataSample(metainfo=dict(ori_shape=rgb.shape[:2]))
-        data = dict(inputs=[torch.from_numpy(resized.transpose(2, 0, 1).copy())], data_samples=[sample])
-        sample = self.model.test_step(data)[0]
-        labels, scores = sample.pred_sem_seg.data[0].cpu().numpy(), sample.seg_logits.data.cpu().numpy()
-        picture = panel(rgb, dict(labels=labels), [group[0] for group in words], _palette(len(words)))
-        return Segmentation(labels, scores, picture)
+        return rgb, dict(inputs=[torch.from_numpy(resized.transpose(2, 0, 1).copy())], data_samples=[sample])
+
+    def _segmented(self, data, prob_thd):
+        self.model.prob_thd = prob_thd
+        return self.model.test_step(data)[0]
 
 
 def _as_array(image):

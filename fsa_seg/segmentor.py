@@ -17,7 +17,7 @@ from fsa_seg.attention import find_attention
 from fsa_seg.clip import check_tower, load_clip, weights_digest
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.feedback import FSA
-from fsa_seg.methods import METHODS, patch_logits, resolve_method
+from fsa_seg.methods import METHODS, inspect_patch, patch_logits, resolve_method
 from fsa_seg.text import encode_queries
 from fsa_seg.windows import class_scores, label_map, slide
 
@@ -189,12 +189,21 @@ class TrainingFreeSegmentor(BaseSegmentor):
 
     def window_cosines(self, images):
         """Return the cosines (B, N, Q) of windows (B, 3, height, width), and their grid."""
-        features = None
-        if self.vfm is not None:
-            normalise = self.data_preprocessor
-            features = self.vfm((images * normalise.std + normalise.mean) / 255)
         return patch_logits(self.visual, images, self.text, method=self.method, feedback=self.feedback,
-                            vfm_features=features)
+                            vfm_features=self._features(images))
+
+    @torch.no_grad()
+    def inspect(self, image, index):
+        """Return the `fsa_seg.methods.Inspection` of the patch at row and column `index` of one window (1, 3, h, w)."""
+        return inspect_patch(self.visual, image, self.text, index, method=self.method, feedback=self.feedback,
+                             vfm_features=self._features(image))
+
+    def _features(self, images):
+        """Return the VFM's features of normalised windows, or None where the method has no VFM."""
+        if self.vfm is None:
+            return None
+        normalise = self.data_preprocessor
+        return self.vfm((images * normalise.std + normalise.mean) / 255)
 
     def train(self, mode=True):
         """Stay in evaluation mode; training mode is refused."""

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from timm.models import load_pretrained, vision_transformer, vision_transformer_sam
 from torch import nn
-from torchvision.transforms.functional import normalize
 
 from fsa_seg.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
 from fsa_seg.errors import UserError, one_of
@@ -48,11 +47,20 @@ class TimmModel(nn.Module):
                 self.vit = timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=0, **arguments)
         except (RuntimeError, TypeError) as error:  # timm: an unknown tag; an unknown argument
             raise UserError(f'the VFM {model!r} with model_args {model_args} cannot be built: {error}') from error
+        self.check_architecture(model)
         if random_weights is None:
             with loading_weights(f'VFM {model!r}', checkpoint or model):
                 _load_strictly(self.vit, type(self).filter_fn)
         self.vit.eval().requires_grad_(False)
         self.mean, self.std = mean, std
+
+    def check_architecture(self, model):
+        """Raise a UserError if features cannot be read from `self.vit`, called `model`; before weights are loaded."""
+
+    def normalised(self, images):
+        """Return images (B, 3, height, width) in 0..1 RGB, less the mean and divided by the std."""
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (images - mean) / std
 
 
 @MODELS.register_module()
@@ -75,9 +83,12 @@ class TimmViT(TimmModel):
                  std=timm.data.IMAGENET_DEFAULT_STD, pos_embed='offset', random_weights=None):
         self.pos_embed = one_of(pos_embed, POSITION_RULES, 'pos_embed')
         super().__init__(model, checkpoint, model_args, mean, std, random_weights, dynamic_img_size=True)
+        self.multiple = self.vit.patch_embed.patch_size
+
+    def check_architecture(self, model):
+        """Raise a UserError if `self.vit`, called `model`, is no plain ViT."""
         if not isinstance(self.vit, vision_transformer.VisionTransformer) or self.vit.pos_embed is None:
             raise UserError(f'{model!r} is no plain ViT with absolute position embeddings; it needs a class of its own')
-        self.multiple = self.vit.patch_embed.patch_size
 
     def grid(self, height, width):
         """Return the grid (h, w) of features for a window of height × width pixels."""
@@ -94,7 +105,7 @@ class TimmViT(TimmModel):
         if not all(grid) or height % self.multiple[0] or width % self.multiple[1]:
             raise UserError(f'a window of {height}×{width} pixels does not divide into the patches of the VFM, '
                             f'{self.multiple[0]}×{self.multiple[1]}')
-        images = normalize(images, self.mean, self.std).to(self.vit.patch_embed.proj.weight.dtype)
+        images = self.normalised(images).to(self.vit.patch_embed.proj.weight.dtype)
         if self.pos_embed == 'timm':
             tokens = self.vit.forward_features(images)
         else:
@@ -144,7 +155,7 @@ class TimmSAM(TimmModel):
 
     def forward(self, images):
         """Return features (B, 256, h, w) of images (B, 3, height, width) in 0..1 RGB."""
-        images = normalize(images, self.mean, self.std)
+        images = self.normalised(images)
         images = F.interpolate(images, self.vit.patch_embed.img_size, mode='bilinear', align_corners=False)
         return self.vit.forward_features(images.to(self.vit.patch_embed.proj.weight.dtype))
 

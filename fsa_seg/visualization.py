@@ -4,6 +4,7 @@ Images are (height, width, 3) uint8 RGB; label maps (height, width) integers, 25
 """
 import os
 
+import cv2
 import numpy as np
 from mmengine.fileio import get
 from mmengine.hooks import Hook
@@ -13,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 VOID = 255
 TITLE, LEGEND, GAP = 22, 20, 6  # heights of a title and of a line of the legend, and the margin, in pixels
+SPOT = 3  # radius of the mark of a pixel
+ROW_TITLES = dict(attention='A', similarity='S', pruned='S pruned', adapted='W', ensemble='A with FSA')  # of a patch's rows
 _OPACITY = 0.75
 
 
@@ -28,18 +31,71 @@ def panel(image, label_maps, classes, palette, columns=None):
     Returns:
         PIL.Image
     """
-    tiles = [('image', image)] + [(title, overlay(image, labels, palette)) for title, labels in label_maps.items()]
-    columns = columns or len(tiles)
-    height, width = image.shape[:2]
+    tiles = {'image': image, **{title: overlay(image, labels, palette) for title, labels in label_maps.items()}}
+    return _compose(tiles, _legend(label_maps.values(), classes, palette), columns or len(tiles))
+
+
+def attention_panel(image, pixel, window, rows, label_maps, classes, palette):
+    """Return one picture: the image with a pixel and its window, that patch's rows of FSA's maps, and label maps.
+
+    Args:
+        image (height, width, 3): uint8 RGB.
+        pixel (x, y): the pixel looked at.
+        window (left, top, right, bottom): in pixels of the image.
+        rows (dict): name -> values over the window, of any resolution; −∞ where nothing was kept. Each is drawn from
+            its least value (dark) to its greatest (bright), which its title gives.
+        label_maps, classes, palette: as of `panel`.
+
+    Returns:
+        PIL.Image
+    """
+    marked = Image.fromarray(image)
+    draw = ImageDraw.Draw(marked)
+    draw.rectangle((window[0], window[1], window[2] - 1, window[3] - 1), outline=(255, 255, 255))
+    tiles = {f'patch at {pixel[0]},{pixel[1]}': np.array(marked)}
+    for name, values in rows.items():
+        kept = values[np.isfinite(values)]
+        tiles[f'{ROW_TITLES.get(name, name)}: {kept.min():.2g} to {kept.max():.2g}'] = _heat(image, window, values)
+    tiles.update({title: overlay(image, labels, palette) for title, labels in label_maps.items()})
+    for title, tile in tiles.items():
+        spot = Image.fromarray(tile)
+        x, y = pixel
+        ImageDraw.Draw(spot).ellipse((x - SPOT, y - SPOT, x + SPOT, y + SPOT), outline=(255, 255, 255), fill=(0, 160, 255))
+        tiles[title] = np.array(spot)
+    return _compose(tiles, _legend(label_maps.values(), classes, palette), 4)
+
+
+def _heat(image, window, values):
+    """Return the image in grey, its window under the colours of `values`; what is −∞ stays grey and dark."""
+    left, top, right, bottom = window
+    out = np.repeat(image.mean(2, keepdims=True) * 0.4, 3, 2).astype(np.uint8)
+    kept = np.isfinite(values)
+    low, high = values[kept].min(), values[kept].max()
+    level = np.where(kept, (np.where(kept, values, low) - low) / max(high - low, 1e-12), 0)
+    colors = cv2.applyColorMap((255 * level).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    size = right - left, bottom - top
+    colors = cv2.resize(np.ascontiguousarray(colors), size, interpolation=cv2.INTER_NEAREST)
+    kept = cv2.resize(kept.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    out[top:bottom, left:right][kept] = colors[kept]
+    return out
+
+
+def _legend(label_maps, classes, palette):
+    """Return name and colour of each label that is shown."""
+    shown = np.unique(np.concatenate([labels.ravel() for labels in label_maps]))
+    return [(classes[i] if i != VOID else 'void', palette[i] if i != VOID else (255, 255, 255)) for i in shown]
+
+
+def _compose(tiles, entries, columns):
+    """Return tiles of one size (title -> RGB) in rows of `columns`, each under its title, and a legend below."""
+    height, width = next(iter(tiles.values())).shape[:2]
     rows = -(-len(tiles) // columns)
-    shown = np.unique(np.concatenate([labels.ravel() for labels in label_maps.values()]))
-    entries = [(classes[i] if i != VOID else 'void', palette[i] if i != VOID else (255, 255, 255)) for i in shown]
     font = ImageFont.load_default(14)
     total = columns * (width + GAP) + GAP
     places, legend_height = _legend_places(entries, font, total)
     canvas = Image.new('RGB', (total, rows * (height + TITLE + GAP) + GAP + legend_height), 'white')
     draw = ImageDraw.Draw(canvas)
-    for i, (title, tile) in enumerate(tiles):
+    for i, (title, tile) in enumerate(tiles.items()):
         x, y = GAP + (i % columns) * (width + GAP), GAP + (i // columns) * (height + TITLE + GAP)
         draw.text((x, y), title, 'black', font)
         canvas.paste(Image.fromarray(tile), (x, y + TITLE))

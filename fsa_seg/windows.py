@@ -41,13 +41,12 @@ def slide(image, window_cosines, window, stride, multiple=(1, 1), size=None):
         size (int, int): height and width of the result; by default the image's.
     """
     spans = [window_spans(side, window, stride) for side in image.shape[1:]]
-    pads = [-(spans[axis][0][1] - spans[axis][0][0]) % multiple[axis] for axis in (0, 1)]  # all windows are of one size
+    pads = [_padding(spans[axis][0], multiple[axis]) for axis in (0, 1)]  # all windows are of one size
     total = None
     for top, bottom in spans[0]:
         row = None
         for left, right in spans[1]:
-            crop = F.pad(image[None, :, top:bottom, left:right], (*_halves(pads[1]), *_halves(pads[0])))
-            cosines, grid = window_cosines(crop)
+            cosines, grid = window_cosines(cut_window(image, (top, bottom), (left, right), multiple))
             if total is None:
                 rows, columns = (
                     _to_pixels(grid[axis], spans[axis], pads[axis], image.shape[1 + axis],
@@ -58,6 +57,41 @@ def slide(image, window_cosines, window, stride, multiple=(1, 1), size=None):
             row = part if row is None else row + part
         total = total + rows[top] @ row
     return total
+
+
+def cut_window(image, rows, columns, multiple=(1, 1)):
+    """Return a window (1, 3, h', w') of an image, padded with zeros, split evenly, to multiples of `multiple`.
+
+    Args:
+        image (3, height, width): normalised.
+        rows (int, int), columns (int, int): the window's first and last + 1 row and column.
+        multiple (int, int): what its height and width have to be multiples of.
+    """
+    pads = _padding(rows, multiple[0]), _padding(columns, multiple[1])
+    return F.pad(image[None, :, rows[0]:rows[1], columns[0]:columns[1]], (*_halves(pads[1]), *_halves(pads[0])))
+
+
+def patch_at(pixel, span, multiple, count):
+    """Return the patch, from 0 to count − 1 along one side, that shows a pixel of an image.
+
+    Args:
+        pixel (float): in pixels from the image's edge.
+        span (int, int): the window along that side.
+        multiple (int): as of `cut_window`.
+        count (int): patches of the window's grid along that side.
+    """
+    pad = _padding(span, multiple)
+    place = (pixel - span[0] + _halves(pad)[0]) / (span[1] - span[0] + pad)
+    return min(max(int(place * count), 0), count - 1)
+
+
+def to_window(values, rows, columns, multiple=(1, 1)):
+    """Return a window's values (h, w) at its pixels (height, width), each patch as a block; the padding is left out."""
+    pads = _padding(rows, multiple[0]), _padding(columns, multiple[1])
+    height, width = rows[1] - rows[0], columns[1] - columns[0]
+    values = F.interpolate(values[None, None], (height + pads[0], width + pads[1]), mode='nearest-exact')[0, 0]
+    top, left = _halves(pads[0])[0], _halves(pads[1])[0]
+    return values[top:top + height, left:left + width]
 
 
 def class_scores(cosines, words_per_class, logit_scale):
@@ -92,6 +126,10 @@ def label_map(scores, prob_thd=0.0, area_thd=None):
         scores = scores.masked_fill(small[:, None, None], 0)
     best, labels = scores.max(0)
     return labels.masked_fill_(best < prob_thd, BACKGROUND)
+
+
+def _padding(span, multiple):
+    return -(span[1] - span[0]) % multiple
 
 
 def _halves(count):

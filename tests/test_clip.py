@@ -7,7 +7,6 @@ from safetensors.torch import save_file
 
 from fsa_seg.clip import check_tower, load_clip, resize_position_embedding, trunk, weights_digest
 from fsa_seg.errors import UserError
-from fsa_seg.parts import load_part, part_names
 
 MODEL = dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=2, width=32, head_width=16, patch_size=16),
              text_cfg=dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=1))
@@ -80,20 +79,132 @@ def test_missing_weights(tmp_path, monkeypatch):
         load_clip('local-dir:nowhere')
     with pytest.raises(UserError, match="did you mean 'ViT-B-16'"):
         load_clip('ViT-B-166', 'openai')
-    with pytest.raises(UserError, match='its tags: .*openai'):
+    with pytest.raises(UserError, match="tag of ViT-B-16-quickgelu 'opnai' .did you mean 'openai'"):
         load_clip('ViT-B-16-quickgelu', 'opnai')
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     with pytest.raises(UserError, match='could not be loaded.*copy that cache, or give the path of a local file'):
         load_clip('ViT-B-16-quickgelu', 'openai', cache_dir=str(tmp_path))
 
 
-def test_activation_of_the_weights():
-    with pytest.raises(UserError, match="use 'ViT-B-16-quickgelu'"):
-        load_clip('ViT-B-16', 'openai')
+@pytest.mark.parametrize('model, tag, other', [
+    ('ViT-B-16', 'openai', 'ViT-B-16-quickgelu'), ('ViT-B-16', 'dfn2b', 'ViT-B-16-quickgelu'),
+    ('ViT-L-14', 'metaclip_fullcc', 'ViT-L-14-quickgelu'), ('ViT-L-14-336', 'openai', 'ViT-L-14-336-quickgelu'),
+    ('ViT-B-16-quickgelu', 'laion2b_s34b_b88k', 'ViT-B-16'), ('ViT-H-14-quickgelu', 'laion2b_s32b_b79k', 'ViT-H-14'),
+])  # yapf: disable
+def test_activation_of_a_tags_weights(model, tag, other):
+    with pytest.raises(UserError, match=f'differ in their activation: the tag {tag!r} says .* Use {other!r}'):
+        load_clip(model, tag)
 
 
-@pytest.mark.parametrize('name', [name for name in part_names('backbone') if 'pretrained' in load_part('backbone', name)])
-def test_every_part_is_a_model_open_clip_knows(name):
-    part = load_part('backbone', name)
-    assert part.name == name
-    assert part.pretrained in open_clip.list_pretrained_tags_by_model(part.model)
+@pytest.fixture
+def architecture():
+    """Names of two small architectures of open_clip, which differ in their activation."""
+    for name, quick in (('tiny', False), ('tiny-quickgelu', True)):
+        open_clip.factory._MODEL_CONFIGS[name] = dict(MODEL, quick_gelu=quick)
+    yield 'tiny'
+    for name in ('tiny', 'tiny-quickgelu'):
+        del open_clip.factory._MODEL_CONFIGS[name]
+
+
+def state(**change):
+    torch.manual_seed(1)
+    return open_clip.CLIP(**json.loads(json.dumps({**MODEL, **change}))).state_dict()
+
+
+def test_a_local_file_whose_activation_is_not_known(architecture, tmp_path):
+    torch.save(state(), tmp_path / 'clip.pt')
+    path = str(tmp_path / 'clip.pt')
+    with pytest.raises(UserError, match='does not say which activation.*set quick_gelu=True or False'):
+        load_clip('tiny', checkpoint=path)
+    with pytest.raises(UserError, match="`quick_gelu` of the config says QuickGELU, .* Use 'tiny-quickgelu'"):
+        load_clip('tiny', checkpoint=path, quick_gelu=True)
+    clip, _ = load_clip('tiny-quickgelu', checkpoint=path, quick_gelu=True)
+    assert torch.equal(clip.visual.proj, state()['visual.proj'])
+
+
+def test_a_local_file_beside_its_config(architecture, tmp_path):
+    """As in a folder of the hub: the config says the activation."""
+    write_model(tmp_path / 'clip', state())
+    (tmp_path / 'clip' / 'open_clip_config.json').write_text(json.dumps(dict(model_cfg=dict(MODEL, quick_gelu=True))))
+    path = str(tmp_path / 'clip' / 'open_clip_model.safetensors')
+    load_clip('tiny-quickgelu', checkpoint=path)
+    with pytest.raises(UserError, match="open_clip_config.json says QuickGELU, the architecture has GELU"):
+        load_clip('tiny', checkpoint=path)
+
+
+class Archive(torch.nn.Module):
+    """A module with a CLIP's weights under their own names, whose code has the activation: as OpenAI's archives."""
+
+    def __init__(self, quick):
+        super().__init__()
+        clip = open_clip.CLIP(**json.loads(json.dumps(MODEL)))
+        clip.load_state_dict(state())
+        for name, parameter in list(clip.state_dict().items()):
+            *path, last = name.split('.')
+            module = self
+            for step in path:
+                if step not in module._modules:
+                    module.add_module(step, torch.nn.Module())
+                module = module._modules[step]
+            module.register_buffer(last, parameter)
+        self.register_buffer('input_resolution', torch.tensor(32))
+        self.quick = quick
+
+    def forward(self, x: torch.Tensor):
+        return x * torch.sigmoid(1.702 * x) if self.quick else torch.nn.functional.gelu(x)
+
+
+@pytest.mark.parametrize('quick', [True, False])
+@pytest.mark.filterwarnings('ignore:.torch.jit')
+def test_a_torchscript_archive_says_its_activation(architecture, tmp_path, quick):
+    path = str(tmp_path / 'ViT-tiny.pt')
+    torch.jit.trace(Archive(quick), torch.randn(2)).save(path)
+    right, wrong = ('tiny-quickgelu', 'tiny') if quick else ('tiny', 'tiny-quickgelu')
+    clip, _ = load_clip(right, checkpoint=path)
+    assert torch.equal(clip.visual.proj, state()['visual.proj'])
+    with pytest.raises(UserError, match=f'the code in .*ViT-tiny.pt says .*Use {right!r}'):
+        load_clip(wrong, checkpoint=path)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(embed_dim=24), r'size mismatch for (visual.proj|text_projection).*24'),
+    (dict(vision_cfg=dict(MODEL['vision_cfg'], image_size=48)), r'size mismatch for visual.positional_embedding: \(10, 32\)'),
+    (dict(vision_cfg=dict(MODEL['vision_cfg'], layers=3)), r'Unexpected key.*visual.transformer.resblocks.2'),
+    (dict(vision_cfg=dict(MODEL['vision_cfg'], layers=1)), r'Missing key.*visual.transformer.resblocks.1'),
+])  # yapf: disable
+def test_a_local_file_of_another_architecture(architecture, tmp_path, change, message):
+    torch.save(state(**change), tmp_path / 'other.pt')
+    with pytest.raises(UserError, match='do not fit CLIP .tiny.: .*' + message):
+        load_clip('tiny', checkpoint=str(tmp_path / 'other.pt'), quick_gelu=False)
+
+
+def test_where_weights_are_named(tmp_path):
+    with pytest.raises(UserError, match='a local file is named by `checkpoint`'):
+        load_clip('ViT-B-16', 'weights/clip.pt')
+    with pytest.raises(UserError, match='name its weights'):
+        load_clip('ViT-B-16')
+    with pytest.raises(UserError, match="checkpoint of the backbone ViT-B-16: 'gone.pt' does not exist"):
+        load_clip('ViT-B-16', checkpoint='gone.pt')
+    write_model(tmp_path / 'clip')
+    with pytest.raises(UserError, match='leave out pretrained'):
+        load_clip(f'local-dir:{tmp_path}/clip', 'openai')
+
+
+def test_a_tags_normalisation_is_that_of_its_local_file_too():
+    with torch.device('meta'):
+        visual = load_clip('ViT-L-14', 'laion2b_s32b_b82k', random_weights=0)[0].visual
+    assert visual.preprocess_cfg['mean'] == (0.5, 0.5, 0.5) == visual.preprocess_cfg['std']
+
+
+def test_random_weights_are_those_of_their_seed(architecture):
+    one, two, other = (load_clip('tiny', random_weights=seed)[0] for seed in (3, 3, 4))
+    assert weights_digest(one) == weights_digest(two) != weights_digest(other)
+
+
+@pytest.mark.parametrize('model, missing', [
+    ('RN50', 'transformer.resblocks'), ('coca_ViT-B-32', 'it pools by attention'), ('ViT-B-16-SigLIP', 'class_embedding'),
+    ('convnext_base', 'transformer.resblocks'),
+])  # yapf: disable
+def test_towers_that_the_methods_cannot_run_on(model, missing):
+    with pytest.raises(UserError, match=f'lacks .*{missing}'):
+        load_clip(model, random_weights=0)

@@ -5,8 +5,7 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import normalize
 
 from fsa_seg.errors import UserError
-from fsa_seg.parts import load_part, part_names
-from fsa_seg.vfm import TimmViT
+from fsa_seg.vfm import TimmSAM, TimmViT
 
 ARGS = dict(patch_size=8, embed_dim=24, depth=2, num_heads=2, img_size=32)
 
@@ -21,7 +20,7 @@ def make(tmp_path):
     return make
 
 
-@pytest.mark.parametrize('pos_embed', ['published', 'timm'])
+@pytest.mark.parametrize('pos_embed', ['offset', 'size', 'timm'])
 @pytest.mark.parametrize('model, args', [
     ('vit_tiny_patch16_224', ARGS),
     ('vit_small_patch14_reg4_dinov2', dict(embed_dim=24, depth=2, num_heads=2, patch_size=8, img_size=32)),
@@ -35,12 +34,65 @@ def test_trained_size_equals_timms_own_features(make, model, args, pos_embed):
 
 def test_other_sizes(make):
     images = torch.rand(1, 3, 40, 64)
-    published, timms = make(), make(pos_embed='timm')
-    assert published.grid(40, 64) == (5, 8)
-    assert published(images).shape == timms(images).shape == (1, 24, 5, 8)
+    offset, size, timms = make(), make(pos_embed='size'), make(pos_embed='timm')
+    assert offset.grid(40, 64) == (5, 8)
+    assert offset(images).shape == size(images).shape == timms(images).shape == (1, 24, 5, 8)
     tokens = timms.vit.forward_features(normalize(images, timms.mean, timms.std))[:, 1:]
     torch.testing.assert_close(timms(images).flatten(2).transpose(1, 2), tokens)
-    assert (published(images) - timms(images)).abs().max() > 1e-4  # the two resizes differ
+    assert (offset(images) - timms(images)).abs().max() > 1e-4  # the resizes differ
+    assert (offset(images) - size(images)).abs().max() > 1e-4
+    assert (size(images) - timms(images)).abs().max() > 1e-4
+
+
+def test_sam_takes_any_window(tmp_path):
+    """A window is resized to the tower's own input, so that its grid is one for all of them."""
+    torch.manual_seed(0)
+    args = dict(embed_dim=24, depth=2, num_heads=2, img_size=64, window_size=3, global_attn_indexes=(1, ))
+    vit = timm.create_model('samvit_base_patch16', num_classes=0, **args)
+    state = {'image_encoder.' + key.replace('mlp.fc', 'mlp.lin'): value for key, value in vit.state_dict().items()}
+    torch.save(dict(state, **{'mask_decoder.x': torch.zeros(1)}), tmp_path / 'sam_vit_b.pth')  # the publisher's names
+    sam = TimmSAM('samvit_base_patch16', str(tmp_path / 'sam_vit_b.pth'), args)
+    images = torch.rand(2, 3, 50, 37)
+    assert sam.multiple == (1, 1) and tuple(sam.grid(50, 37)) == (4, 4)
+    resized = torch.nn.functional.interpolate(normalize(images, sam.mean, sam.std), (64, 64), mode='bilinear')
+    torch.testing.assert_close(sam(images), vit.eval().forward_features(resized), atol=1e-5, rtol=1e-4)
+    assert sam(images).shape == (2, 256, 4, 4)
+
+
+def test_the_publishers_files(tmp_path):
+    """MAE's file has its weights under 'model'; DINOv2's has a mask token, and its position embedding covers CLS."""
+    torch.manual_seed(0)
+    vit = timm.create_model('vit_tiny_patch16_224', num_classes=0, **ARGS)
+    torch.save(dict(model=vit.state_dict()), tmp_path / 'mae.pth')
+    images = torch.rand(1, 3, 32, 32)
+    mae = TimmViT('vit_tiny_patch16_224', str(tmp_path / 'mae.pth'), ARGS, pos_embed='size')
+    tokens = vit.eval().forward_features(normalize(images, mae.mean, mae.std))
+    torch.testing.assert_close(mae(images).flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-5, rtol=1e-4)
+    name = 'vit_small_patch14_reg4_dinov2'
+    vit = timm.create_model(name, num_classes=0, **ARGS)
+    state = vit.state_dict()
+    cls = torch.randn(1, 1, 24)  # the publisher adds a position embedding to CLS; timm keeps the sum
+    state.update(register_tokens=state.pop('reg_token'), mask_token=torch.zeros(1, 24), cls_token=state['cls_token'] - cls,
+                 pos_embed=torch.cat([cls, state['pos_embed']], 1))
+    torch.save(state, tmp_path / 'dinov2.pth')
+    dinov2 = TimmViT(name, str(tmp_path / 'dinov2.pth'), ARGS, pos_embed='timm')
+    tokens = vit.eval().forward_features(normalize(images, dinov2.mean, dinov2.std))
+    torch.testing.assert_close(dinov2(images).flatten(2).transpose(1, 2), tokens[:, 5:], atol=1e-5, rtol=1e-4)
+
+
+def test_a_file_of_other_patches_or_another_grid_is_refused(tmp_path):
+    """timm would resize both without a word."""
+    for change in (dict(patch_size=16), dict(img_size=64)):
+        vit = timm.create_model('vit_tiny_patch16_224', num_classes=0, **{**ARGS, **change})
+        save_file(vit.state_dict(), tmp_path / 'other.safetensors')
+        with pytest.raises(UserError, match='do not fit.*size mismatch for (patch_embed.proj.weight|pos_embed): .* in the file'):
+            TimmViT('vit_tiny_patch16_224', str(tmp_path / 'other.safetensors'), ARGS)
+
+
+def test_random_weights_are_those_of_their_seed():
+    one, two, other = (TimmViT('vit_tiny_patch16_224', model_args=ARGS, random_weights=seed) for seed in (0, 0, 1))
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(one(images), two(images)) and not torch.equal(one(images), other(images))
 
 
 def test_grid_keeps_rows_and_columns(make):
@@ -66,13 +118,10 @@ def test_bad_input(make, tmp_path):
         TimmViT('vit_relpos_small_patch16_224')  # no dynamic_img_size
     with pytest.raises(UserError, match='no plain ViT with absolute position embeddings'):
         TimmViT('vit_tiny_patch16_224', model_args=dict(ARGS, pos_embed='none'))
+    with pytest.raises(UserError, match="unknown pos_embed 'bicubic'"):
+        TimmViT('vit_tiny_patch16_224', pos_embed='bicubic')
+    with pytest.raises(UserError, match="unknown timm model 'vit_base_patch16_224'"):
+        TimmSAM('vit_base_patch16_224')
     save_file(dict(wrong=torch.zeros(1)), tmp_path / 'wrong.safetensors')
     with pytest.raises(UserError, match='do not fit.*wrong'):
         TimmViT('vit_tiny_patch16_224', checkpoint=str(tmp_path / 'wrong.safetensors'), model_args=ARGS)
-
-
-@pytest.mark.parametrize('name', part_names('vfm'))
-def test_every_part_is_a_model_timm_knows(name):
-    part = load_part('vfm', name)
-    assert part.name == name
-    assert timm.is_model(part.model.split('.')[0])

@@ -2,6 +2,7 @@
 
     python tools/segment.py street.jpg 'car; taxi' road sky --out street.png
     python tools/segment.py --mini data/mini/VOCdevkit/VOC2012/JPEGImages/2007_000227.jpg 'cat; kitten' cow wood
+    python tools/segment.py street.jpg 'car; taxi' road sky --attention 120,80   # what FSA makes of the patch there
 """
 import argparse
 
@@ -16,8 +17,16 @@ def parse_args(argv=None):
     parser.add_argument('classes', nargs='+', metavar='CLASS', help="a class's words, synonyms separated by ';'")
     add_model_options(parser)
     parser.add_argument('--prob-thd', type=float, default=0.0, help='pixels scored below it get the first class')
+    parser.add_argument('--attention', metavar='X,Y', type=pixel,
+                        help="draw the patch's rows of A, S before and after pruning, W and Â at this pixel")
     parser.add_argument('--out', default='segmented.png', metavar='FILE', help='picture (default: segmented.png)')
     return parser.parse_args(argv)
+
+
+def pixel(text):
+    """Return the two numbers of 'X,Y'."""
+    x, y = text.split(',')
+    return int(x), int(y)
 
 
 def main(argv=None):
@@ -28,7 +37,10 @@ def main(argv=None):
     from fsa_seg.visualization import write_picture
     given = model_options(args)
     segmenter = Segmenter(feedback=args.fsa is not False, **{key: given[key] for key in PARTS if key in given})
-    found = segmenter.segment(args.image, args.classes, args.prob_thd)
+    if args.attention:
+        found = segmenter.attention(args.image, args.classes, *args.attention, args.prob_thd)
+    else:
+        found = segmenter.segment(args.image, args.classes, args.prob_thd)
     write_picture(found.picture, args.out)
     pixels = np.bincount(found.labels.ravel(), minlength=len(args.classes))
     for name, count in zip(args.classes, pixels):

@@ -2,6 +2,7 @@
 vfm = dict(
     name='toy',
     toy=True,
+    licence='Apache-2.0',
     type='TimmViT',
     model='vit_tiny_patch16_224',
     model_args=dict(patch_size=8, embed_dim=96, depth=4, num_heads=3, img_size=96),

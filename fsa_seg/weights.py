@@ -1,0 +1,191 @@
+"""Weights of backbones and VFMs as files: where they come from, whether they are here, and whether they are whole."""
+import glob
+import hashlib
+import os
+import re
+import zipfile
+from typing import NamedTuple, Optional, Tuple
+
+import open_clip
+import timm
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.utils import EntryNotFoundError
+from mmseg.registry import MODELS
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.pretrained import download_pretrained
+from safetensors import safe_open
+from tqdm import tqdm
+
+from fsa_seg.clip import load_clip, loading_weights
+from fsa_seg.config import part_config
+from fsa_seg.errors import UserError, one_of
+from fsa_seg.parts import load_part, part_names
+from fsa_seg.paths import local_path
+
+KINDS = ('backbone', 'vfm')
+TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')  # what timm looks for in a repository of the hub, in its order
+CLIP_FILES = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)  # what open_clip looks for
+BLOCK = 1 << 22  # bytes read at once
+
+
+class Weights(NamedTuple):
+    """Where a part's weights come from.
+
+    Attributes:
+        kind (str), name (str): the part: 'backbone' or 'vfm', and its name.
+        licence (str): of the weights.
+        source (str): the hub's repository, a URL, or a local path.
+        files (tuple of str): names to look for in the repository, in order; empty for a URL or a path.
+        tag (dict): `open_clip`'s description of a tag; None for others.
+        cache_dir (str): folder of downloads; None for the library's own.
+    """
+    kind: str
+    name: str
+    licence: str
+    source: str
+    files: Tuple[str, ...] = ()
+    tag: Optional[dict] = None
+    cache_dir: Optional[str] = None
+
+
+def all_weights():
+    """Return the `Weights` of every backbone and VFM part."""
+    return [weights_of(kind, name) for kind in KINDS for name in part_names(kind)]
+
+
+def find_weights(names):
+    """Return the `Weights` of the parts called so; an unknown name is a UserError."""
+    known = all_weights()
+    for name in names:
+        one_of(name, {weights.name for weights in known}, 'backbone or VFM')
+    return [weights for weights in known if weights.name in names]
+
+
+def weights_of(kind, name):
+    """Return the `Weights` of one part, given its kind and its name or file."""
+    part = load_part(kind, name)
+    licence = part.get('licence', '–')
+    local = part.get('checkpoint') or (part.model[10:] if part.model.startswith('local-dir:') else None)
+    if local:
+        return Weights(kind, part.name, licence, local)
+    if kind == 'backbone':
+        tag = open_clip.get_pretrained_cfg(part.model, part.get('pretrained') or '')
+        if not tag:
+            raise UserError(f'backbone {name}: open_clip has no weights {part.get("pretrained")!r} of {part.model}')
+        repository, file = os.path.split(tag.get('hf_hub') or '')
+        files = ((file, ) if file else CLIP_FILES) if repository else ()
+        return Weights(kind, part.name, licence, repository or tag['url'], files, tag, part.get('cache_dir'))
+    cfg = timm.get_pretrained_cfg(part.model, allow_unregistered=False) if timm.is_model(part.model) else None
+    if not cfg or not (cfg.hf_hub_id or cfg.url):
+        raise UserError(f'VFM {name}: timm has no weights for {part.model}')
+    files = ((cfg.hf_hub_filename, ) if cfg.hf_hub_filename else TIMM_FILES) if cfg.hf_hub_id else ()
+    return Weights(kind, part.name, cfg.license or licence, cfg.hf_hub_id or cfg.url, files)
+
+
+def path_of(weights):
+    """Return the file or folder of weights that are here, or None."""
+    for file in weights.files:
+        path = try_to_load_from_cache(weights.source, file, cache_dir=weights.cache_dir)
+        if isinstance(path, str):
+            return path
+    if weights.files:
+        return None
+    if '://' in weights.source:
+        folder = (os.path.expanduser(weights.cache_dir or '~/.cache/clip') if weights.kind == 'backbone' else
+                  os.path.join(torch.hub.get_dir(), 'checkpoints'))
+        path = os.path.join(folder, os.path.basename(weights.source))
+        return path if os.path.exists(path) else None
+    try:
+        return local_path(weights.source, 'weights')
+    except UserError:
+        return None
+
+
+def get(weights):
+    """Download weights that are not here, by the libraries' own clients (progress, caches, offline switches, resuming).
+
+    Returns:
+        str: the file's path.
+
+    Raises:
+        UserError: they cannot be downloaded; the message names both ways out.
+    """
+    path = path_of(weights)
+    if path:
+        return path
+    with loading_weights(f'{weights.kind} {weights.name!r}', weights.source, weights.cache_dir):
+        for file in weights.files:
+            try:
+                return hf_hub_download(weights.source, file, cache_dir=weights.cache_dir)
+            except EntryNotFoundError:
+                if file == weights.files[-1]:
+                    raise
+        if weights.kind == 'backbone' and '://' in weights.source:
+            return download_pretrained(weights.tag, cache_dir=weights.cache_dir)
+        if '://' in weights.source:
+            return timm.models.download_cached_file(weights.source)
+        raise UserError(f'{weights.source} does not exist')
+
+
+def check(path):
+    """Return what is known of files of weights: ('whole' or 'readable', '') or ('damaged', why).
+
+    'whole' is said where the source gives a SHA-256 (the hub's large files are stored under theirs, OpenAI's URLs and
+    `timm`'s file names hold it), 'readable' where the file's own structure alone could be checked.
+
+    Args:
+        path (str): of `path_of`.
+    """
+    files = [path] if os.path.isfile(path) else glob.glob(os.path.join(path, '*.safetensors'))
+    states = [_check_file(file) for file in files] or [('damaged', f'no weights in {path}')]
+    return min(states, key=lambda state: ('damaged', 'readable', 'whole').index(state[0]))
+
+
+def size_of(path):
+    """Return the bytes of a file, or of the files of a folder."""
+    files = [path] if os.path.isfile(path) else glob.glob(os.path.join(path, '*'))
+    return sum(os.path.getsize(file) for file in files)
+
+
+def parameters(kind, name):
+    """Return the number of a part's parameters, without making them."""
+    part = load_part(kind, name)
+    with torch.device('meta'):
+        model = load_clip(**part_config(part, 0))[0] if kind == 'backbone' else MODELS.build(part_config(part, 0))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_file(path):
+    real = os.path.realpath(path)
+    expected = re.search(r'[0-9a-f]{64}$', os.path.basename(real)) or re.search(r'-([0-9a-f]{8,64})\.[a-z]+$', real)
+    if expected:
+        expected = expected.group(expected.lastindex or 0)
+        found = _sha256(real)
+        if not found.startswith(expected):
+            return 'damaged', f'its SHA-256 is {found[:16]}..., not {expected[:16]}...; remove {real} and get it again'
+        return 'whole', ''
+    try:
+        if path.endswith('.safetensors'):
+            with safe_open(path, 'pt') as f:
+                f.keys()
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+            if broken:
+                return 'damaged', f'{broken} in {path} is broken; remove the file and get it again'
+        else:
+            torch.load(path, map_location='meta', weights_only=True)
+    except Exception as error:  # the readers raise many kinds
+        return 'damaged', f'{path} cannot be read ({str(error)[:100]}); remove it and get it again'
+    return 'readable', ''
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as f, tqdm(total=os.path.getsize(path), unit='B', unit_scale=True, leave=False,
+                                     desc=os.path.basename(path)[:16]) as bar:
+        while block := f.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

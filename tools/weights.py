@@ -1,0 +1,65 @@
+"""Weights of backbones and VFMs: what there is, what is here, downloads, and whether files are whole.
+
+    python tools/weights.py list                             # source, size, licence, and whether it is here
+    python tools/weights.py get clip_vit-b16 dino_vit-b8     # download what is not here
+    python tools/weights.py check                            # read all that is here, against its SHA-256 where known
+"""
+import argparse
+import sys
+
+from cli import main_wrapper
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='list | get | check')
+    commands.add_parser('list', help='every backbone and VFM')
+    commands.add_parser('get', help='download').add_argument('names', nargs='+', metavar='NAME')
+    commands.add_parser('check', help='read and compare').add_argument('names', nargs='*', metavar='NAME',
+                                                                       help='default: all that are here')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    dict(list=show_list, get=download, check=check_files)[args.command](args)
+
+
+def show_list(args):
+    from fsa_seg.weights import all_weights, parameters, path_of, size_of
+    rows = []
+    for weights in all_weights():
+        path = path_of(weights)
+        size = f'{size_of(path) / 1e6:.0f} MB' if path else f'≈{parameters(weights.kind, weights.name) * 4 / 1e6:.0f} MB'
+        rows.append((weights.kind, weights.name, size, 'here' if path else '–', weights.licence, weights.source))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print('  '.join(value.ljust(width) for value, width in zip(row, widths)).rstrip())
+    print('sizes with ≈ are those of float32 parameters; `get` shows the true one')
+
+
+def download(args):
+    from fsa_seg.weights import find_weights, get
+    for weights in find_weights(args.names):
+        print(f'{weights.kind} {weights.name}: {get(weights)}')
+
+
+def check_files(args):
+    from fsa_seg.weights import all_weights, check, find_weights, path_of
+    failed = False
+    for weights in find_weights(args.names) if args.names else all_weights():
+        path = path_of(weights)
+        if path:
+            state, why = check(path)
+        elif args.names:
+            state, why = 'absent', f'get it by tools/weights.py get {weights.name}, or give `checkpoint` in its config'
+        else:
+            continue
+        failed |= state in ('damaged', 'absent')
+        print(f'{weights.kind} {weights.name}: {state}{", " + why if why else ""}{" (" + path + ")" if path else ""}')
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main_wrapper(main)
