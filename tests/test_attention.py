@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fsa_seg.attention import proxy_map, resize_tokens, self_map
+from fsa_seg.attention import map_rows, proxy_map, resize_tokens, self_map
 
 
 @pytest.mark.parametrize('name, mass', [('qk', 1), ('qq', 1), ('kk', 1), ('vv', 1), ('qq+kk', 2), ('identity', 1)])
@@ -58,3 +58,13 @@ def test_resize_tokens_keeps_rows_and_columns():
     assert resize_tokens(tokens, (2, 3), (2, 3)) is tokens
     resized = resize_tokens(tokens, (2, 3), (4, 3)).unflatten(1, (4, 3))[0, ..., 0]
     torch.testing.assert_close(resized[:, 0], torch.tensor([0., 0.75, 2.25, 3.]))
+
+
+def test_map_rows_are_those_of_the_softmax():
+    """More tokens than a head has columns: the unit vectors go through in several passes."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 11, 8).unbind(0)
+    attention = self_map('qk', q, k, v, heads=2)
+    rows = map_rows(attention.apply, 6, v, heads=2)
+    split = lambda x: x[0].unflatten(1, (2, 4)).transpose(0, 1)  # noqa: E731
+    torch.testing.assert_close(rows, (split(q)[:, 6:7] @ split(k).transpose(1, 2) / 2).softmax(-1)[:, 0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import reference
-from fsa_seg.attention import AttentionMap, self_map
+from fsa_seg.attention import AttentionMap, map_rows, self_map
 from fsa_seg.errors import UserError
 from fsa_seg.feedback import FSA, adapt, coherence, ensemble, isolate, prune
 
@@ -77,7 +77,47 @@ def test_half_precision_inputs_are_computed_in_float32():
     torch.testing.assert_close(adapted, reference.adapted_attention(z.float(), uniform.float(), 3.0, 0.45))
 
 
-@pytest.mark.parametrize('settings', [dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(lam=-1), dict(lam=float('nan'))])
+def test_isolation_off_and_scales_by_hand():
+    z, uniform = torch.tensor([[[0.5]]]), torch.tensor([[[0.2]]])
+    assert isolate(z, None).item() == pytest.approx(20 * 0.5)
+    assert isolate(z, uniform, 10, 5).item() == pytest.approx(10 * 0.5 - 5 * 0.2)
+    off, on = FSA(isolation=False), FSA()
+    z, uniform = torch.rand(1, 6, 4), torch.rand(1, 6, 4)
+    torch.testing.assert_close(off.similarities(z, uniform), coherence(20 * z))
+    torch.testing.assert_close(off.similarities(z, None), coherence(20 * z))
+    torch.testing.assert_close(on.similarities(z, uniform), coherence(20 * z - 35 * uniform))
+
+
+def test_other_similarities_by_hand():
+    """P = (3/4, 1/4) and (1/2, 1/2)."""
+    delta = torch.tensor([[[math.log(3.), 0.], [0., 0.]]])
+    forth = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    back = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    kl, jeffreys, cosine = (coherence(delta, name)[0] for name in ('kl', 'jeffreys', 'cosine'))
+    torch.testing.assert_close(kl, torch.tensor([[1., 1 / (1 + forth)], [1 / (1 + back), 1.]]))
+    both = 1 / (1 + (forth + back) / 2)
+    torch.testing.assert_close(jeffreys, torch.tensor([[1., both], [both, 1.]]))
+    angle = (0.75 + 0.25) * 0.5 / math.sqrt((0.75**2 + 0.25**2) * 0.5)
+    torch.testing.assert_close(cosine, torch.tensor([[1., angle], [angle, 1.]]))
+
+
+@pytest.mark.parametrize('terms', [('WA', ), ('AW', ), ('W', ), ('WA', 'AW'), ('WA', 'W'), ('AW', 'W'), ('W', 'AW', 'WA')])
+def test_terms_of_the_ensemble(terms):
+    """Each choice equals the products of dense matrices, divided by its count; CLS keeps its identity in W."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 5, 8).unbind(0)
+    attention = self_map('qq+kk', q, k, v, heads=1)
+    a = torch.stack([map_rows(attention.apply, i, v, heads=1)[0] for i in range(5)])[None] / 2
+    w = torch.block_diag(torch.ones(1, 1), torch.rand(4, 4).softmax(-1))[None]
+    products = dict(WA=w @ a, AW=a @ w, W=w)
+    expected = 2 * sum(products[term] for term in terms) / len(terms) @ v
+    torch.testing.assert_close(ensemble(attention, w[:, 1:, 1:], v, terms), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('settings', [
+    dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(p='0.4'), dict(lam=-1), dict(lam=float('nan')), dict(lam=True),
+    dict(isolation=1), dict(scale=0), dict(uniform_scale=-1), dict(similarity='js'), dict(terms=()), dict(terms=('WA', 'X')),
+    dict(terms=('W', 'W')), dict(rounds=0), dict(rounds=1.5), dict(rounds=True)])  # yapf: disable
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         FSA(**settings)

@@ -12,7 +12,7 @@ from fsa_seg import patch_logits
 from fsa_seg.attention import attention_names
 from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError
-from fsa_seg.methods import METHODS
+from fsa_seg.methods import METHODS, LastBlock, inspect_patch
 
 GOLDEN = sorted(glob.glob(os.path.join(os.path.dirname(__file__), 'golden', '*.safetensors')))
 
@@ -60,7 +60,62 @@ def test_reference(tiny, attention, readout, fsa):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('change', [dict(lam=3.1), dict(p=0.5)])
+@pytest.mark.parametrize('fsa', [
+    dict(isolation=False), dict(scale=8.0), dict(uniform_scale=12.0), dict(similarity='jeffreys'),
+    dict(similarity='cosine'), dict(terms=('WA', )), dict(terms=('AW', 'W')), dict(rounds=2),
+    dict(rounds=3, terms=('W', ), isolation=False, p=0.7, lam=1.0)])  # yapf: disable
+@pytest.mark.parametrize('attention, readout', [('qq+kk', True), ('identity', False), ('proxy', False)])
+def test_ablations_agree_with_the_reference(tiny, attention, readout, fsa):
+    visual, text = tiny
+    torch.manual_seed(1)
+    images, features = torch.randn(2, 3, 64, 96), torch.randn(2, 12, 5, 7)
+    method = dict(attention=attention, residual=readout, mlp=readout)
+    logits, _ = patch_logits(visual, images, text, method=method, feedback=fsa, vfm_features=features)
+    tokens, grid = trunk(visual, images)
+    expected = reference.logits(visual, tokens, grid, text, **method, fsa=fsa, features=features)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    default, _ = patch_logits(visual, images, text, method=method, feedback=True, vfm_features=features)
+    same = attention == 'identity' and set(fsa) == {'terms'}  # with A = I all three terms are W
+    assert same or (logits - default).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize('rounds', [1, 2])
+@pytest.mark.parametrize('method', ['sclip', 'proxyclip'])
+def test_inspect_patch(tiny, method, rounds):
+    """The rows are those of the dense maps; Â's gives the patch its logits."""
+    visual, text = tiny
+    torch.manual_seed(1)
+    images, features = torch.randn(1, 3, 64, 96), torch.randn(1, 12, 5, 7)
+    index = (2, 4)
+    found = inspect_patch(visual, images, text, index, method=method, feedback=dict(rounds=rounds), vfm_features=features)
+    tokens, clip_grid = trunk(visual, images)
+    grid = (5, 7) if method == 'proxyclip' else clip_grid
+    assert all(row.shape == grid for row in found)
+    block = visual.transformer.resblocks[-1]
+    q, k, v = torch.nn.functional.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
+    cls = int(method != 'proxyclip')
+    patch = index[0] * grid[1] + index[1]
+    dense = reference.attention_matrix(METHODS[method]['attention'], q, k, v, 4, features)
+    torch.testing.assert_close(found.attention.flatten(), dense[0, :, patch + cls, cls:].mean(0))
+    one = LastBlock(visual, tokens, clip_grid, text, METHODS[method], features)
+    z = one.cosines(one.attention.apply(one.values))
+    if rounds == 2:
+        z, _ = patch_logits(visual, images, text, method=method, feedback=True, vfm_features=features)
+    s = reference.similarities(z, one.uniform_cosines())
+    w = reference.adapted_attention(z, one.uniform_cosines())
+    torch.testing.assert_close(found.similarity.flatten(), s[0, patch], atol=1e-5, rtol=1e-5)
+    kept = found.pruned.isfinite()
+    assert torch.equal(found.pruned[kept], found.similarity[kept])
+    assert torch.equal(kept.flatten(), s[0, patch] >= reference.threshold(s, 0.45)[0, patch])
+    torch.testing.assert_close(found.adapted.flatten(), w[0, patch], atol=1e-5, rtol=1e-5)
+    a, mass = dense.mean(1)[0] / one.attention.mass, one.attention.mass
+    extended = torch.block_diag(torch.ones(cls, cls), w[0])
+    expected = mass * (extended @ a + a @ extended + extended)[patch + cls, cls:] / 3
+    torch.testing.assert_close(found.ensemble.flatten(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('change', [dict(lam=3.1), dict(p=0.5), dict(uniform_scale=36), dict(scale=21),
+                                    dict(terms=['W', 'WA'])])
 def test_constants_matter(golden, change):
     """The golden comparison is one that a wrong constant fails."""
     visual, t = golden

@@ -1,7 +1,7 @@
 """Weights of backbones and VFMs: what there is, what is here, downloads, and whether files are whole.
 
     python tools/weights.py list                             # source, size, licence, and whether it is here
-    python tools/weights.py get clip_vit-b16 dino_vit-b8     # download what is not here
+    python tools/weights.py get clip_vit-b16 dino_vit-b8     # download what is not here; a broken connection is taken up again
     python tools/weights.py check                            # read all that is here, against its SHA-256 where known
 """
 import argparse

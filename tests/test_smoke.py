@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from fsa_seg import smoke
+from fsa_seg.errors import UserError
+from fsa_seg.feedback import FSA
+from fsa_seg.suites import load_suite
+
+CELL = dict(backbone='toy', vfm='toy', method=dict(attention='qq'), feedback='fsa', check=True)
+
+
+@pytest.fixture
+def run(tmp_path):
+    suite = load_suite('smoke')
+    suite.window = 96
+    return lambda cell: smoke.Smoke(suite, 0, 'fp32', 'cpu', str(tmp_path)).row(cell)
+
+
+@pytest.mark.parametrize('attention', ['qk', 'qq', 'kk', 'vv', 'qq+kk', 'identity', 'proxy'])
+@pytest.mark.parametrize('residual', [False, True])
+def test_agrees_with_the_dense_evaluation(run, attention, residual):
+    row = run(dict(CELL, method=dict(attention=attention, residual=residual, mlp=residual)))
+    assert row['error'] is None and row['difference'] <= 1e-5
+    assert row['grid'] == ([12, 12] if attention == 'proxy' else [6, 6])
+    assert row['random_weights'] == 0 and row['trunk'] > 0 and row['last_block'] > 0
+
+
+def test_a_wrong_constant_is_found(run, monkeypatch):
+    own = FSA.similarities
+    monkeypatch.setattr(FSA, 'similarities', lambda self, z, uniform: own(self, z, 1.1 * uniform))
+    assert 'AssertionError' in run(CELL)['error'] or 'from the dense evaluation' in run(CELL)['error']
+
+
+def test_a_row_is_kept_and_a_failed_one_is_not(run, monkeypatch):
+    row = run(CELL)
+    monkeypatch.setattr(smoke, 'token_logits', lambda *_, **__: pytest.fail('it was run again'))
+    assert run(CELL) == row
+    monkeypatch.setattr(smoke, 'token_logits', lambda *_, **__: (torch.full((1, 1, 1), float('nan')), (1, 1)))
+    other = dict(CELL, method='clip')
+    failed = run(other)
+    assert failed['error'] == 'RuntimeError: some cosines are not finite'
+    assert 'FAILED: RuntimeError' in smoke.smoke_table([row, failed], '')
+    monkeypatch.undo()
+    assert run(other)['error'] is None
+
+
+def test_a_part_that_does_not_exist_ends_the_run(run):
+    with pytest.raises(UserError, match="unknown backbone 'toi'"):
+        run(dict(CELL, backbone='toi'))
+
+
+def test_measured_memory():
+    """A tensor of 64 MiB that is freed again is seen (where the system tells)."""
+    (result, (seconds, peak)) = smoke.measured(lambda: float(torch.ones(2**24).sum()), 'cpu')
+    assert result == 2**24 and seconds > 0
+    assert peak == 0 or 60 * 2**20 < peak < 200 * 2**20

@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from conftest import MINI
+from fsa_seg.benchmark import prepare, run_cells
+from fsa_seg.config import compose
+from fsa_seg.errors import UserError
+from fsa_seg.suites import load_suite, suite_cells
+
+
+def rows(name, *kinds):
+    """Return the cells of a suite on its first data set, as tuples of some kinds of part."""
+    cells = suite_cells(load_suite(name))
+    first = cells[0].get('dataset')
+    return [tuple(json.dumps(cell.get(kind)) if isinstance(cell.get(kind), dict) else cell.get(kind) for kind in kinds)
+            for cell in cells if cell.get('dataset') == first]
+
+
+def test_attention33():
+    """Eleven maps on three backbones, each with and without FSA."""
+    found = rows('attention33', 'backbone', 'method', 'vfm', 'feedback')
+    assert len(found) == len(set(found)) == 66
+    assert len({row[:3] for row in found}) == 33 and len({row[1:3] for row in found}) == 11
+    assert {cell['protocol'] for cell in suite_cells(load_suite('attention33'))} == {'proxyclip'}
+
+
+def test_paper():
+    """Each gain is of two rows under one protocol; λ is that of backbone and VFM."""
+    found = rows('paper', 'backbone', 'method', 'feedback', 'protocol')
+    assert len(found) == len(set(found)) == 27
+    for backbone in ('clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14'):
+        for method in ('maskclip', 'sclip', 'clearclip'):
+            assert {(backbone, method, feedback, 'own') for feedback in (None, 'fsa')} <= set(found)
+        assert {(backbone, 'proxyclip', None, 'proxyclip'), (backbone, 'proxyclip', None, 'fsa'),
+                (backbone, 'proxyclip', 'fsa', 'fsa')} <= set(found)
+    assert len({cell['dataset'] for cell in suite_cells(load_suite('paper'))}) == 8
+
+
+@pytest.mark.parametrize('backbone, vfm, lam', [
+    ('clip_vit-b16', 'dino_vit-b8', None), ('clip_vit-l14', 'dino_vit-b8', None), ('openclip_vit-h14', 'dino_vit-b8', 2.3),
+    ('openclip_vit-h14', 'mae_vit-b16', 4.5), ('clip_vit-b16', 'mae_vit-b16', 4.5)])  # yapf: disable
+def test_lambda(backbone, vfm, lam):
+    assert compose('voc21', backbone=backbone, vfm=vfm).model.feedback.get('lam') == lam  # None: the default, 3.0
+
+
+def test_ablation_is_one_at_a_time():
+    found = [cell['feedback'] for cell in suite_cells(load_suite('ablation'))]
+    assert found[:2] == [None, 'fsa'] and all(len(settings) == 1 for settings in found[2:])
+    assert {key for settings in found[2:] for key in settings} == {
+        'isolation', 'scale', 'uniform_scale', 'p', 'lam', 'terms', 'similarity', 'rounds'}
+
+
+def test_options_stand_in_place_of_the_suites_lists(tmp_path):
+    suite = tmp_path / 'mine.py'
+    suite.write_text("suite = dict(name='mine', groups=[dict(method=['clip', 'sclip'], feedback=[None, dict(p=1.0)], "
+                     "dataset=['voc21']), dict(method=['clip'], feedback=[None], dataset=['voc21'])])")
+    assert len(suite_cells(load_suite(str(suite)))) == 4  # the second group repeats one
+    cells = suite_cells(load_suite(str(suite)), method=['maskclip'], dataset=['voc20', 'ade20k'])
+    assert len(cells) == 4 and {cell['method'] for cell in cells} == {'maskclip'}
+
+
+@pytest.mark.parametrize('groups, message', [
+    ("[dict(methods=['clip'])]", "unknown key 'methods' .*did you mean 'method'"),
+    ("[dict(method='clip')]", "method is 'clip'; give a list"),
+    ('[dict(method=[])]', 'one of its lists is empty'),
+    ('[]', 'has no cell'),
+])  # yapf: disable
+def test_suites_that_cannot_be_used(tmp_path, groups, message):
+    suite = tmp_path / 'mine.py'
+    suite.write_text(f"suite = dict(name='mine', groups={groups})")
+    with pytest.raises(UserError, match=message):
+        suite_cells(load_suite(str(suite)))
+
+
+def test_cells_that_differ_in_name_alone_run_once(tmp_path, monkeypatch):
+    """VOC21's settings are alike under `proxyclip` and `fsa`: two rows, one run."""
+    configs = [compose('voc21', 'maskclip', None, 'toy', protocol=protocol, data_root=MINI,
+                       runtime=dict(workers=0, work_dir=str(tmp_path))) for protocol in ('proxyclip', 'fsa')]
+    assert prepare(configs[0]) == prepare(configs[1])
+    from fsa_seg import benchmark
+    run, runs = benchmark.run_cell, []
+    monkeypatch.setattr(benchmark, 'run_cell', lambda *arguments: runs.append(1) or run(*arguments))
+    results = run_cells(configs, list)
+    assert len(runs) == 1
+    assert [result['cell']['protocol'] for result in results] == ['proxyclip', 'fsa']
+    assert results[0]['confusion'] == results[1]['confusion']
+    assert len(list((tmp_path / 'results').iterdir())) == 2
+    assert run_cells(configs, list) == results and len(runs) == 1
