@@ -104,6 +104,8 @@ def check_config(config):
     for key in ('vfm', 'feedback'):
         if config.model.get(key):
             _check_constructor(config.model[key], MODELS, f'model.{key}')
+    if config.model.get('feedback'):
+        MODELS.build(config.model.feedback)  # its values
     _check_constructor(dataset, DATASETS, 'dataset')
     _check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
     check_keys(config.model.backbone, BACKBONE_KEYS, 'model.backbone')

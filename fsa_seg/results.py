@@ -121,16 +121,18 @@ def read_result(path):
 def table(results, datasets):
     """Return a Markdown table of mIoU (percent): a row per method, feedback and setting, a column per data set.
 
-    A line above the table says when there are toy results; partial results and those of random weights are left out.
+    A line above the table says when there are toy results. Partial results and those of random weights are left out, and
+    a line says so.
 
     Args:
         results (list of dict): of `read_result`.
         datasets (list of str): the columns, in order.
     """
-    rows = {}
+    rows, left_out = {}, 0
     for result in results:
         cell = result['cell']
         if result['partial'] or cell['random_weights'] is not None:
+            left_out += 1
             continue
         row = (row_name(cell), cell['backbone'], cell['vfm'] or '–',
                ', '.join([cell['protocol'], *([f'words {cell["words"]}'] if cell['words'] != cell['protocol'] else []), *cell['changed']]))
@@ -143,6 +145,8 @@ def table(results, datasets):
         shown = ' | '.join('–' if math.isnan(value) else f'{value:.1f}' for value in [*values, mean])
         lines.append(f'| {" | ".join(row)} | {shown} |')
     note = [TOY_NOTE, ''] if any(result['cell']['toy'] for result in results) else []
+    if left_out:
+        note += [f'{left_out} results of random weights, or of a part of a data set, are left out.', '']
     return '\n'.join([*note, 'mIoU in percent.', '', *lines])
 
 

@@ -24,8 +24,8 @@ from fsa_seg.results import row_name, sources_digest, write_result
 from fsa_seg.segmentor import PRECISIONS
 
 DEFAULTS = dict(method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8')
-HEAD = ('| backbone | VFM | method | grid | trunk, s | VFM, s | last block, s | memory, MiB | from dense |\n'
-        '|---|---|---|---:|---:|---:|---:|---:|---:|')
+HEAD = ('| backbone | VFM | method | grid | trunk, s | VFM, s | last block, s | weights, MiB | memory, MiB | from dense |\n'
+        '|---|---|---|---:|---:|---:|---:|---:|---:|---:|')
 
 
 class Smoke:
@@ -81,8 +81,8 @@ class Smoke:
                 'shared by the rows that name them; memory is the highest of a row\'s parts, beyond the weights.')
 
     def _run(self, parts, check):
-        visual, text, tokens, grid, trunk_cost = self._trunk(parts['backbone'])
-        features, vfm_cost = self._vfm(parts['vfm']) if parts['vfm'] else (None, (0.0, 0))
+        (visual, text, tokens, grid), trunk_cost, size = self._trunk(parts['backbone'])
+        features, vfm_cost, vfm_size = self._vfm(parts['vfm']) if parts['vfm'] else (None, (0.0, 0), 0)
         feedback = feedback_of(parts)
         feedback = resolve_feedback(feedback and {key: value for key, value in feedback.items() if key != 'type'})
         arguments = dict(method=method_of(parts['method']), feedback=feedback, vfm_features=features)
@@ -90,13 +90,13 @@ class Smoke:
         if not logits.isfinite().all():
             raise RuntimeError('some cosines are not finite')
         row = dict(grid=list(out_grid), trunk=trunk_cost[0], vfm_seconds=vfm_cost[0], last_block=cost[0],
-                   memory=max(c[1] for c in (trunk_cost, vfm_cost, cost)))
+                   weights=size + vfm_size, memory=max(c[1] for c in (trunk_cost, vfm_cost, cost)))
         if check and self.precision == 'fp32':
             row.update(compare(visual, tokens, grid, text, logits, **arguments))
         return row
 
     def _trunk(self, part):
-        """Return tower, text rows, tokens, grid and cost of a backbone; the last one is kept."""
+        """Return (tower, text rows, tokens, grid), cost and bytes of a backbone; the last one is kept."""
         if self._backbone[0] != part.name:
             self._backbone = (None, None)  # its memory is free before the next is made
             visual = load_clip(**part_config(part, self.seed))[0].visual
@@ -107,11 +107,11 @@ class Smoke:
             generator = torch.Generator().manual_seed(self.seed)
             text = F.normalize(torch.randn(self.suite.queries, visual.proj.shape[1], generator=generator), dim=-1)
             (tokens, grid), cost = measured(lambda: trunk(visual, (self.image - mean) / std), self.device)
-            self._backbone = (part.name, (visual, text.to(self.device), tokens, grid, cost))
+            self._backbone = (part.name, ((visual, text.to(self.device), tokens, grid), cost, _bytes(visual)))
         return self._backbone[1]
 
     def _vfm(self, part):
-        """Return features and cost of a VFM; its features are kept, the model is not."""
+        """Return features, cost and bytes of a VFM; its features are kept, the model is not."""
         if part.name not in self._features:
             vfm = MODELS.build(part_config(part, self.seed))
             expected = tuple(vfm.grid(self.suite.window, self.suite.window))
@@ -119,7 +119,7 @@ class Smoke:
             features, cost = measured(lambda: vfm(self.image), self.device)
             if tuple(features.shape[2:]) != expected:
                 raise RuntimeError(f'the VFM said {expected}, and gave {tuple(features.shape[2:])}')
-            self._features[part.name] = (features, cost)
+            self._features[part.name] = (features, cost, _bytes(vfm))
         return self._features[part.name]
 
 
@@ -175,13 +175,17 @@ def smoke_table(rows, where):
     for row in rows:
         start = f'| {row["backbone"]} | {row["vfm"] or "–"} | {row["name"]} |'
         if row['error']:
-            lines.append(f'{start} FAILED: {row["error"]} | | | | | |')
+            lines.append(f'{start} FAILED: {row["error"]} | | | | | | |')
             continue
         vfm = f'{row["vfm_seconds"]:.2f}' if row['vfm'] else '–'
         dense = f'{row["difference"]:.1e}' if 'difference' in row else '–'
         lines.append(f'{start} {row["grid"][0]}×{row["grid"][1]} | {row["trunk"]:.2f} | {vfm} | {row["last_block"]:.3f} | '
-                     f'{row["memory"] / 2**20:.0f} | {dense} |')
+                     f'{row["weights"] / 2**20:.0f} | {row["memory"] / 2**20:.0f} | {dense} |')
     return '\n'.join(lines)
+
+
+def _bytes(model):
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _reset_peak():

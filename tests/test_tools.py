@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from conftest import MINI, ROOT
+from fsa_seg.errors import UserError
 from test_datasets import DAMAGE
 
 IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')
@@ -121,6 +122,91 @@ def test_segment(run_tool, tmp_path):
     assert Image.open(tmp_path / 'cat.png').width > 2 * 300
 
 
+@pytest.mark.parametrize('method, pixel', [('sclip', (150, 120)), ('proxyclip', (319, 239))])
+def test_segment_draws_a_patchs_attention(run_tool, tmp_path, method, pixel):
+    status, printed = run_tool('segment', IMAGE, 'cat; kitten', 'grass', '--mini', '--method', method, '--attention',
+                               '{},{}'.format(*pixel), '--out', 'rows.png')
+    assert status == 0, printed
+    picture = Image.open(tmp_path / 'rows.png')
+    assert picture.width > 4 * 320 and picture.height > 2 * 240
+
+
+def test_segmenter_gives_a_patchs_attention_as_arrays():
+    from fsa_seg import Segmenter
+    segmenter = Segmenter(backbone='toy', vfm='toy', method='sclip', device='cpu')
+    words = ['cat; kitten', 'grass', 'wall']
+    found = segmenter.attention(IMAGE, words, 150, 120)
+    rows, (left, top, right, bottom) = found.rows, found.window
+    assert left <= 150 < right and top <= 120 < bottom
+    assert {row.shape for row in rows} == {(14, 14)} and all(0 <= index < 14 for index in found.patch)
+    assert rows.similarity[found.patch] == pytest.approx(1, abs=1e-4)  # a patch is like itself
+    assert np.isneginf(rows.pruned).any() and rows.adapted.sum() == pytest.approx(1, abs=1e-4)
+    assert (rows.adapted[np.isneginf(rows.pruned)] == 0).all()
+    assert 1.5 < rows.attention.sum() <= 2.001  # SCLIP's rows sum to two, CLS included
+    assert np.array_equal(found.labels, segmenter.segment(IMAGE, words).labels)
+    bare = Segmenter(backbone='toy', vfm='toy', method='sclip', feedback=False, device='cpu')
+    assert np.array_equal(found.without, bare.segment(IMAGE, words).labels)
+    assert not np.array_equal(found.without, found.labels)
+    with pytest.raises(UserError, match='was made without FSA'):
+        bare.attention(IMAGE, words, 1, 1)
+    with pytest.raises(UserError, match='the pixel 320,0 lies outside the image, which has 320×240'):
+        segmenter.attention(IMAGE, words, 320, 0)
+
+
+def test_the_patch_looked_at_is_the_one_at_the_pixel(tmp_path):
+    """With identity attention a patch attends itself alone, so that A's row marks it: wherever the pixel is."""
+    from fsa_seg import Segmenter
+    segmenter = Segmenter(backbone='toy', vfm='toy', method='maskclip', device='cpu')
+    image = np.zeros((150, 300, 3), np.uint8)
+    for x, y in ((0, 0), (299, 149), (150, 10), (37, 140)):
+        found = segmenter.attention(image, ['a', 'b'], x, y)
+        rows, columns = found.rows.attention.shape
+        left, top, right, bottom = found.window
+        row, column = np.argwhere(found.rows.attention == 1)[0]
+        assert (row, column) == found.patch
+        # the window is padded evenly to whole patches of 16 pixels of the resized image (448 pixels high)
+        assert abs((column + 0.5) / columns - (x + 0.5 - left) / (right - left)) < 0.6 / columns
+        assert abs((row + 0.5) / rows - (y + 0.5 - top) / (bottom - top)) < 0.6 / rows
+
+
+def test_random_weights_are_marked(run_tool, tmp_path):
+    command = ('test', 'voc20', '--mini', '--method', 'clip', '--no-fsa', '--random-weights', 5)
+    status, printed = run_tool(*command)
+    assert status == 0 and 'random weights of seed 5: it enters no table' in printed, printed
+    first, = results(tmp_path)
+    assert first['cell']['random_weights'] == 5 and first['metrics']['mIoU'] < 20
+    run_tool(*command)
+    again, = results(tmp_path)
+    assert again['confusion'] == first['confusion']
+    status, printed = run_tool('benchmark', '--mini', '--datasets', 'voc20', '--methods', 'clip', '--no-fsa',
+                               '--random-weights', 5)
+    assert status == 0 and '1 results of random weights' in printed and '| CLIP |' not in printed, printed
+
+
+def test_benchmark_runs_a_users_suite_with_words(run_tool, tmp_path):
+    """Maps spelt out, settings of FSA, and words of one's own, in a data file."""
+    from mmseg.datasets import CityscapesDataset
+    (tmp_path / 'words.txt').write_text('\n'.join(f'{name}; a {name}' for name in CityscapesDataset.METAINFO['classes']))
+    (tmp_path / 'mine.py').write_text(
+        "suite = dict(name='mine', groups=[dict(method=[dict(attention='vv', name='VV')], protocol=['proxyclip'], "
+        "feedback=[None, dict(p=1.0)], words=['words.txt'], dataset=['cityscapes'])])")
+    status, printed = run_tool('benchmark', '--suite', 'mine.py', '--mini')
+    assert status == 0, printed
+    assert '| VV | toy | – | proxyclip, words words-' in printed and '| VV + FSA p=1.0 | toy |' in printed
+    assert (tmp_path / 'work_dirs' / 'table_mine.md').exists()
+    found = sorted(results(tmp_path), key=lambda result: result['cell']['feedback'] or '')
+    assert found[0]['metrics'] != found[1]['metrics']
+    status, printed = run_tool('benchmark', '--suite', 'mine.py', '--mini', '--fsa')
+    assert status == 0 and '| VV | toy |' not in printed and '| VV + FSA p=1.0 |' in printed
+
+
+def test_smoke_suite(run_tool, tmp_path):
+    status, printed = run_tool('benchmark', '--suite', 'smoke', '--mini')
+    assert status == 0, printed
+    assert '17 cells, 0 failed; 7 agree with the dense evaluation' in printed
+    assert '| toy | toy | ProxyCLIP + FSA | 42×42 |' in printed and (tmp_path / 'work_dirs' / 'table_smoke.md').exists()
+
+
 def test_segmenter_takes_paths_pictures_and_arrays():
     from fsa_seg import Segmenter
     segmenter = Segmenter(backbone='toy', vfm='toy', method='sclip', feedback=dict(p=0.5), device='cpu')
@@ -164,10 +250,16 @@ def data(tmp_path):
     (['voc12', '--mini'], "unknown dataset 'voc12' (did you mean 'voc21'?)"),
     (['voc21', '--mini', '--method', 'maskclp'], "did you mean 'maskclip'"),
     (['voc21', '--mini', '--backbone', 'tpy'], "did you mean 'toy'"),
-    (['voc21', '--mini', '--vfm', 'dino'], "did you mean 'dino_vit-b8'"),
+    (['voc21', '--mini', '--vfm', 'dino_vitb8'], "did you mean 'dino_vit-b8'"),
     (['voc21', '--mini', '--cfg-options', 'model.windw=3'], "did you mean 'window'"),
     (['voc21', '--mini', '--cfg-options', 'model.window=0'], 'window 0 and stride'),
     (['voc21', '--mini', '--cfg-options', 'model.feedback.p=2'], 'p is 2'),
+    (['voc21', '--mini', '--cfg-options', 'model.feedback.rounds=0'], 'rounds is 0; it has to be a whole number'),
+    (['voc21', '--mini', '--cfg-options', 'model.feedback.terms=[WA,AX]'], 'terms is'),
+    (['voc21', '--mini', '--cfg-options', 'model.feedback.similarity=js'], "unknown similarity of FSA 'js'"),
+    (['voc21', '--mini', '--cfg-options', 'model.window=8', 'model.stride=8'], 'window is 8 pixels, smaller than a patch'),
+    (['voc21', '--mini', '--method', 'sclip', '--cfg-options', 'model.attention=proxy'], "'proxy' needs a VFM"),
+    (['voc21', '--mini', '--cfg-options', 'model.backbone.checkpoint=x.pt'], 'leave out pretrained and checkpoint'),
     (['voc21', '--mini', '--data-root', 'nowhere'], 'lacks the folder nowhere'),
     (['voc21', '--mini', '--words', 'words.txt'], 'words for 2 classes, but the data set has 21'),
     (['voc21', '--mini', '--cfg-options', 'model.backbone.model=local-dir:gone'], "'gone' does not exist"),

@@ -3,6 +3,7 @@
     python tools/weights.py list                             # source, size, licence, and whether it is here
     python tools/weights.py get clip_vit-b16 dino_vit-b8     # download what is not here; a broken connection is taken up again
     python tools/weights.py check                            # read all that is here, against its SHA-256 where known
+    python tools/weights.py positions                        # what the publishers' position embeddings change
 """
 import argparse
 import sys
@@ -12,17 +13,18 @@ from cli import main_wrapper
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest='command', required=True, metavar='list | get | check')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='list | get | check | positions')
     commands.add_parser('list', help='every backbone and VFM')
     commands.add_parser('get', help='download').add_argument('names', nargs='+', metavar='NAME')
     commands.add_parser('check', help='read and compare').add_argument('names', nargs='*', metavar='NAME',
                                                                        help='default: all that are here')
+    commands.add_parser('positions', help="features under the publishers' rules against timm's, with random weights")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    dict(list=show_list, get=download, check=check_files)[args.command](args)
+    dict(list=show_list, get=download, check=check_files, positions=compare_positions)[args.command](args)
 
 
 def show_list(args):
@@ -59,6 +61,20 @@ def check_files(args):
         print(f'{weights.kind} {weights.name}: {state}{", " + why if why else ""}{" (" + path + ")" if path else ""}')
     if failed:
         sys.exit(1)
+
+
+def compare_positions(args):
+    from fsa_seg.config import part_config
+    from fsa_seg.parts import load_part, part_names
+    from fsa_seg.vfm import position_difference
+    windows = (224, 336, 448)
+    print(f'{"":16}{"rule":8}' + ''.join(f'{window:>8}' for window in windows))
+    for name in part_names('vfm'):
+        part = load_part('vfm', name)
+        if part.type == 'TimmViT' and not part.get('toy'):
+            config = part_config(part, random_weights=0)
+            figures = [position_difference(config, window) for window in windows]
+            print(f'{name:16}{part.get("pos_embed", "offset"):8}' + ''.join(f'{figure:8.4f}' for figure in figures))
 
 
 if __name__ == '__main__':
