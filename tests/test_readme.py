@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 
-DOCUMENTS = ('README.md', 'data/README.md', 'data/mini/README.md')
+DOCUMENTS = ('README.md', 'configs/README.md', 'data/README.md', 'data/mini/README.md')
 COMMANDS = [(document, line.split('  #')[0].strip())
             for document in DOCUMENTS
             for block in re.findall(r'```bash\n(.*?)```', open(os.path.join(ROOT, document)).read(), re.S)

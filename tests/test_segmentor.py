@@ -112,3 +112,27 @@ def test_bad_settings(options, message):
 def test_proxy_attention_without_a_vfm():
     with pytest.raises(UserError, match='needs a VFM'):
         MODELS.build(dict(type='ProxyCLIP', backbone=dict(model='local-dir:data/mini/models/toy_clip'), words=WORDS))
+
+
+@MODELS.register_module()
+class NoFeatures(torch.nn.Module):
+    """A VFM that has no features for small windows."""
+    multiple = (1, 1)
+
+    def grid(self, height, width):
+        return height // 100, width // 100
+
+
+@pytest.mark.parametrize('window, message', [(96, 'the VFM has no features for a window of 96 pixels: its grid would be 0×0'),
+                                             (15, 'window is 15 pixels, smaller than a patch of the backbone, 16×16')])
+def test_windows_that_are_too_small(window, message):
+    with pytest.raises(UserError, match=message):
+        build('proxyclip', vfm=dict(type='NoFeatures'), window=window, stride=8)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_the_grid_is_known_before_a_window_runs(method):
+    model = build(method, window=96, stride=64)
+    for height, width in ((96, 64), (90, 50), (16, 7)):
+        images = torch.zeros(1, 3, *(-(-side // multiple) * multiple for side, multiple in zip((height, width), model.multiple)))
+        assert model.window_cosines(images)[1] == model.grid(height, width)
