@@ -63,6 +63,8 @@ def attention_map(name, vfm=False):
     """
 
     def register(function):
+        if name in ATTENTIONS:
+            raise UserError(f'there is an attention map {name!r} already; give another name')
         ATTENTIONS[name] = (function, vfm)
         return function
 
@@ -76,6 +78,8 @@ def find_attention(name):
         UserError: no such map (the nearest name is given), or a file that registers none of its own name.
     """
     files = part_files('attentions')
+    if name in BUILT_IN and name in files:
+        raise UserError(f'{files[name]}: {name!r} is the name of a built-in attention map; rename the file')
     if name not in ATTENTIONS and name in files:
         try:
             runpy.run_path(files[name])
@@ -173,3 +177,4 @@ def _split_heads(x, heads):
 for _name in (*SELF_MAPS, 'qq+kk', 'identity'):
     attention_map(_name)(lambda block, name=_name: self_map(name, block.q, block.k, block.v, block.heads))
 attention_map('proxy', vfm=True)(lambda block: proxy_map(block.features))
+BUILT_IN = tuple(ATTENTIONS)

@@ -22,6 +22,7 @@ from fsa_seg.evaluation import read_journal
 from fsa_seg.parts import class_names
 from fsa_seg.results import (cell_id, identity_hash, make_result, read_result, row_name, sources_digest,
                              write_result)  # yapf: disable
+from fsa_seg.segmentor import check_window
 from fsa_seg.visualization import panel, read_image
 
 LIMIT_SEED = 0
@@ -93,7 +94,8 @@ def run_cell(config, digest, path):
 def run_cells(configs, progress, force=False):
     """Run cells one after the other and return their results; a cell whose result is there is not run again.
 
-    Cells that differ in their names alone (a setting under two protocols that agree on a data set) are run once. The data of all cells is checked, and each backbone and VFM loaded once, before the first cell runs.
+    Cells that differ in their names alone (a setting under two protocols that agree on a data set) are run once. The
+    data of all cells is checked, and each backbone and VFM loaded once, before the first cell runs.
 
     Args:
         configs (list): composed configs.
@@ -111,22 +113,19 @@ def run_cells(configs, progress, force=False):
     if any(result['sources'] != sources_digest() for result in there.values()):
         print_log('some of the results that are there were made by other sources of fsa_seg; --force runs them again',
                   'current')
-    parts = [(config.model.backbone, config.model.vfm) for config, _, path in prepared if path not in there]
-    for backbone in {json.dumps(backbone): backbone for backbone, _ in parts}.values():
-        load_clip(**backbone)
-    for vfm in {json.dumps(vfm): vfm for _, vfm in parts if vfm}.values():
-        MODELS.build(vfm)
+    _check_models([config.model for config, _, path in prepared if path not in there])
     results, done = [], {}
     for config, digest, path in progress(prepared):
+        data = config.test_dataloader.dataset  # where it lies is not in the hash
+        key = json.dumps([digest, *(data.get(name) for name in ('type', 'data_root', 'data_prefix', 'ann_file'))])
         if path in there:
             result = there[path]
-        elif digest in done:  # cells under protocols that agree here: one number, two names
-            result = dict(done[digest], cell=dict(config.cell), config=config.pretty_text)
-            if is_main_process():
-                write_result(result, path)
+        elif key in done:  # cells under protocols that agree here: one number, two names
+            result = dict(done[key], cell=dict(config.cell), config=config.pretty_text)
+            write_result(result, path)
         else:
             result = run_cell(config, digest, path)
-        done[digest] = result
+        done[key] = result
         results.append(result)
     return results
 
@@ -170,6 +169,17 @@ def _checked_names(dataset):
         classes = built.label_map or class_names(dataset)  # of the files; a config may choose some of them
         check_images(entries, len(classes), built.reduce_zero_label)
     return [entry['name'] for entry in entries]
+
+
+def _check_models(models):
+    """Load each backbone and VFM of the models' configs once, and check the windows that they will get."""
+    patches = {key: load_clip(**model.backbone)[0].visual.patch_size
+               for key, model in {json.dumps(model.backbone): model for model in models}.items()}
+    for vfm, config in {json.dumps(model.vfm): model.vfm for model in models}.items():
+        built = MODELS.build(config) if config else None
+        for model in models:
+            if json.dumps(model.vfm) == vfm:
+                check_window(model.window, patches[json.dumps(model.backbone)], built)
 
 
 def _skip_done(config, journal):

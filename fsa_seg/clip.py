@@ -3,6 +3,7 @@
 Shape legend: B images, T = 1 + N tokens (CLS first), N = h·w patches, D width; images (B, 3, height, width).
 """
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -12,20 +13,23 @@ from contextlib import contextmanager
 import open_clip
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from mmengine.logging import print_log
 
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.paths import local_path
 
+CONFIG_FILE = 'open_clip_config.json'
 ARCHIVE_KEYS = ('input_resolution', 'context_length', 'vocab_size')  # of OpenAI's archives, beside the weights
 POSITION_OFFSET = 0.1  # the published numbers were made with scale factors (n + 0.1) / s
 
 
-def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, cache_dir=None, random_weights=None):
+def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, mean=None, std=None, cache_dir=None,
+              random_weights=None):
     """Return an `open_clip` model in float32 and evaluation mode, and its tokenizer.
 
-    The image normalisation (`model.visual.preprocess_cfg`) is that of the weights: the tag's, or the folder's, or else
-    OpenAI's.
+    The image normalisation (`model.visual.preprocess_cfg`) is that of the weights: by their tag, or the
+    open_clip_config.json that lies in the folder or beside the file, or else OpenAI's.
 
     Args:
         model (str): an `open_clip` architecture ('ViT-B-16-quickgelu'), or 'local-dir:PATH' of a folder with
@@ -34,6 +38,7 @@ def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, cache_di
         checkpoint (str): a local file, read in place of a download: the weights of the tag, or others; any format
             that `open_clip` loads, and OpenAI's TorchScript archives.
         quick_gelu (bool): the activation that a checkpoint without a tag was trained with, where the file does not say.
+        mean, std (3 floats): the weights' own normalisation, on 0..1 RGB, where neither tag nor file says it.
         cache_dir (str): where downloads lie; by default `open_clip`'s own cache.
         random_weights (int): seed of random weights, which are used in place of trained ones.
 
@@ -53,18 +58,17 @@ def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, cache_di
             checkpoint = local_path(checkpoint, f'checkpoint of the backbone {model}')
         if not pretrained and not checkpoint and random_weights is None:
             raise UserError(f'{model}: name its weights, by `pretrained` (a tag) or `checkpoint` (a local file)')
+        beside = _config_beside(checkpoint)
         if pretrained or random_weights is None:
-            _check_activation(model, pretrained, tag, checkpoint, quick_gelu)
-        if tag:
-            options['force_preprocess_cfg'] = dict(mean=tag['mean'], std=tag['std'])
+            _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside)
+        known = {**(tag or beside.get('preprocess_cfg', {})), **{k: v for k, v in (('mean', mean), ('std', std)) if v}}
+        options['force_preprocess_cfg'] = {key: tuple(known[key]) for key in ('mean', 'std') if key in known}
         source = checkpoint or pretrained
         options['pretrained'] = pretrained
-    with torch.device('meta'), _quiet():  # before weights are downloaded: shapes alone
-        check_tower(open_clip.create_model(model, load_weights=False, device='meta').visual)
-    tokenizer = open_clip.get_tokenizer(model)
+    tokenizer = _check_architecture(model)
     if random_weights is not None:
         options.update(pretrained=None, load_weights=False)
-        with torch.random.fork_rng(), _quiet():
+        with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(random_weights)
             return open_clip.create_model(model, **options).eval().requires_grad_(False), tokenizer
     with loading_weights(f'CLIP {model!r}', source, cache_dir):
@@ -74,6 +78,9 @@ def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, cache_di
         else:
             clip = open_clip.create_model(model, require_pretrained=True, **options)
     return clip.eval().requires_grad_(False), tokenizer
+
+
+BACKBONE_KEYS = tuple(inspect.signature(load_clip).parameters)
 
 
 @contextmanager
@@ -98,9 +105,12 @@ def loading_weights(what, source, cache_dir=None):
         text = ' '.join(str(error).split())
         if 'state_dict' in text or 'size mismatch' in text:
             raise UserError(f'the weights {source} do not fit {what}: {text[:800]}') from error
+        if os.path.exists(source):
+            raise UserError(f'{what}: the file {source} cannot be read ({text[:300]}); it may be damaged or no file of '
+                            'weights: give another, or get it again') from error
         raise UserError(
             f'{what}: the weights {source} could not be loaded ({text[:300]}). Looked in '
-            f'{cache_dir or os.environ.get("HF_HOME", "~/.cache/huggingface")} and at their source. Either download '
+            f'{cache_dir or constants.HF_HUB_CACHE} and at their source. Either download '
             'them on a machine with network and copy that cache, or give the path of a local file in the config '
             '(`checkpoint` of a backbone or a VFM)') from error
 
@@ -207,7 +217,35 @@ def _pretrained_tag(model, pretrained):
     return open_clip.get_pretrained_cfg(model, pretrained) or open_clip.get_pretrained_cfg(tags[pretrained], pretrained)
 
 
-def _check_activation(model, pretrained, tag, checkpoint, quick_gelu):
+def _check_architecture(model):
+    """Return a model's tokenizer; a tower that cannot be used is a UserError, before its weights are downloaded."""
+    try:
+        with torch.device('meta'), _quiet():  # shapes alone
+            clip = open_clip.create_model(model, load_weights=False, device='meta')
+    except Exception as error:  # a library that is missing, a text tower of another library, ...
+        raise UserError(f'CLIP {model!r} cannot be built: {" ".join(str(error).split())[:300]}') from error
+    check_tower(clip.visual)
+    try:
+        return open_clip.get_tokenizer(model)
+    except Exception as error:
+        raise UserError(f'the tokenizer of CLIP {model!r} cannot be made: {" ".join(str(error).split())[:300]}. Use a model '
+                        "with open_clip's own tokenizer") from error
+
+
+def _config_beside(checkpoint):
+    """Return what an open_clip_config.json beside a file of weights says, as a dict; empty without one."""
+    path = checkpoint and os.path.join(os.path.dirname(checkpoint), CONFIG_FILE)
+    if not path or not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding='utf-8') as f:
+            config = json.load(f)
+        return dict(model_cfg=dict(config['model_cfg']), preprocess_cfg=dict(config.get('preprocess_cfg', {})))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is no config of open_clip ({error!r}); mend it, or move the weights elsewhere') from error
+
+
+def _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside):
     """Raise a UserError unless the architecture has the activation (QuickGELU or GELU) of the weights.
 
     What is known of the weights: by their tag, by the config (`quick_gelu`), by a checkpoint that is a TorchScript
@@ -218,13 +256,11 @@ def _check_activation(model, pretrained, tag, checkpoint, quick_gelu):
         known[f'the tag {pretrained!r}'] = bool(tag.get('quick_gelu', False))
     if quick_gelu is not None:
         known['`quick_gelu` of the config'] = quick_gelu
-    config = checkpoint and os.path.join(os.path.dirname(checkpoint), 'open_clip_config.json')
     code = checkpoint and _script_code(checkpoint)
     if code and ('torch.sigmoid(' in code or 'torch.gelu(' in code):
         known[f'the code in {checkpoint}'] = 'torch.sigmoid(' in code  # QuickGELU is x·sigmoid(1.702·x)
-    elif config and os.path.exists(config):
-        with open(config, encoding='utf-8') as f:
-            known[config] = bool(json.load(f).get('model_cfg', {}).get('quick_gelu', False))
+    elif beside:
+        known[os.path.join(os.path.dirname(checkpoint), CONFIG_FILE)] = bool(beside['model_cfg'].get('quick_gelu', False))
     if not known:
         raise UserError(f'{checkpoint} does not say which activation its weights were trained with: name the tag whose '
                         'weights they are (`pretrained`), or set quick_gelu=True or False in the backbone')
@@ -249,9 +285,8 @@ def _load_checkpoint(clip, path):
         state = {key: value for key, value in state.items() if key not in ARCHIVE_KEYS}
     else:
         state = open_clip.factory.load_state_dict(path)
-    for key in ('visual.positional_embedding', 'positional_embedding'):
-        own = clip.state_dict()[key]
-        if key in state and state[key].shape != own.shape:
+    for key, own in clip.state_dict().items():
+        if key.endswith('positional_embedding') and key in state and state[key].shape != own.shape:
             raise RuntimeError(f'size mismatch for {key}: {tuple(state[key].shape)} in the file, {tuple(own.shape)} in '
                                'the model')
     if script:

@@ -3,7 +3,6 @@
 A composed config is complete: it is saved with its result and can be run again as it is.
 """
 import hashlib
-import inspect
 import json
 import os
 
@@ -11,14 +10,14 @@ from mmengine import Config
 from mmseg.registry import DATASETS, METRICS, MODELS
 
 from fsa_seg.attention import find_attention
+from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.parts import (class_names, feedback_of, load_file, load_part, load_parts, load_protocol,
-                           protocol_settings)  # yapf: disable
+from fsa_seg.parts import (check_constructor, class_names, feedback_of, load_file, load_part, load_parts,
+                           load_protocol, part_config, protocol_settings)  # yapf: disable
 from fsa_seg.paths import CONFIGS, ROOT
-from fsa_seg.segmentor import BACKBONE_KEYS, resolve_precision
+from fsa_seg.segmentor import check_settings, resolve_precision
 from fsa_seg.text import check_words, class_words, read_words
 
-ABOUT = ('name', 'fsa', 'toy', 'licence')  # what a backbone or a VFM part says about itself, beside how it is built
 TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
@@ -61,12 +60,17 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     model = dict(model_config(parts, settings, precision, random_weights=random_weights), words=queries)
     names = {kind: part and part.name for kind, part in parts.items()}
     toy = any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm'))
-    cell = dict(names, dataset=data.name, protocol=protocol.name, words=_words_name(words, queries) if words else protocol.name,
-                limit=limit, random_weights=random_weights, changed=[], toy=toy or os.path.exists(os.path.join(find_root(data_root), TOY_MARK)))
+    toy = toy or os.path.exists(os.path.join(find_root(data_root), TOY_MARK))
+    cell = dict(names, dataset=data.name, protocol=protocol.name, limit=limit, random_weights=random_weights, changed=[],
+                words=_words_name(words, queries) if words else protocol.name, toy=toy)
     runtime = dict(load_file(os.path.join(CONFIGS, 'runtime.py')), **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
     config.merge_from_dict(dict(cell=cell, model=model))
-    dataset = dict(_without(data, 'name'), data_root=os.path.join(data_root, data.data_root))
+    imports = [name for part in (*parts.values(), data, protocol) if part
+               for name in part.get('custom_imports', {}).get('imports', [])]  # what registers the parts' own classes
+    if imports:
+        config.custom_imports = dict(imports=imports)
+    dataset = dict(_without(data, 'name', 'custom_imports'), data_root=os.path.join(data_root, data.data_root))
     _add_loop(config, dataset, settings['short'])
     check_config(config)
     return config
@@ -89,26 +93,21 @@ def model_config(parts, settings, precision='auto', device=None, random_weights=
         **{key: settings[key] for key in ('logit_scale', 'window', 'stride', 'prob_thd', 'area_thd')})
 
 
-def part_config(part, random_weights=None):
-    """Return what a backbone or a VFM is built from: its part without what the part says about itself."""
-    seed = {} if random_weights is None else dict(random_weights=random_weights)
-    return dict(_without(part, *ABOUT), **seed)
-
-
 def check_config(config):
     """Raise a UserError if a composed config has a key that the class it goes to does not take, or words missing."""
     dataset = _without(config.test_dataloader.dataset, 'pipeline')
-    _check_constructor(config.model, MODELS, 'model')
+    check_constructor(config.model, MODELS, 'model')
     if config.model.get('attention'):
         find_attention(config.model.attention)
     for key in ('vfm', 'feedback'):
         if config.model.get(key):
-            _check_constructor(config.model[key], MODELS, f'model.{key}')
+            check_constructor(config.model[key], MODELS, f'model.{key}')
     if config.model.get('feedback'):
         MODELS.build(config.model.feedback)  # its values
-    _check_constructor(dataset, DATASETS, 'dataset')
-    _check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
+    check_constructor(dataset, DATASETS, 'dataset')
+    check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
     check_keys(config.model.backbone, BACKBONE_KEYS, 'model.backbone')
+    check_settings(*(config.model[key] for key in ('window', 'stride', 'logit_scale')))
     check_words(config.model.words, class_names(dataset), 'model.words')
     if config.batch_size < 1 or config.workers < 0:
         raise UserError(f'batch_size {config.batch_size} has to be at least 1, workers {config.workers} at least 0')
@@ -121,6 +120,8 @@ def merge_options(config, options):
         UserError: a key that is not there, or a value where the config has a dict or a list.
     """
     for key, value in (options or {}).items():
+        if key.endswith('.random_weights'):
+            raise UserError(f'--cfg-options {key}: use --random-weights SEED, which marks the result')
         node = config._cfg_dict
         *path, last = key.split('.')
         for depth, step in enumerate(path):
@@ -171,20 +172,6 @@ def _add_loop(config, dataset, short):
             logger=dict(type='LoggerHook', log_metric_by_epoch=False),
             sampler_seed=dict(type='DistSamplerSeedHook'))))  # yapf: disable
     set_runtime(config, {})
-
-
-def _check_constructor(config, registry, where):
-    """Raise a UserError if `config` names no class of the registry, or has a key that its constructor does not take."""
-    name = one_of(config.get('type'), registry.module_dict, f'class in {where}')
-    allowed = set()
-    for cls in registry.get(name).__mro__:
-        if '__init__' not in vars(cls):
-            continue
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        allowed |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    check_keys(_without(config, 'type'), allowed, where)
 
 
 def _words_name(path, words):

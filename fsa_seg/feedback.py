@@ -18,6 +18,7 @@ from fsa_seg.errors import UserError, one_of
 SCALE = 20.0  # of z(A) in step 1; published default
 UNIFORM_SCALE = 35.0  # of z(U) in step 1; published default
 EPSILON = 1e-10  # inside the logarithms of step 2
+MAX_LAMBDA = 80  # float32 ends at exp(88.7)
 SIMILARITIES = ('kl', 'jeffreys', 'cosine')
 TERMS = ('WA', 'AW', 'W')  # of step 5
 
@@ -123,7 +124,7 @@ class FSA:
     """The feedback loop with its settings; those after `p` are ablations, with what was published as their defaults.
 
     Args:
-        lam (float): λ of step 4, at least 0. Published: 3.0 (ViT-B/16, ViT-L/14), 2.3 (ViT-H/14), 4.5 with MAE.
+        lam (float): λ of step 4, from 0 to 80. Published: 3.0 (ViT-B/16, ViT-L/14), 2.3 (ViT-H/14), 4.5 with MAE.
         p (float): share of probability that pruning keeps (step 3), above 0 and at most 1; 1 prunes nothing.
         isolation (bool): False leaves z(U) out of step 1: Δ = 20·z(A).
         scale (float), uniform_scale (float): the factors of step 1, above 0 and at least 0.
@@ -138,20 +139,22 @@ class FSA:
 
     def __init__(self, lam=3.0, p=0.45, isolation=True, scale=SCALE, uniform_scale=UNIFORM_SCALE, similarity='kl',
                  terms=TERMS, rounds=1):
-        _check(_is_number(lam) and lam >= 0, 'lam', lam, 'at least 0 (published: 3.0, 2.3 for ViT-H/14)')
+        _check(_is_number(lam) and 0 <= lam <= MAX_LAMBDA, 'lam', lam,
+               f'from 0 to {MAX_LAMBDA}, beyond which exp(λ) overflows (published: 3.0, 2.3 for ViT-H/14)')
         _check(_is_number(p) and 0 < p <= 1, 'p', p, 'above 0 and at most 1 (published: 0.45; 1 prunes nothing)')
         _check(isinstance(isolation, bool), 'isolation', isolation, 'True or False')
         _check(_is_number(scale) and scale > 0, 'scale', scale, 'above 0 (published: 20)')
         _check(_is_number(uniform_scale) and uniform_scale >= 0, 'uniform_scale', uniform_scale,
                'at least 0 (published: 35)')
         one_of(similarity, SIMILARITIES, 'similarity of FSA')
-        terms = (terms, ) if isinstance(terms, str) else tuple(terms)
-        _check(terms and set(terms) <= set(TERMS) and len(set(terms)) == len(terms), 'terms', terms,
+        terms = (terms, ) if isinstance(terms, str) else terms
+        some = isinstance(terms, (list, tuple)) and [term for term in TERMS if term in terms]
+        _check(some and len(some) == len(terms), 'terms', terms,
                f'a choice of {", ".join(TERMS)}, at least one, each once')
         _check(isinstance(rounds, int) and rounds >= 1 and rounds is not True, 'rounds', rounds,
                'a whole number, at least 1')
         self.lam, self.p, self.isolation, self.similarity = lam, p, isolation, similarity
-        self.scale, self.uniform_scale, self.terms, self.rounds = scale, uniform_scale, terms, rounds
+        self.scale, self.uniform_scale, self.terms, self.rounds = scale, uniform_scale, tuple(terms), rounds
 
     def similarities(self, z, z_uniform):
         """Return S (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform one."""
@@ -161,6 +164,21 @@ class FSA:
     def adapted_attention(self, z, z_uniform):
         """Return W (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform one."""
         return adapt(prune(self.similarities(z, z_uniform), self.p), self.lam)
+
+    def rounds_of(self, block):
+        """Yield S, S pruned, W (each (B, N, N)) and the logits under Â (B, N, Q), of each round, to look at.
+
+        Args:
+            block: `fsa_seg.methods.LastBlock`.
+        """
+        logits = block.cosines(block.attention.apply(block.values))
+        uniform = block.uniform_cosines() if self.isolation else None
+        for _ in range(self.rounds):
+            similarity = self.similarities(logits, uniform)
+            pruned = prune(similarity, self.p)
+            adapted = adapt(pruned, self.lam)
+            logits = block.cosines(self.attend(block.attention, adapted, block.values))
+            yield similarity, pruned, adapted, logits
 
     def attend(self, attention, adapted, values):
         """Return Â·values, see `ensemble`."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from fsa_seg.attention import Block, find_attention, map_rows, resize_tokens
 from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.feedback import FSA, adapt, prune
+from fsa_seg.feedback import FSA
 from fsa_seg.readout import readout
 
 METHODS = dict(
@@ -93,13 +93,8 @@ def inspect_patch(visual, images, text, index, *, method='proxyclip', feedback=T
     block = LastBlock(visual, *trunk(visual, images), text, resolve_method(method), vfm_features)
     attention, values, heads = block.attention, block.values, visual.transformer.resblocks[-1].attn.num_heads
     patch, first = index[0] * block.grid[1] + index[1], int(attention.cls)
-    logits = block.cosines(attention.apply(values))
-    uniform = block.uniform_cosines() if feedback.isolation else None
-    for _ in range(feedback.rounds):
-        similarity = feedback.similarities(logits, uniform)
-        pruned = prune(similarity, feedback.p)
-        adapted = adapt(pruned, feedback.lam)
-        logits = block.cosines(feedback.attend(attention, adapted, values))
+    for similarity, pruned, adapted, _ in feedback.rounds_of(block):
+        pass
 
     def row_of(apply):
         return map_rows(apply, patch + first, values, heads).mean(0)[first:]
@@ -158,6 +153,9 @@ def resolve_method(method):
     check_keys(method, ('attention', 'residual', 'mlp'), 'method')
     resolved = dict(dict(attention=None, residual=False, mlp=False), **method)
     find_attention(resolved['attention'])
+    for key in ('residual', 'mlp'):
+        if not isinstance(resolved[key], bool):
+            raise UserError(f'method: {key} is {resolved[key]!r}; it has to be True or False')
     return resolved
 
 

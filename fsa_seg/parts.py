@@ -2,6 +2,7 @@
 
 Folders beside the repository's configs/ are named by the environment variable FSA_SEG_CONFIGS.
 """
+import inspect
 import json
 import os
 
@@ -10,6 +11,7 @@ from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, MODELS
 
 from fsa_seg.attention import find_attention
+from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import METHODS, resolve_method
 from fsa_seg.paths import CONFIGS, local_path, part_files
@@ -20,6 +22,8 @@ REQUIRED = dict(
     dataset=('name', 'type', 'data_root', 'data_prefix'), method=('name', 'segmentor', 'protocol'),
     backbone=('name', 'model'), vfm=('name', 'type'), feedback=('name', 'type'),
     protocol=('name', 'default', 'datasets'), suite=('name', 'groups'))  # yapf: disable
+# what a backbone or a VFM part says about itself, beside how it is built
+ABOUT = ('name', 'fsa', 'toy', 'licence', 'custom_imports')
 METHOD_KEYS = ('attention', 'residual', 'mlp')
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 'words')
 
@@ -34,7 +38,8 @@ def part_names(kind):
 def load_part(kind, name):
     """Return the part's dict, given its name or the path of its file, or spelt out (a method, or settings of FSA).
 
-    A method that is spelt out is dict(attention=..., residual=..., mlp=...), and may have a `name` and a `protocol`.
+    A method that is spelt out is dict(attention=..., residual=..., mlp=...), and may have a `name` and a `protocol`;
+    settings of FSA may have a `name`.
 
     Raises:
         UserError: no such part (the nearest name is given), or a file that lacks the kind's dict or one of its keys.
@@ -49,12 +54,9 @@ def load_part(kind, name):
     part = config.get(kind)
     if not isinstance(part, dict):
         raise UserError(f'{path} has no dict {kind!r}; see the others in {os.path.join(CONFIGS, KINDS[kind])}')
-    if kind in ('method', 'protocol'):
-        check_keys(part, (*REQUIRED[kind], 'fsa_protocol'), f'{kind} in {path}')
-    missing = [key for key in REQUIRED[kind] if key not in part]
-    if missing:
-        raise UserError(f'{kind} in {path} lacks the keys {", ".join(missing)}')
-    return part
+    if config.get('custom_imports'):
+        part.custom_imports = config.custom_imports  # a composed config needs them too
+    return _checked(part, kind, path)
 
 
 def load_file(path):
@@ -101,7 +103,7 @@ def feedback_of(parts):
     """
     if not parts['feedback']:
         return None
-    own = {key: value for key, value in parts['feedback'].items() if key != 'name'}
+    own = {key: value for key, value in parts['feedback'].items() if key not in ('name', 'custom_imports')}
     return {**parts['backbone'].get('fsa', {}), **(parts['vfm'] or {}).get('fsa', {}), **own}
 
 
@@ -140,12 +142,50 @@ def class_names(dataset):
     return classes
 
 
+def part_config(part, random_weights=None):
+    """Return what a backbone or a VFM is built from: its part without what the part says about itself."""
+    seed = {} if random_weights is None else dict(random_weights=random_weights)
+    return dict({key: value for key, value in part.items() if key not in ABOUT}, **seed)
+
+
+def check_constructor(config, registry, where):
+    """Raise a UserError if `config` names no class of the registry, or has a key that its constructor does not take."""
+    name = one_of(config.get('type'), registry.module_dict, f'class in {where}')
+    allowed = set()
+    for cls in registry.get(name).__mro__:
+        if '__init__' not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        allowed |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    check_keys({key: value for key, value in config.items() if key != 'type'}, allowed, where)
+
+
+def _checked(part, kind, path):
+    """Return a part of a file; keys that it cannot have are UserErrors."""
+    if kind in ('method', 'protocol'):
+        check_keys(part, (*REQUIRED[kind], 'fsa_protocol', 'custom_imports'), f'{kind} in {path}')
+    missing = [key for key in REQUIRED[kind] if key not in part]
+    if missing:
+        raise UserError(f'{kind} in {path} lacks the keys {", ".join(missing)}')
+    if kind in ('backbone', 'vfm') and 'random_weights' in part:
+        raise UserError(f'{kind} in {path}: random_weights is no key of a part; use --random-weights SEED, which marks the '
+                        'result')
+    if kind == 'backbone':
+        check_keys(part, (*ABOUT, *BACKBONE_KEYS), f'{kind} in {path}')
+    if kind == 'vfm':
+        check_constructor(part_config(part), MODELS, f'{kind} in {path}')
+    return part
+
+
 def _spelt_out(kind, given):
     if kind == 'feedback':
         given = ConfigDict(given)
+        own = given.pop('name', None)
         settings = ' '.join(f'{key}={"+".join(map(str, value)) if isinstance(value, (list, tuple)) else value}'
                             for key, value in given.items())
-        return ConfigDict(load_part('feedback', 'fsa'), name=f'fsa {settings}'.strip(), **given)
+        return ConfigDict(load_part('feedback', 'fsa'), name=own or f'fsa {settings}'.strip(), **given)
     if kind != 'method':
         raise UserError(f'{kind} {given}: give a name or a file; only methods and settings of FSA can be spelt out')
     check_keys(given, ('name', 'protocol', *METHOD_KEYS), 'method')

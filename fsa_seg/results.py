@@ -68,7 +68,7 @@ def cell_id(cell, digest):
     parts = [cell['dataset'], cell['method'] + (f'+{cell["feedback"]}' if cell['feedback'] else ''), cell['backbone'],
              cell['vfm'], cell['protocol'], cell['words'] if cell['words'] != cell['protocol'] else None,
              f'limit{cell["limit"]}' if cell['limit'] else None,
-             f'random{cell["random_weights"]}' if cell['random_weights'] is not None else None, digest[:10]]  # yapf: disable
+             f'random{seed}' if (seed := cell.get('random_weights')) is not None else None, digest[:10]]  # yapf: disable
     return re.sub(r'[^\w.+=-]+', '-', '_'.join(part for part in parts if part))
 
 
@@ -131,11 +131,11 @@ def table(results, datasets):
     rows, left_out = {}, 0
     for result in results:
         cell = result['cell']
-        if result['partial'] or cell['random_weights'] is not None:
+        if result['partial'] or cell.get('random_weights') is not None:
             left_out += 1
             continue
-        row = (row_name(cell), cell['backbone'], cell['vfm'] or '–',
-               ', '.join([cell['protocol'], *([f'words {cell["words"]}'] if cell['words'] != cell['protocol'] else []), *cell['changed']]))
+        words = [f'words {cell["words"]}'] if cell['words'] != cell['protocol'] else []
+        row = (row_name(cell), cell['backbone'], cell['vfm'] or '–', ', '.join([cell['protocol'], *words, *cell['changed']]))
         rows.setdefault(row, {})[cell['dataset']] = result
     lines = [f'| method | backbone | VFM | protocol | {" | ".join(datasets)} | mean |',
              '|---|---|---|---|' + '---:|' * (len(datasets) + 1)]

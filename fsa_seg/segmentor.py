@@ -2,7 +2,6 @@
 
 Shape legend: B images, Q queries, K classes; images (3, height, width), each of its own size.
 """
-import inspect
 import math
 
 import torch
@@ -14,14 +13,13 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from fsa_seg.attention import find_attention
-from fsa_seg.clip import check_tower, load_clip, weights_digest
+from fsa_seg.clip import BACKBONE_KEYS, check_tower, load_clip, weights_digest
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.feedback import FSA
 from fsa_seg.methods import METHODS, inspect_patch, patch_logits, resolve_method
 from fsa_seg.text import encode_queries
 from fsa_seg.windows import class_scores, label_map, slide
 
-BACKBONE_KEYS = tuple(inspect.signature(load_clip).parameters)
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 MODELS.register_module(module=FSA)
@@ -41,6 +39,37 @@ def resolve_precision(precision, device=None):
     if precision == 'auto':
         return 'fp16' if str(device or get_device()).startswith('cuda') else 'fp32'
     return precision
+
+
+def check_settings(window, stride, logit_scale):
+    """Raise a UserError if a setting of the sliding windows or the scores is out of its range."""
+    if not (isinstance(window, int) and isinstance(stride, int) and 0 < stride <= window):
+        raise UserError(f'window {window} and stride {stride}: both have to be whole pixels, 0 < stride <= window')
+    if not logit_scale > 0:
+        raise UserError(f'logit_scale is {logit_scale}; it has to be above 0 (published: 40 to 65)')
+
+
+def check_window(window, patch, vfm=None):
+    """Return what a window's height and width have to be multiples of: (int, int).
+
+    Args:
+        window (int): side of the windows, in pixels.
+        patch (int, int): the backbone's patch.
+        vfm: the VFM, where there is one.
+
+    Raises:
+        UserError: a window smaller than a patch, or one that the VFM has no grid for.
+    """
+    vfm_multiple = vfm.multiple if vfm is not None else (1, 1)
+    for name, sides in (('backbone', patch), ('VFM', vfm_multiple)):
+        if window < max(sides):
+            raise UserError(f'window is {window} pixels, smaller than a patch of the {name}, {sides[0]}×{sides[1]}')
+    multiple = tuple(math.lcm(*sides) for sides in zip(patch, vfm_multiple))
+    grid = vfm.grid(*(-(-window // side) * side for side in multiple)) if vfm is not None else patch
+    if not all(grid):
+        raise UserError(f'the VFM has no features for a window of {window} pixels: its grid would be '
+                        f'{"×".join(map(str, grid))}; use a larger window')
+    return multiple
 
 
 @MODELS.register_module()
@@ -96,10 +125,8 @@ class TrainingFreeSegmentor(BaseSegmentor):
         needs_vfm = find_attention(method['attention'])[1]
         if needs_vfm and vfm is None:
             raise UserError(f'the attention map {method["attention"]!r} needs a VFM: name one, such as --vfm dino_vit-b8')
-        if not (isinstance(window, int) and isinstance(stride, int) and 0 < stride <= window):
-            raise UserError(f'window {window} and stride {stride}: both have to be whole pixels, 0 < stride <= window')
-        if not logit_scale > 0:
-            raise UserError(f'logit_scale is {logit_scale}; it has to be above 0 (published: 40 to 65)')
+        check_settings(window, stride, logit_scale)
+        feedback = MODELS.build(feedback) if feedback else None
         dtype = PRECISIONS[resolve_precision(precision)]
         if dtype is torch.float32:
             torch.backends.cudnn.allow_tf32 = False  # the patch embedding would be rounded to 10 bits
@@ -109,7 +136,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         mean, std = (clip.visual.preprocess_cfg[key] for key in ('mean', 'std'))
         super().__init__(data_preprocessor=ImageListPreprocessor(mean, std))
 
-        self.method, self.feedback = method, MODELS.build(feedback) if feedback else None
+        self.method, self.feedback = method, feedback
         self.window, self.stride = window, stride
         self.logit_scale, self.prob_thd, self.area_thd = logit_scale, prob_thd, area_thd
         self.keep_scores = keep_scores
@@ -121,13 +148,10 @@ class TrainingFreeSegmentor(BaseSegmentor):
             self.text_tower = None
         self.visual = clip.visual.to(dtype)
         self.vfm = MODELS.build(vfm) if needs_vfm else None
-        patches = [self.visual.patch_size]
         if needs_vfm:
             self.weights['vfm'] = weights_digest(self.vfm)
             self.vfm.to(dtype)
-            patches.append(self.vfm.multiple)
-        self.multiple = tuple(math.lcm(*sides) for sides in zip(*patches))
-        self._check_window()
+        self.multiple = check_window(window, self.visual.patch_size, self.vfm)
         self.eval()
 
     def grid(self, height, width):
@@ -136,16 +160,6 @@ class TrainingFreeSegmentor(BaseSegmentor):
         if self.vfm is not None:
             return tuple(self.vfm.grid(height, width))
         return height // self.visual.patch_size[0], width // self.visual.patch_size[1]
-
-    def _check_window(self):
-        """Raise a UserError if a window is smaller than a patch, or the VFM has no grid for it."""
-        models = dict(backbone=self.visual.patch_size, **(dict(VFM=self.vfm.multiple) if self.vfm is not None else {}))
-        for name, patch in models.items():
-            if self.window < max(patch):
-                raise UserError(f'window is {self.window} pixels, smaller than a patch of the {name}, {patch[0]}×{patch[1]}')
-        if not all(self.grid(self.window, self.window)):
-            raise UserError(f'the VFM has no features for a window of {self.window} pixels: its grid would be '
-                            f'{"×".join(map(str, self.grid(self.window, self.window)))}; use a larger window')
 
     def set_words(self, words, device=None):
         """Segment into these classes from now on.

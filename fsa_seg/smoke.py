@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import time
 
@@ -14,15 +15,13 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 
 from fsa_seg.clip import check_tower, load_clip, trunk
-from fsa_seg.config import part_config
-from fsa_seg.errors import UserError
-from fsa_seg.feedback import prune
 from fsa_seg.methods import LastBlock, resolve_feedback, token_logits
-from fsa_seg.parts import feedback_of, load_parts, method_of
+from fsa_seg.parts import feedback_of, load_parts, method_of, part_config
 from fsa_seg.paths import ROOT
-from fsa_seg.results import row_name, sources_digest, write_result
+from fsa_seg.results import row_name, sources_digest, versions, write_result
 from fsa_seg.segmentor import PRECISIONS
 
+REFERENCE = os.path.join(ROOT, 'tests', 'reference.py')  # a smoke run tests, and so needs a clone
 DEFAULTS = dict(method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8')
 HEAD = ('| backbone | VFM | method | grid | trunk, s | VFM, s | last block, s | weights, MiB | memory, MiB | from dense |\n'
         '|---|---|---|---:|---:|---:|---:|---:|---:|---:|')
@@ -56,9 +55,10 @@ class Smoke:
         """
         parts = load_parts(*({**DEFAULTS, **cell}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
         names = {kind: part and part.name for kind, part in parts.items()}
-        key = json.dumps([names, {k: v for k, v in cell.items() if k != 'check'}, bool(cell.get('check')), self.seed,
-                          self.precision, str(self.device), self.suite.window, self.suite.queries, sources_digest()],
-                         sort_keys=True)  # yapf: disable
+        with open(REFERENCE, 'rb') as f:
+            reference = hashlib.sha256(f.read()).hexdigest()
+        key = json.dumps([parts, cell.get('check', False), self.seed, self.precision, self.where(), self.suite.queries,
+                          sources_digest(), reference, versions()], sort_keys=True)  # yapf: disable
         path = os.path.join(self.folder, hashlib.sha256(key.encode()).hexdigest()[:16] + '.json')
         if os.path.exists(path) and not self.force:
             with open(path, encoding='utf-8') as f:
@@ -66,7 +66,7 @@ class Smoke:
         row = dict(names, name=row_name(names), random_weights=self.seed, precision=self.precision, error=None)
         try:
             row.update(self._run(parts, cell.get('check', False)))
-        except (UserError, RuntimeError, MemoryError, AssertionError) as error:
+        except Exception as error:  # whatever a new part raises
             return dict(row, error=f'{type(error).__name__}: {str(error)[:300]}')
         write_result(row, path)
         return row
@@ -91,13 +91,15 @@ class Smoke:
             raise RuntimeError('some cosines are not finite')
         row = dict(grid=list(out_grid), trunk=trunk_cost[0], vfm_seconds=vfm_cost[0], last_block=cost[0],
                    weights=size + vfm_size, memory=max(c[1] for c in (trunk_cost, vfm_cost, cost)))
+        row['memory'] = None if math.isnan(row['memory']) else row['memory']
         if check and self.precision == 'fp32':
             row.update(compare(visual, tokens, grid, text, logits, **arguments))
         return row
 
     def _trunk(self, part):
         """Return (tower, text rows, tokens, grid), cost and bytes of a backbone; the last one is kept."""
-        if self._backbone[0] != part.name:
+        key = json.dumps(part, sort_keys=True)
+        if self._backbone[0] != key:
             self._backbone = (None, None)  # its memory is free before the next is made
             visual = load_clip(**part_config(part, self.seed))[0].visual
             check_tower(visual)
@@ -107,20 +109,21 @@ class Smoke:
             generator = torch.Generator().manual_seed(self.seed)
             text = F.normalize(torch.randn(self.suite.queries, visual.proj.shape[1], generator=generator), dim=-1)
             (tokens, grid), cost = measured(lambda: trunk(visual, (self.image - mean) / std), self.device)
-            self._backbone = (part.name, ((visual, text.to(self.device), tokens, grid), cost, _bytes(visual)))
+            self._backbone = (key, ((visual, text.to(self.device), tokens, grid), cost, _bytes(visual)))
         return self._backbone[1]
 
     def _vfm(self, part):
         """Return features, cost and bytes of a VFM; its features are kept, the model is not."""
-        if part.name not in self._features:
+        key = json.dumps(part, sort_keys=True)
+        if key not in self._features:
             vfm = MODELS.build(part_config(part, self.seed))
             expected = tuple(vfm.grid(self.suite.window, self.suite.window))
             vfm = vfm.to(self.device, PRECISIONS[self.precision])
             features, cost = measured(lambda: vfm(self.image), self.device)
             if tuple(features.shape[2:]) != expected:
                 raise RuntimeError(f'the VFM said {expected}, and gave {tuple(features.shape[2:])}')
-            self._features[part.name] = (features, cost, _bytes(vfm))
-        return self._features[part.name]
+            self._features[key] = (features, cost, _bytes(vfm))
+        return self._features[key]
 
 
 def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
@@ -129,7 +132,7 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
     Pruning is a threshold, and so is the zero below which a proxy map has no entries: the dense evaluation is given the
     choices that were made here, after it has found that those which it would make otherwise lie at the threshold.
     """
-    spec = importlib.util.spec_from_file_location('reference', os.path.join(ROOT, 'tests', 'reference.py'))
+    spec = importlib.util.spec_from_file_location('reference', REFERENCE)
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
     block = LastBlock(visual, tokens, grid, text, method, vfm_features)
@@ -137,19 +140,17 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
     if vfm_features is not None:
         support = block.attention.apply(torch.eye(block.values.shape[1])[None].to(text)) > 0
     if feedback is not None:
-        z = block.cosines(block.attention.apply(block.values))
-        keep = prune(feedback.similarities(z, block.uniform_cosines()), feedback.p).isfinite()
-    expected, contested = reference.logits_and_contested(
-        visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support,
-        fsa=feedback and dict(lam=feedback.lam, p=feedback.p))
+        keep = [pruned.isfinite() for _, pruned, _, _ in feedback.rounds_of(block)]
+    expected = reference.logits(visual, tokens, grid, text, **method, features=vfm_features, keep=keep,
+                                support=support, fsa=feedback and vars(feedback))
     difference = float((logits - expected).abs().max())
     if difference > 1e-5:
         raise RuntimeError(f'the logits are {difference:.1e} from the dense evaluation')
-    return dict(difference=difference, contested=contested)
+    return dict(difference=difference)
 
 
 def measured(function, device):
-    """Return a function's result, and what it cost: (result, (seconds, bytes of memory at its peak, or 0 if unknown)).
+    """Return a function's result, and what it cost: (result, (seconds, bytes of memory at its peak, or NaN if unknown)).
 
     On a CPU the peak is the process's, beyond what it held before (Linux alone); on a GPU the allocator's.
     """
@@ -166,7 +167,7 @@ def measured(function, device):
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() if cuda else _status('VmHWM')
-    return result, (seconds, max(0, peak - before))
+    return result, (seconds, max(0, peak - before) if before < math.inf else math.nan)
 
 
 def smoke_table(rows, where):
@@ -179,8 +180,9 @@ def smoke_table(rows, where):
             continue
         vfm = f'{row["vfm_seconds"]:.2f}' if row['vfm'] else '–'
         dense = f'{row["difference"]:.1e}' if 'difference' in row else '–'
+        memory = '–' if row['memory'] is None else f'{row["memory"] / 2**20:.0f}'
         lines.append(f'{start} {row["grid"][0]}×{row["grid"][1]} | {row["trunk"]:.2f} | {vfm} | {row["last_block"]:.3f} | '
-                     f'{row["weights"] / 2**20:.0f} | {row["memory"] / 2**20:.0f} | {dense} |')
+                     f'{row["weights"] / 2**20:.0f} | {memory} | {dense} |')
     return '\n'.join(lines)
 
 
@@ -195,7 +197,7 @@ def _reset_peak():
         with open('/proc/self/clear_refs', 'w') as f:
             f.write('5')
     except (OSError, AttributeError):
-        return float('inf')  # no way to know: the peak will read 0
+        return math.inf  # no way to know
     return _status('VmRSS')
 
 

@@ -10,6 +10,7 @@ from fsa_seg.errors import UserError, check_keys
 from fsa_seg.parts import load_part, part_names
 
 KINDS = ('backbone', 'vfm', 'method', 'feedback', 'protocol', 'words', 'dataset')  # from the outermost loop inwards
+WINDOW_KINDS = ('backbone', 'vfm', 'method', 'feedback')  # those of a suite that runs on one window
 SUITE_KEYS = ('name', 'groups', 'window', 'queries')
 
 
@@ -17,8 +18,15 @@ def load_suite(name):
     """Return a suite's dict, given its name or file; a key that it cannot have is a UserError."""
     suite = load_part('suite', name)
     check_keys(suite, SUITE_KEYS, f'suite {name}')
+    kinds = KINDS
+    if 'window' in suite:
+        suite.setdefault('queries', 21)
+        kinds = (*WINDOW_KINDS, 'check')
+        for key in ('window', 'queries'):
+            if not isinstance(suite[key], int) or suite[key] < 1:
+                raise UserError(f'suite {name}: {key} is {suite[key]!r}; it has to be a whole number, at least 1')
     for group in suite.groups:
-        check_keys(group, (*KINDS, 'check'), f'a group of the suite {name}')
+        check_keys(group, kinds, f'a group of the suite {name}')
     return suite
 
 
@@ -50,4 +58,6 @@ def suite_cells(suite, **chosen):
 
 def _all_parts(kind):
     """Return the names of all parts of a kind but the toys."""
+    if kind == 'words':
+        raise UserError("words=['all']: name files of words")
     return [name for name in part_names(kind) if not load_part(kind, name).get('toy')]

@@ -42,10 +42,10 @@ class TimmModel(nn.Module):
         overlay = dict(file=checkpoint) if checkpoint else None
         arguments = {**architecture, **(model_args or {})}
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(random_weights or 0)
                 self.vit = timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=0, **arguments)
-        except (RuntimeError, TypeError) as error:  # timm: an unknown tag; an unknown argument
+        except Exception as error:  # timm: an unknown tag; an unknown argument, or one that does not fit
             raise UserError(f'the VFM {model!r} with model_args {model_args} cannot be built: {error}') from error
         self.check_architecture(model)
         if random_weights is None:

@@ -18,9 +18,8 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from fsa_seg.clip import load_clip, loading_weights
-from fsa_seg.config import part_config
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.parts import load_part, part_names
+from fsa_seg.parts import load_part, part_config, part_names
 from fsa_seg.paths import local_path
 
 KINDS = ('backbone', 'vfm')
@@ -66,9 +65,10 @@ def weights_of(kind, name):
     """Return the `Weights` of one part, given its kind and its name or file."""
     part = load_part(kind, name)
     licence = part.get('licence', '–')
-    local = part.get('checkpoint') or (part.model[10:] if part.model.startswith('local-dir:') else None)
-    if local:
-        return Weights(kind, part.name, licence, local)
+    model = part.get('model', '')
+    local = part.get('checkpoint') or (model[10:] if model.startswith('local-dir:') else None)
+    if local or not (kind == 'backbone' or timm.is_model(model)):  # a class of its own: its weights are its own matter
+        return Weights(kind, part.name, licence, local or part.type)
     if kind == 'backbone':
         tag = open_clip.get_pretrained_cfg(part.model, part.get('pretrained') or '')
         if not tag:
@@ -76,7 +76,7 @@ def weights_of(kind, name):
         repository, file = os.path.split(tag.get('hf_hub') or '')
         files = ((file, ) if file else CLIP_FILES) if repository else ()
         return Weights(kind, part.name, licence, repository or tag['url'], files, tag, part.get('cache_dir'))
-    cfg = timm.get_pretrained_cfg(part.model, allow_unregistered=False) if timm.is_model(part.model) else None
+    cfg = timm.get_pretrained_cfg(part.model, allow_unregistered=False)
     if not cfg or not (cfg.hf_hub_id or cfg.url):
         raise UserError(f'VFM {name}: timm has no weights for {part.model}')
     files = ((cfg.hf_hub_filename, ) if cfg.hf_hub_filename else TIMM_FILES) if cfg.hf_hub_id else ()
@@ -128,17 +128,22 @@ def get(weights):
         raise UserError(f'{weights.source} does not exist')
 
 
-def check(path):
-    """Return what is known of files of weights: ('whole' or 'readable', '') or ('damaged', why).
+def check(weights):
+    """Return what is known of weights that are here: ('whole' or 'readable', '') or ('damaged', why).
 
     'whole' is said where the source gives a SHA-256 (the hub's large files are stored under theirs, OpenAI's URLs and
-    `timm`'s file names hold it), 'readable' where the file's own structure alone could be checked.
-
-    Args:
-        path (str): of `path_of`.
+    the names of `timm`'s downloads hold it), 'readable' where the file's own structure alone could be checked.
     """
-    files = [path] if os.path.isfile(path) else glob.glob(os.path.join(path, '*.safetensors'))
-    states = [_check_file(file) for file in files] or [('damaged', f'no weights in {path}')]
+    path = path_of(weights)
+    expected = None
+    if weights.files:
+        expected = re.fullmatch('[0-9a-f]{64}', os.path.basename(os.path.realpath(path)))
+    elif '://' in weights.source:
+        expected = re.search(r'(?<=/)[0-9a-f]{64}(?=/)|(?<=-)[0-9a-f]{8}(?=\.pth$)', weights.source)
+    files = [path] if os.path.isfile(path) else [file for file in glob.glob(os.path.join(path, '*'))
+                                                 if file.endswith(('.safetensors', '.bin', '.pt', '.pth'))]
+    states = [_check_file(file, expected and expected.group()) for file in files]
+    states = states or [('damaged', f'no weights in {path}')]
     return min(states, key=lambda state: ('damaged', 'readable', 'whole').index(state[0]))
 
 
@@ -156,11 +161,9 @@ def parameters(kind, name):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _check_file(path):
-    real = os.path.realpath(path)
-    expected = re.search(r'[0-9a-f]{64}$', os.path.basename(real)) or re.search(r'-([0-9a-f]{8,64})\.[a-z]+$', real)
+def _check_file(path, expected):
     if expected:
-        expected = expected.group(expected.lastindex or 0)
+        real = os.path.realpath(path)
         found = _sha256(real)
         if not found.startswith(expected):
             return 'damaged', f'its SHA-256 is {found[:16]}..., not {expected[:16]}...; remove {real} and get it again'

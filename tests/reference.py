@@ -22,7 +22,7 @@ def attention_matrix(name, q, k, v, heads, features=None, support=None, toleranc
             s[s < 0] = float('-inf')
         return s.softmax(-1)[:, None]
     if name == 'identity':
-        return torch.eye(q.shape[1])[None, None].expand(len(q), 1, -1, -1)
+        return torch.eye(q.shape[1], device=q.device)[None, None].expand(len(q), 1, -1, -1)
     split = lambda x: x.reshape(*x.shape[:2], heads, -1).permute(0, 2, 1, 3)  # noqa: E731
     parts = dict(q=split(q), k=split(k), v=split(v))
     pairs = [tuple(part) for part in name.split('+')]
@@ -60,8 +60,8 @@ def threshold(similarity, p):
     return ordered.masked_fill(~fits, float('inf')).amin(-1, keepdim=True)
 
 
-def contested_rows(similarity, keep, p, tolerance=1e-5):
-    """Return in how many rows a mask `keep` differs from this evaluation's; AssertionError unless all of them may.
+def check_kept(similarity, keep, p, tolerance=1e-5):
+    """Raise an AssertionError unless `keep` (B, N, N) is a mask that a correct evaluation may come to.
 
     Two correct evaluations agree on entries that a mass of p ± tolerance keeps or prunes alike, but for those whose
     values are within the tolerance of such a threshold.
@@ -69,7 +69,6 @@ def contested_rows(similarity, keep, p, tolerance=1e-5):
     least, most = threshold(similarity, p + tolerance) - tolerance, threshold(similarity, p - tolerance) + tolerance
     assert keep[similarity > most].all(), 'an entry above the threshold was pruned'
     assert not keep[similarity < least].any(), 'an entry below the threshold was kept'
-    return int((keep != (similarity >= threshold(similarity, p))).any(-1).sum())
 
 
 def similarities(z, z_uniform, isolation=True, scale=20, uniform_scale=35, similarity='kl'):
@@ -92,19 +91,14 @@ def adapted_attention(z, z_uniform, lam=3.0, p=0.45, keep=None, **settings):
     return weighted.masked_fill(s == float('-inf'), float('-inf')).softmax(-1)
 
 
-def logits(*arguments, **options):
-    """Return the cosines (B, N, Q) of a method, see `logits_and_contested`."""
-    return logits_and_contested(*arguments, **options)[0]
-
-
-def logits_and_contested(visual, tokens, grid, text, attention, residual=False, mlp=False, fsa=None, features=None,
-                         keep=None, support=None):
-    """Return the cosines (B, N, Q) of a method, from the trunk's tokens (B, 1 + N, D), and the number of contested rows.
+def logits(visual, tokens, grid, text, attention, residual=False, mlp=False, fsa=None, features=None, keep=None,
+           support=None):
+    """Return the cosines (B, N, Q) of a method, from the trunk's tokens (B, 1 + N, D).
 
     Args:
         fsa (dict): settings of the feedback; None for the bare method.
-        keep (B, N, N), support (B, N, N): what to prune by, and which entries a proxy map has; they have to be such
-            as a correct evaluation may come to.
+        keep (list of (B, N, N)), support (B, N, N): what to prune by in each round, and which entries a proxy map has;
+            they have to be such as a correct evaluation may come to.
     """
     block = visual.transformer.resblocks[-1]
     heads = block.attn.num_heads
@@ -130,23 +124,23 @@ def logits_and_contested(visual, tokens, grid, text, attention, residual=False, 
         x = visual.ln_post(x) @ visual.proj
         return F.normalize(x, dim=-1)[:, int(cls):] @ text.T
 
-    z, contested = cosines(a), 0
+    z = cosines(a)
     if fsa is None:
-        return z, contested
+        return z
     fsa = dict(fsa)
-    terms, rounds = fsa.pop('terms', ('WA', 'AW', 'W')), fsa.pop('rounds', 1)
+    lam, p, terms, rounds = (fsa.pop(key, default) for key, default in (
+        ('lam', 3.0), ('p', 0.45), ('terms', ('WA', 'AW', 'W')), ('rounds', 1)))
     count = a.shape[-1]
-    uniform = cosines(torch.full((len(v), 1, count, count), mass / count))
-    if keep is not None:
-        settings = {key: value for key, value in fsa.items() if key not in ('lam', 'p')}
-        contested = contested_rows(similarities(z, uniform, **settings), keep, fsa.get('p', 0.45))
-    for _ in range(rounds):
-        w = adapted_attention(z, uniform, keep=keep, **fsa)
+    uniform = cosines(torch.full((len(v), 1, count, count), mass / count, device=v.device))
+    for i in range(rounds):
+        if keep is not None:
+            check_kept(similarities(z, uniform, **fsa), keep[i], p)
+        w = adapted_attention(z, uniform, lam, p, keep[i] if keep is not None else None, **fsa)
         if cls:
-            w = torch.block_diag(torch.ones(1, 1), torch.zeros_like(w[0])).repeat(len(w), 1, 1).index_put(
-                (torch.arange(len(w))[:, None, None], torch.arange(1, count)[None, :, None],
-                 torch.arange(1, count)[None, None]), w)
+            extended = torch.zeros(len(w), count, count, device=v.device)
+            extended[:, 0, 0], extended[:, 1:, 1:] = 1, w
+            w = extended
         w = w[:, None]
         products = dict(WA=lambda: w @ (a / mass), AW=lambda: (a / mass) @ w, W=lambda: w)
         z = cosines(mass * sum(products[term]() for term in terms) / len(terms))
-    return z, contested
+    return z

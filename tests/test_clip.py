@@ -1,3 +1,4 @@
+import importlib.util
 import json
 
 import open_clip
@@ -132,6 +133,27 @@ def test_a_local_file_beside_its_config(architecture, tmp_path):
         load_clip('tiny', checkpoint=path)
 
 
+def test_the_normalisation_of_a_local_file(architecture, tmp_path):
+    """That of its config, or of the part, or else OpenAI's."""
+    write_model(tmp_path / 'clip', state())
+    path = str(tmp_path / 'clip' / 'open_clip_model.safetensors')
+    (tmp_path / 'clip' / 'open_clip_config.json').write_text(
+        json.dumps(dict(model_cfg=MODEL, preprocess_cfg=dict(mean=[0.5] * 3, std=[0.25] * 3))))
+    for options, mean in ((dict(checkpoint=path), 0.5), (dict(checkpoint=path, mean=[0.4] * 3), 0.4)):
+        config = load_clip('tiny', **options)[0].visual.preprocess_cfg
+        assert config['mean'] == (mean, ) * 3 and config['std'] == (0.25, ) * 3
+    (tmp_path / 'clip' / 'open_clip_config.json').write_text('{"model_cfg": ')
+    with pytest.raises(UserError, match='open_clip_config.json is no config of open_clip'):
+        load_clip('tiny', checkpoint=path)
+
+
+def test_a_damaged_local_file(architecture, tmp_path):
+    torch.save(state(), tmp_path / 'cut.pt')
+    (tmp_path / 'cut.pt').write_bytes((tmp_path / 'cut.pt').read_bytes()[:5000])
+    with pytest.raises(UserError, match='the file .*cut.pt cannot be read .* it may be damaged'):
+        load_clip('tiny', checkpoint=str(tmp_path / 'cut.pt'), quick_gelu=False)
+
+
 class Archive(torch.nn.Module):
     """A module with a CLIP's weights under their own names, whose code has the activation: as OpenAI's archives."""
 
@@ -208,3 +230,9 @@ def test_random_weights_are_those_of_their_seed(architecture):
 def test_towers_that_the_methods_cannot_run_on(model, missing):
     with pytest.raises(UserError, match=f'lacks .*{missing}'):
         load_clip(model, random_weights=0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('transformers') is not None, reason='transformers is installed')
+def test_a_text_tower_of_a_library_that_is_not_here():
+    with pytest.raises(UserError, match="CLIP 'xlm-roberta-base-ViT-B-32' cannot be built: .*transformers"):
+        load_clip('xlm-roberta-base-ViT-B-32', random_weights=0)

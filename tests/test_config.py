@@ -3,9 +3,10 @@ import os
 
 import pytest
 
+from fsa_seg.attention import find_attention
 from fsa_seg.config import check_config, compose, is_complete, merge_options
 from fsa_seg.errors import UserError
-from fsa_seg.parts import load_file, load_part, part_names, protocol_settings
+from fsa_seg.parts import load_file, load_part, method_of, part_names, protocol_settings
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
 PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scale, area_thd
@@ -48,18 +49,13 @@ def test_published_settings(protocol, dataset):
         PUBLISHED[protocol, dataset]
 
 
-@pytest.mark.parametrize('kind', ['dataset', 'method', 'backbone', 'vfm', 'feedback', 'protocol'])
-def test_a_parts_name_is_its_files(kind):
-    for name in part_names(kind):
-        assert load_part(kind, name).name == name
-
-
 def test_every_combination_composes():
     for dataset, method, feedback in itertools.product(part_names('dataset'), part_names('method'), (None, 'fsa')):
         config = compose(dataset, method, feedback, **TOY)
         assert is_complete(config)
         assert (config.model.feedback is not None) == (feedback == 'fsa')
-        assert (config.model.vfm is not None) == (method == 'proxyclip')
+        needs_vfm = find_attention(method_of(load_part('method', method))['attention'])[1]
+        assert (config.model.vfm is not None) == needs_vfm
 
 
 @pytest.mark.parametrize('method, feedback, protocol', [
@@ -120,6 +116,7 @@ def test_bad_choices(arguments, message):
      "unknown attention map 'zz'"),
     ('method', "method = dict(name='x', segmenter=dict(type='SCLIP'), protocol='sclip')", "did you mean 'segmentor'"),
     ('backbone', "backbone = dict(name='x', model='ViT-B-16', pretrainde='openai')", "did you mean 'pretrained'"),
+    ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', random_weights=0)", 'use --random-weights SEED'),
     ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', chekpoint='f')", "did you mean 'checkpoint'"),
     ('feedback', "feedback = dict(name='x', type='FSA', lamb=1)", "did you mean 'lam'"),
     ('protocol', "protocol = dict(name='x', default=dict(windw=3), datasets={})", "did you mean 'window'"),

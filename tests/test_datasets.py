@@ -10,13 +10,12 @@ from conftest import MINI
 from fsa_seg.config import compose
 from fsa_seg.datasets import LoadLabels, check_images, list_images
 from fsa_seg.errors import UserError
-from fsa_seg.parts import part_names
 
 CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, cityscapes=19,
                ade20k=150)  # yapf: disable
 
 
-@pytest.mark.parametrize('name', part_names('dataset'))
+@pytest.mark.parametrize('name', CLASSES)
 def test_mini_split(name):
     """Every mini split loads through the real data set class, and shows at least nine in ten of its classes."""
     config = compose(name, 'sclip', backbone='toy', data_root=MINI).test_dataloader.dataset

@@ -69,6 +69,11 @@ def test_ensemble_keeps_cls_to_itself_and_row_sums():
     torch.testing.assert_close(ensemble(identity, adapted, values)[:, 1:], adapted @ values[:, 1:])
 
 
+def test_the_largest_lambda_is_a_number():
+    z, uniform = torch.rand(1, 6, 4), torch.rand(1, 6, 4)
+    assert FSA(lam=80).adapted_attention(z, uniform).isfinite().all()
+
+
 def test_half_precision_inputs_are_computed_in_float32():
     torch.manual_seed(0)
     z, uniform = (torch.rand(1, 6, 4) / 2).half(), (torch.rand(1, 6, 4) / 2).half()
@@ -115,7 +120,7 @@ def test_terms_of_the_ensemble(terms):
 
 
 @pytest.mark.parametrize('settings', [
-    dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(p='0.4'), dict(lam=-1), dict(lam=float('nan')), dict(lam=True),
+    dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(p='0.4'), dict(lam=-1), dict(lam=float('nan')), dict(lam=True), dict(lam=81), dict(terms=5), dict(terms=[['WA']]),
     dict(isolation=1), dict(scale=0), dict(uniform_scale=-1), dict(similarity='js'), dict(terms=()), dict(terms=('WA', 'X')),
     dict(terms=('W', 'W')), dict(rounds=0), dict(rounds=1.5), dict(rounds=True)])  # yapf: disable
 def test_settings_out_of_range(settings):

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import reference
 from fsa_seg import patch_logits
-from fsa_seg.attention import attention_names
+from fsa_seg.attention import BUILT_IN
 from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError
 from fsa_seg.methods import METHODS, LastBlock, inspect_patch
@@ -46,7 +46,7 @@ def test_golden(golden, method, feedback, device):
 
 @pytest.mark.parametrize('fsa', [None, dict(lam=3.0, p=0.45), dict(lam=2.3, p=0.7), dict(lam=4.5, p=1.0)])
 @pytest.mark.parametrize('readout', [(False, False), (True, True), (True, False), (False, True)])
-@pytest.mark.parametrize('attention', attention_names())
+@pytest.mark.parametrize('attention', BUILT_IN)
 def test_reference(tiny, attention, readout, fsa):
     """Every attention map under every readout agrees with the dense evaluation (no row here is near the threshold)."""
     visual, text = tiny
@@ -173,7 +173,8 @@ def test_clip_without_feedback_is_clip(tiny):
     (dict(method='proxyclip'), 'needs a VFM'),
     (dict(method='clip', feedback=dict(lamb=3)), "did you mean 'lam'"),
     (dict(method='clip', feedback=dict(p=0)), 'above 0 and at most 1'),
-    (dict(method='clip', feedback=dict(lam=-1)), 'at least 0'),
+    (dict(method='clip', feedback=dict(lam=-1)), 'from 0 to 80'),
+    (dict(method=dict(attention='qq', residual='no')), "residual is 'no'; it has to be True or False"),
 ])  # yapf: disable
 def test_bad_arguments(tiny, arguments, message):
     visual, text = tiny

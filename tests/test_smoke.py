@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fsa_seg import smoke
+from fsa_seg.attention import ATTENTIONS
 from fsa_seg.errors import UserError
 from fsa_seg.feedback import FSA
 from fsa_seg.suites import load_suite
@@ -42,6 +43,28 @@ def test_a_row_is_kept_and_a_failed_one_is_not(run, monkeypatch):
     assert 'FAILED: RuntimeError' in smoke.smoke_table([row, failed], '')
     monkeypatch.undo()
     assert run(other)['error'] is None
+
+
+@pytest.mark.parametrize('feedback', [dict(rounds=2), dict(isolation=False, terms=['W'], similarity='cosine')])
+def test_ablations_are_checked_too(run, feedback):
+    row = run(dict(CELL, feedback=feedback))
+    assert row['error'] is None and row['difference'] <= 1e-5
+
+
+def test_whatever_a_part_raises_is_a_failed_row(run, monkeypatch):
+    monkeypatch.setitem(ATTENTIONS, 'broken', (lambda block: {}['x'], False))
+    row = run(dict(CELL, method=dict(attention='broken')))
+    assert row['error'] == "KeyError: 'x'"
+
+
+def test_a_changed_part_is_another_row(run, tmp_path):
+    part = tmp_path / 'mine.py'
+    grids = []
+    for size in (8, 16):
+        part.write_text(f"vfm = dict(name='mine', type='TimmViT', model='vit_tiny_patch16_224', model_args=dict("
+                        f"patch_size={size}, embed_dim=48, depth=1, num_heads=2))")
+        grids.append(run(dict(CELL, vfm=str(part), method='proxyclip', check=False))['grid'])
+    assert grids == [[12, 12], [6, 6]]
 
 
 def test_a_part_that_does_not_exist_ends_the_run(run):

@@ -1,6 +1,10 @@
 import json
+import os
+import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import MINI
 from fsa_seg.benchmark import prepare, run_cells
@@ -71,6 +75,45 @@ def test_suites_that_cannot_be_used(tmp_path, groups, message):
     suite.write_text(f"suite = dict(name='mine', groups={groups})")
     with pytest.raises(UserError, match=message):
         suite_cells(load_suite(str(suite)))
+
+
+@pytest.mark.parametrize('text, message', [
+    ("groups=[dict(check=True)]", "unknown key 'check'"), ("window=0, groups=[]", 'window is 0'),
+    ("window=64, groups=[dict(dataset=['voc21'])]", "unknown key 'dataset'"),
+    ("window=64, queries='x', groups=[]", "queries is 'x'"), ("groups=[dict(words=['all'])]", 'name files of words'),
+])  # yapf: disable
+def test_keys_are_those_of_the_kind_of_suite(tmp_path, text, message):
+    suite = tmp_path / 'mine.py'
+    suite.write_text(f"suite = dict(name='mine', {text})")
+    with pytest.raises(UserError, match=message):
+        suite_cells(load_suite(str(suite)))
+
+
+def test_two_data_sets_of_equal_names_are_two_runs(tmp_path):
+    """Their images are called alike and their classes are; their labels differ."""
+    configs = []
+    for i, folder in enumerate('ab'):
+        shutil.copytree(os.path.join(MINI, 'cityscapes'), tmp_path / folder)
+        if i:
+            for path in (tmp_path / folder).rglob('*_gtFine_labelTrainIds.png'):
+                Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
+        part = tmp_path / f'{folder}.py'
+        part.write_text(f"dataset = dict(name='{folder}', type='CityscapesDataset', data_root='{folder}', "
+                        "data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'))")
+        configs.append(compose(str(part), 'maskclip', None, 'toy', data_root=str(tmp_path), limit=2,
+                               runtime=dict(workers=0, work_dir=str(tmp_path / 'w'))))
+    results = run_cells(configs, list)
+    assert results[0]['metrics'] != results[1]['metrics']
+
+
+def test_a_window_that_is_too_small_is_found_before_the_first_cell(tmp_path):
+    protocol = tmp_path / 'mine.py'
+    protocol.write_text("protocol = dict(name='mine', default=dict(logit_scale=30, short=224, window=12, stride=8, "
+                        "prob_thd=0.1, area_thd=None), datasets=dict())")
+    configs = [compose('cityscapes', 'maskclip', None, 'toy', protocol=name, data_root=MINI,
+                       runtime=dict(workers=0, work_dir=str(tmp_path))) for name in ('proxyclip', str(protocol))]
+    with pytest.raises(UserError, match='window is 12 pixels, smaller than a patch of the backbone, 16×16'):
+        run_cells(configs, lambda cells: pytest.fail('a cell was run'))
 
 
 def test_cells_that_differ_in_name_alone_run_once(tmp_path, monkeypatch):

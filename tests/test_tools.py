@@ -200,6 +200,30 @@ def test_benchmark_runs_a_users_suite_with_words(run_tool, tmp_path):
     assert status == 0 and '| VV | toy |' not in printed and '| VV + FSA p=1.0 |' in printed
 
 
+def test_a_suites_groups_without_feedback_take_the_options(run_tool, tmp_path):
+    (tmp_path / 'mine.py').write_text("suite = dict(name='mine', groups=[dict(method=['clip'])])")
+    status, printed = run_tool('benchmark', '--suite', 'mine.py', '--mini', '--datasets', 'voc20', '--no-fsa')
+    assert status == 0 and '| CLIP |' in printed and '| CLIP + FSA |' not in printed, printed
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--suite', 'smoke', '--mini', '--datasets', 'voc21', '--protocol', 'fsa'],
+     'the suite smoke runs on one window, without data: leave out --datasets, --protocol'),
+    (['--suite', 'smok', '--mini'], "unknown suite 'smok' (did you mean 'smoke'?)"),
+])  # yapf: disable
+def test_options_that_a_suite_cannot_have(run_tool, arguments, message):
+    status, printed = run_tool('benchmark', *arguments)
+    assert status == 1 and message in printed
+
+
+def test_what_cannot_be_looked_at(run_tool, capsys):
+    command = ('segment', IMAGE, 'cat', '--mini', '--attention')
+    status, printed = run_tool(*command, '150')
+    assert status == 2 and "'150' is no pixel; give X,Y, such as 150,120" in printed
+    status, printed = run_tool(*command, '1,2', '--no-fsa')
+    assert status == 1 and 'leave out --no-fsa' in printed
+
+
 def test_smoke_suite(run_tool, tmp_path):
     status, printed = run_tool('benchmark', '--suite', 'smoke', '--mini')
     assert status == 0, printed
@@ -259,6 +283,7 @@ def data(tmp_path):
     (['voc21', '--mini', '--cfg-options', 'model.feedback.similarity=js'], "unknown similarity of FSA 'js'"),
     (['voc21', '--mini', '--cfg-options', 'model.window=8', 'model.stride=8'], 'window is 8 pixels, smaller than a patch'),
     (['voc21', '--mini', '--method', 'sclip', '--cfg-options', 'model.attention=proxy'], "'proxy' needs a VFM"),
+    (['voc21', '--mini', '--cfg-options', 'model.backbone.random_weights=1'], 'use --random-weights SEED'),
     (['voc21', '--mini', '--cfg-options', 'model.backbone.checkpoint=x.pt'], 'leave out pretrained and checkpoint'),
     (['voc21', '--mini', '--data-root', 'nowhere'], 'lacks the folder nowhere'),
     (['voc21', '--mini', '--words', 'words.txt'], 'words for 2 classes, but the data set has 21'),

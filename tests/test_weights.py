@@ -1,6 +1,5 @@
 import hashlib
 import http.server
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import ROOT
-from fsa_seg.weights import check
+from fsa_seg.weights import Weights, check
 
 REPOSITORY = 'timm/vit_small_patch16_224.dino'
 
@@ -73,18 +72,15 @@ def hub(tmp_path):
 
 
 def test_get_check_and_list(hub, tmp_path):
-    status, printed = hub('check', 'dino_vit-s16')
-    assert status == 1 and 'vfm dino_vit-s16: absent, get it by tools/weights.py get dino_vit-s16' in printed
     status, printed = hub('get', 'dino_vit-s16', HF_HUB_OFFLINE='1')
     assert status == 1 and 'Either download them' in printed and 'path of a local file' in printed
     assert 'Traceback' not in printed
     status, printed = hub('get', 'dino_vit-s16')
     assert status == 0, printed
     assert '100%' in printed  # a progress bar
-    status, printed = hub('get', 'dino_vit-s16', HF_HUB_OFFLINE='1')  # it is here: no network is needed
-    assert status == 0, printed
-    status, printed = hub('check')
-    assert status == 0 and 'vfm dino_vit-s16: whole' in printed
+    status, printed = hub('check', 'dino_vit-s16', 'dino_vit-b8')
+    assert status == 1 and 'vfm dino_vit-s16: whole' in printed
+    assert 'vfm dino_vit-b8: absent, get it by tools/weights.py get dino_vit-b8' in printed
     status, printed = hub('list')
     line = next(line for line in printed.splitlines() if 'dino_vit-s16' in line)
     assert line.split()[2:6] == ['12', 'MB', 'here', 'apache-2.0'], line
@@ -111,23 +107,25 @@ def test_an_unknown_name(hub):
 
 def test_check_of_files_without_a_known_hash(tmp_path):
     save_file(dict(x=torch.zeros(9)), tmp_path / 'a.safetensors')
-    torch.save(dict(x=torch.zeros(9)), tmp_path / 'b.pth')
-    for name in ('a.safetensors', 'b.pth'):
+    torch.save(dict(x=torch.zeros(9)), tmp_path / 'vit-20240115.pth')  # a date, no hash
+    for name in ('a.safetensors', 'vit-20240115.pth'):
         path = tmp_path / name
-        assert check(str(path)) == ('readable', '')
+        weights = Weights('vfm', 'mine', 'MIT', str(path))
+        assert check(weights) == ('readable', '')
         path.write_bytes(path.read_bytes()[:-20])
-        assert check(str(path))[0] == 'damaged'
-    (tmp_path / 'empty').mkdir()
-    assert check(str(tmp_path / 'empty'))[0] == 'damaged'
-    (tmp_path / 'c.json').write_text(json.dumps({}))
-    assert check(str(tmp_path / 'c.json'))[0] == 'damaged'
+        assert check(weights)[0] == 'damaged'
+    (tmp_path / 'folder').mkdir()
+    folder = Weights('backbone', 'mine', 'MIT', str(tmp_path / 'folder'))
+    assert check(folder)[0] == 'damaged'
+    torch.save(dict(x=torch.zeros(9)), tmp_path / 'folder' / 'open_clip_pytorch_model.bin')
+    assert check(folder) == ('readable', '')
 
 
-def test_check_of_a_hash_in_the_name(tmp_path):
-    torch.save(dict(x=torch.zeros(9)), tmp_path / 'x')
-    digest = hashlib.sha256((tmp_path / 'x').read_bytes()).hexdigest()
-    right, wrong = tmp_path / f'net-{digest[:8]}.pth', tmp_path / 'net-00000000.pth'
-    for path in (right, wrong):
-        path.write_bytes((tmp_path / 'x').read_bytes())
-    assert check(str(right)) == ('whole', '')
-    assert check(str(wrong))[0] == 'damaged'
+def test_check_of_a_hash_in_the_url(tmp_path):
+    """OpenAI's URLs have the whole of it, the names of timm's downloads its head."""
+    torch.save(dict(x=torch.zeros(9)), tmp_path / 'ViT.pt')
+    digest = hashlib.sha256((tmp_path / 'ViT.pt').read_bytes()).hexdigest()
+    right, wrong = (Weights('backbone', 'mine', 'MIT', f'https://models/{sha}/ViT.pt', cache_dir=str(tmp_path))
+                    for sha in (digest, '0' * 64))
+    assert check(right) == ('whole', '')
+    assert check(wrong)[0] == 'damaged'

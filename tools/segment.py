@@ -25,8 +25,11 @@ def parse_args(argv=None):
 
 def pixel(text):
     """Return the two numbers of 'X,Y'."""
-    x, y = text.split(',')
-    return int(x), int(y)
+    try:
+        x, y = text.split(',')
+        return int(x), int(y)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no pixel; give X,Y, such as 150,120') from None
 
 
 def main(argv=None):
@@ -35,6 +38,9 @@ def main(argv=None):
 
     from fsa_seg import Segmenter
     from fsa_seg.visualization import write_picture
+    from fsa_seg.errors import UserError
+    if args.attention and args.fsa is False:
+        raise UserError('--attention shows what FSA makes of a patch: leave out --no-fsa')
     given = model_options(args)
     segmenter = Segmenter(feedback=args.fsa is not False, **{key: given[key] for key in PARTS if key in given})
     if args.attention:

@@ -51,7 +51,7 @@ def main(argv=None):
     print(f'{row_name(cell)} on {cell["dataset"]} ({cell["protocol"]}): {figures}')
     if cell['toy']:
         print(TOY_NOTE)
-    if cell['random_weights'] is not None:
+    if cell.get('random_weights') is not None:
         print(f'random weights of seed {cell["random_weights"]}: it enters no table')
     if result['partial']:
         print(f'partial: {len(result["images"])} images; it enters no table')

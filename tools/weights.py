@@ -52,7 +52,7 @@ def check_files(args):
     for weights in find_weights(args.names) if args.names else all_weights():
         path = path_of(weights)
         if path:
-            state, why = check(path)
+            state, why = check(weights)
         elif args.names:
             state, why = 'absent', f'get it by tools/weights.py get {weights.name}, or give `checkpoint` in its config'
         else:
@@ -64,8 +64,7 @@ def check_files(args):
 
 
 def compare_positions(args):
-    from fsa_seg.config import part_config
-    from fsa_seg.parts import load_part, part_names
+    from fsa_seg.parts import load_part, part_config, part_names
     from fsa_seg.vfm import position_difference
     windows = (224, 336, 448)
     print(f'{"":16}{"rule":8}' + ''.join(f'{window:>8}' for window in windows))
