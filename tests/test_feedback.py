@@ -120,7 +120,8 @@ def test_terms_of_the_ensemble(terms):
 
 
 @pytest.mark.parametrize('settings', [
-    dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(p='0.4'), dict(lam=-1), dict(lam=float('nan')), dict(lam=True), dict(lam=81), dict(terms=5), dict(terms=[['WA']]),
+    dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(p='0.4'), dict(lam=-1), dict(lam=float('nan')), dict(lam=True),
+    dict(lam=81), dict(terms=5), dict(terms=[['WA']]),
     dict(isolation=1), dict(scale=0), dict(uniform_scale=-1), dict(similarity='js'), dict(terms=()), dict(terms=('WA', 'X')),
     dict(terms=('W', 'W')), dict(rounds=0), dict(rounds=1.5), dict(rounds=True)])  # yapf: disable
 def test_settings_out_of_range(settings):
