@@ -7,8 +7,9 @@ Each map is registered under its name by `attention_map`; a file configs/attenti
 
 Shape legend: B images, H heads, T tokens (CLS included), N patches, D width, C feature channels, (h, w) a grid.
 """
+import functools
 import runpy
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +24,32 @@ SELF_MAPS = dict(qk=('q', 'k'), qq=('q', 'q'), kk=('k', 'k'), vv=('v', 'v'))
 ATTENTIONS = {}  # name -> (function of a `Block` that returns an AttentionMap, whether it needs VFM features)
 
 
-class Block(NamedTuple):
-    """What an attention map can be made of.
+class Block:
+    """What an attention map can be made of: each projection is computed when it is asked for.
 
     Attributes:
         q, k, v (B, T, D): projections of the last block's ln_1(tokens), biases included, CLS first.
         heads (int): number of heads.
         grid (int, int): (h, w) of CLIP's patches.
         features (B, C, I, J): of the VFM; None without one.
+
+    Args:
+        tokens (B, T, D): ln_1 of the tokens that enter the block.
+        attn: the block's `nn.MultiheadAttention`.
+        grid, features: see above.
     """
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    heads: int
-    grid: Tuple[int, int]
-    features: Optional[Tensor] = None
+
+    def __init__(self, tokens, attn, grid, features=None):
+        self.heads, self.grid, self.features = attn.num_heads, grid, features
+        self._tokens, self._attn = tokens, attn
+
+    q = functools.cached_property(lambda self: self._project(0))
+    k = functools.cached_property(lambda self: self._project(1))
+    v = functools.cached_property(lambda self: self._project(2))
+
+    def _project(self, index):
+        weight, bias = (p.chunk(3)[index] for p in (self._attn.in_proj_weight, self._attn.in_proj_bias))
+        return F.linear(self._tokens, weight, bias)
 
 
 class AttentionMap(NamedTuple):
@@ -122,7 +134,7 @@ def self_map(name, q, k, v, heads):
 
     Args:
         name (str): 'qk', 'qq', 'kk', 'vv' (softmax(xyᵀ/√d) per head), 'qq+kk' (their sum) or 'identity'.
-        q, k, v (B, T, D): projections of ln_1 of the tokens, biases included.
+        q, k, v (B, T, D): projections of ln_1 of the tokens, biases included; None where the name does not ask for it.
         heads (int): number of heads.
     """
     if name == 'identity':
@@ -153,12 +165,12 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA):
     """
     unit = F.normalize(features.float().flatten(2), dim=1)
     mean = unit.mean(2).square().sum(1)[:, None, None]
-    similarity = (unit.transpose(1, 2) @ unit).sub_(beta * mean).mul_(gamma)
+    similarity = torch.baddbmm(beta * mean, unit.transpose(1, 2), unit, beta=-gamma, alpha=gamma)
     diagonal = similarity.diagonal(dim1=1, dim2=2).clone()
     similarity.masked_fill_(similarity < 0, float('-inf'))
     similarity.diagonal(dim1=1, dim2=2).copy_(diagonal)
     matrix = similarity.softmax(-1)
-    return AttentionMap(lambda values: (matrix.to(values.dtype) @ values), 1.0, False)
+    return AttentionMap(lambda values: matrix.to(values.dtype) @ values, 1.0, False)
 
 
 def resize_tokens(tokens, grid, new_grid):
@@ -175,6 +187,7 @@ def _split_heads(x, heads):
 
 
 for _name in (*SELF_MAPS, 'qq+kk', 'identity'):
-    attention_map(_name)(lambda block, name=_name: self_map(name, block.q, block.k, block.v, block.heads))
+    attention_map(_name)(lambda block, name=_name: self_map(
+        name, *(getattr(block, part) if part in name else None for part in 'qkv'), block.heads))
 attention_map('proxy', vfm=True)(lambda block: proxy_map(block.features))
 BUILT_IN = tuple(ATTENTIONS)

@@ -20,6 +20,7 @@ UNIFORM_SCALE = 35.0  # of z(U) in step 1; published default
 EPSILON = 1e-10  # inside the logarithms of step 2
 MAX_LAMBDA = 80  # float32 ends at exp(88.7)
 SIMILARITIES = ('kl', 'jeffreys', 'cosine')
+BINS = 256  # of the histogram that pruning uses on a CPU
 TERMS = ('WA', 'AW', 'W')  # of step 5
 
 
@@ -70,13 +71,40 @@ def prune(similarity: Tensor, p: float):
     """
     if p >= 1:
         return similarity
+    on_cpu = similarity.device.type == 'cpu'
+    threshold = (_threshold_by_histogram if on_cpu else _threshold_by_order)(similarity, p)
+    return similarity.masked_fill(similarity < threshold, float('-inf'))
+
+
+def _threshold_by_order(similarity, p):
+    """Return the least value that each row keeps, (B, N, 1), by ordering its greatest entries."""
     count = similarity.shape[-1]
     # the n most probable entries weigh at least n/N together, so that no more than p·N of them can be kept
     ordered = similarity.topk(min(count, int(p * count) + 2), -1).values
     probs = (ordered - similarity.logsumexp(-1, keepdim=True)).exp_()
     kept = (probs.cumsum(-1) <= p).sum(-1, keepdim=True).clamp_(min=1)
-    threshold = ordered.gather(-1, kept - 1)
-    return similarity.masked_fill(similarity < threshold, float('-inf'))
+    return ordered.gather(-1, kept - 1)
+
+
+def _threshold_by_histogram(similarity, p):
+    """Return a value that parts what each row keeps from the rest, (B, N, 1): the bin it lies in, then its entries.
+
+    A histogram of the row's mass, from its greatest value down, says in which bin the sum passes p; the few entries of
+    that bin alone are put in order. On a CPU that is two to three times as fast as ordering the row.
+    """
+    low, high = similarity.aminmax(dim=-1, keepdim=True)
+    bins = ((high - similarity) * ((BINS - 1) / (high - low).clamp_(min=1e-30))).long()  # no greater value has a later bin
+    mass = similarity.new_zeros(*similarity.shape[:-1], BINS)
+    mass = mass.scatter_add_(-1, bins, (similarity - high).exp_()).cumsum(-1)
+    target = p * mass[..., -1:]
+    crossing = (mass <= target).sum(-1, keepdim=True)
+    before = torch.where(crossing > 0, mass.gather(-1, (crossing - 1).clamp_(min=0)), 0)
+    inside = bins == crossing
+    ordered = similarity.masked_fill(~inside, float('-inf')).topk(int(inside.sum(-1).max()), -1).values
+    kept = (before + (ordered - high).exp_().cumsum(-1) <= target).logical_and_(ordered.isfinite()).sum(-1, keepdim=True)
+    kept = torch.where(crossing == 0, kept.clamp(min=1), kept)  # always the first
+    least = ordered.gather(-1, (kept - 1).clamp(min=0))
+    return torch.where(kept > 0, least, least.nextafter(torch.full_like(least, float('inf'))))
 
 
 def adapt(similarity: Tensor, lam: float):
@@ -90,7 +118,7 @@ def adapt(similarity: Tensor, lam: float):
     return weighted.masked_fill_(similarity == float('-inf'), float('-inf')).softmax(-1)
 
 
-def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor, terms=TERMS):
+def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor, terms=TERMS, attended=None):
     """Return Â·values with Â = (W·A + A·W + W)/3, without the product of two maps (FSA, step 5).
 
     Where A covers CLS, W is extended to it by the identity. Where A's rows sum to g ≠ 1, Â is that of A/g, times g.
@@ -100,6 +128,7 @@ def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor, terms=TER
         adapted (B, N, N): W.
         values (B, T, D): T = N, or N + 1 where A covers CLS.
         terms (sequence of str): those of 'WA', 'AW' and 'W' whose mean is taken.
+        attended (B, T, D): A·values, where it is known already.
     """
     matrix = adapted.to(values.dtype)
 
@@ -110,7 +139,8 @@ def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor, terms=TER
 
     mixed = []
     if 'WA' in terms:
-        mixed.append(apply_adapted(attention.apply(values) / attention.mass))
+        attended = attention.apply(values) if attended is None else attended
+        mixed.append(apply_adapted(attended / attention.mass))
     if 'AW' in terms or 'W' in terms:
         mixed_values = apply_adapted(values)
         if 'AW' in terms:
@@ -180,9 +210,9 @@ class FSA:
             logits = block.cosines(self.attend(block.attention, adapted, block.values))
             yield similarity, pruned, adapted, logits
 
-    def attend(self, attention, adapted, values):
+    def attend(self, attention, adapted, values, attended=None):
         """Return Â·values, see `ensemble`."""
-        return ensemble(attention, adapted, values, self.terms)
+        return ensemble(attention, adapted, values, self.terms, attended)
 
 
 def _check(fits, key, value, allowed):

@@ -55,12 +55,13 @@ def token_logits(visual, tokens, grid, text, *, method='proxyclip', feedback=Non
     """
     block = LastBlock(visual, tokens, grid, text, resolve_method(method), vfm_features)
     feedback = resolve_feedback(feedback)
-    logits = block.cosines(block.attention.apply(block.values))
+    attended = block.attention.apply(block.values)
+    logits = block.cosines(attended)
     if feedback is not None:
         uniform = block.uniform_cosines() if feedback.isolation else None
         for _ in range(feedback.rounds):
             adapted = feedback.adapted_attention(logits, uniform)
-            logits = block.cosines(feedback.attend(block.attention, adapted, block.values))
+            logits = block.cosines(feedback.attend(block.attention, adapted, block.values, attended))
     return logits, block.grid
 
 
@@ -123,11 +124,12 @@ class LastBlock:
         if needs_vfm and features is None:
             raise UserError(f'the attention map {method["attention"]!r} needs a VFM: pass vfm_features (B, C, I, J)')
         block = visual.transformer.resblocks[-1]
-        q, k, v = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
-        self.attention = build(Block(q, k, v, block.attn.num_heads, grid, features))
+        projections = Block(block.ln_1(tokens), block.attn, grid, features)
+        self.attention, v = build(projections), projections.v
         if not self.attention.cls:
             new_grid = tuple(features.shape[2:]) if needs_vfm else grid
-            v, tokens = (resize_tokens(x[:, 1:], grid, new_grid) for x in (v, tokens))
+            v = resize_tokens(v[:, 1:], grid, new_grid)
+            tokens = resize_tokens(tokens[:, 1:], grid, new_grid) if method['residual'] else None
             grid = new_grid
         self.values, self.grid = v, grid
         self._visual, self._text, self._method, self._tokens = visual, text.float(), method, tokens

@@ -5,6 +5,7 @@ import torch
 
 import reference
 from fsa_seg.attention import AttentionMap, map_rows, self_map
+from fsa_seg import feedback
 from fsa_seg.errors import UserError
 from fsa_seg.feedback import FSA, adapt, coherence, ensemble, isolate, prune
 
@@ -42,11 +43,20 @@ def test_prune_by_hand():
     assert prune(rows, 1) is rows
 
 
-@pytest.mark.parametrize('p', [0.1, 0.45, 0.9])
-def test_prune_equals_the_walk_down_each_row(p):
+ROWS = dict(even=lambda x: x, narrow=lambda x: 0.96 + 0.04 * x, peaked=lambda x: 1 / (1 + 30 * x**8),
+            ties=lambda x: (20 * x).round() / 20, equal=torch.ones_like, one_high=lambda x: (x > 0.99).float())  # yapf: disable
+
+
+@pytest.mark.parametrize('threshold', [feedback._threshold_by_order, feedback._threshold_by_histogram])
+@pytest.mark.parametrize('p', [0.01, 0.1, 0.45, 0.9, 0.999])
+@pytest.mark.parametrize('rows', ROWS)
+def test_prune_equals_the_walk_down_each_row(rows, p, threshold):
+    """Whether a row is ordered or its histogram taken; also where many values are equal, or fall into one bin."""
     torch.manual_seed(0)
-    similarity = torch.rand(2, 13, 13)
-    assert torch.equal(prune(similarity, p), reference.pruned(similarity, p))
+    similarity = ROWS[rows](torch.rand(2, 13, 13))
+    assert torch.equal(similarity >= threshold(similarity, p), reference.pruned(similarity, p).isfinite())
+    similarity = ROWS[rows](torch.rand(1, 300, 300))
+    assert torch.equal(similarity >= threshold(similarity, p), similarity >= reference.threshold(similarity, p))
 
 
 def test_adapt_by_hand():

@@ -108,15 +108,15 @@ def test_attention_map(name):
     """Rows have one sum; an image's map is its own; maps are linear in the values."""
     torch.manual_seed(0)
     build, vfm = find_attention(name)
-    q, k, v = torch.randn(3, 2, 1 + 12, 8).unbind(0)
+    tokens, attn = torch.randn(2, 1 + 12, 8), torch.nn.MultiheadAttention(8, 2).requires_grad_(False)
     features = torch.randn(2, 5, 3, 6) if vfm else None
-    attention = build(Block(q, k, v, 2, (3, 4), features))
+    attention = build(Block(tokens, attn, (3, 4), features))
     count = 18 if vfm else 12 + attention.cls
     torch.testing.assert_close(attention.apply(torch.ones(2, count, 8)), torch.full((2, count, 8), attention.mass))
     values, other = torch.randn(2, 2, count, 8).unbind(0)
     torch.testing.assert_close(attention.apply(values + 2 * other),
                                attention.apply(values) + 2 * attention.apply(other), atol=1e-4, rtol=1e-4)
-    one = build(Block(q[1:], k[1:], v[1:], 2, (3, 4), features[1:] if vfm else None))
+    one = build(Block(tokens[1:], attn, (3, 4), features[1:] if vfm else None))
     torch.testing.assert_close(one.apply(values[1:]), attention.apply(values)[1:], atol=1e-5, rtol=1e-4)
 
 
