@@ -20,6 +20,9 @@ from fsa_seg.paths import part_files
 
 PROXY_BETA = 1.2  # ProxyCLIP's published default
 PROXY_GAMMA = 3.0  # ProxyCLIP's published default
+KEPT_ENTRIES = 2**24  # of a proxy map that is kept whole: N = 4096, 64 MiB in float32
+MIN_BLOCK = 256  # rows: products with fewer are slow
+BLOCK_ENTRIES = 2**20  # of the rows that are held at once of any other map: 4 MiB, which caches hold; measured
 SELF_MAPS = dict(qk=('q', 'k'), qq=('q', 'q'), kk=('k', 'k'), vv=('v', 'v'))
 ATTENTIONS = {}  # name -> (function of a `Block` that returns an AttentionMap, whether it needs VFM features)
 
@@ -152,7 +155,7 @@ def self_map(name, q, k, v, heads):
     return AttentionMap(apply, float(len(pairs)), True)
 
 
-def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA):
+def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA, block=None):
     """Return ProxyCLIP's attention map of VFM features, one for all heads.
 
     s = FᵀF of unit columns; s ← (s − β·mean(s))·γ; entries below 0 become −∞; row softmax. The mean is each image's
@@ -162,15 +165,48 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA):
     Args:
         features (B, C, h, w): VFM features of any dtype; the map is computed in float32.
         beta (float), gamma (float): see above.
+        block (int): rows that are held at once; by default all of a map up to KEPT_ENTRIES, else as `row_blocks` says.
+            Where they are not all, they are made anew at each use.
     """
     unit = F.normalize(features.float().flatten(2), dim=1)
     mean = unit.mean(2).square().sum(1)[:, None, None]
-    similarity = torch.baddbmm(beta * mean, unit.transpose(1, 2), unit, beta=-gamma, alpha=gamma)
-    diagonal = similarity.diagonal(dim1=1, dim2=2).clone()
-    similarity.masked_fill_(similarity < 0, float('-inf'))
-    similarity.diagonal(dim1=1, dim2=2).copy_(diagonal)
-    matrix = similarity.softmax(-1)
-    return AttentionMap(lambda values: matrix.to(values.dtype) @ values, 1.0, False)
+
+    def rows(span):
+        similarity = torch.baddbmm(beta * mean, unit[:, :, span].transpose(1, 2), unit, beta=-gamma, alpha=gamma)
+        diagonal = similarity.diagonal(span.start, 1, 2).clone()
+        similarity.masked_fill_(similarity < 0, float('-inf'))
+        similarity.diagonal(span.start, 1, 2).copy_(diagonal)
+        return similarity.softmax(-1)
+
+    count = unit.shape[2]
+    return AttentionMap(by_rows(rows, count, block or (count if count**2 <= KEPT_ENTRIES else None)), 1.0, False)
+
+
+def row_blocks(count, block=None):
+    """Return the blocks of rows, as slices, in which a (count, count) map is held.
+
+    Args:
+        count (int): rows.
+        block (int): of a block; by default as many as BLOCK_ENTRIES allows, and at least MIN_BLOCK.
+    """
+    block = block or max(MIN_BLOCK, BLOCK_ENTRIES // count)
+    return [slice(start, min(start + block, count)) for start in range(0, count, block)]
+
+
+def by_rows(rows, count, block=None):
+    """Return the operator values (B, N, D) -> A·values of a map that is made in blocks of rows.
+
+    A map of one block is made once and kept; otherwise no more than a block of it is ever held.
+
+    Args:
+        rows: function of a slice of rows -> these rows of A, (B, n, N).
+        count (int), block (int): as of `row_blocks`.
+    """
+    spans = row_blocks(count, block)
+    if len(spans) == 1:
+        matrix = rows(spans[0])
+        return lambda values: matrix.to(values.dtype) @ values
+    return lambda values: torch.cat([rows(span).to(values.dtype) @ values for span in spans], 1)
 
 
 def resize_tokens(tokens, grid, new_grid):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsa_seg.attention import AttentionMap
+from fsa_seg.attention import AttentionMap, by_rows
 from fsa_seg.errors import UserError, one_of
 
 SCALE = 20.0  # of z(A) in step 1; published default
@@ -47,16 +47,27 @@ def coherence(delta: Tensor, similarity='kl'):
         similarity (str): 'kl'; 'jeffreys', with (KL(i‖j) + KL(j‖i))/2 in place of KL(i‖j); or 'cosine', the cosine of
             the rows of P.
     """
+    return coherence_rows(delta, similarity)(slice(None))
+
+
+def coherence_rows(delta: Tensor, similarity='kl'):
+    """Return a function of a slice of rows -> these rows of S, (B, n, N); see `coherence`."""
     probs = delta.softmax(-1)
     if similarity == 'cosine':
         unit = F.normalize(probs, dim=-1)
-        return unit @ unit.transpose(1, 2)
+        return lambda rows: unit[:, rows] @ unit.transpose(1, 2)
     log_probs = (probs + EPSILON).log()
-    divergence = torch.baddbmm((probs * log_probs).sum(-1, keepdim=True), probs, log_probs.transpose(1, 2), alpha=-1)
-    divergence.clamp_(min=0)
-    if similarity == 'jeffreys':
-        divergence = (divergence + divergence.transpose(1, 2)) / 2
-    return divergence.add_(1).reciprocal_()
+    negentropy = (probs * log_probs).sum(-1, keepdim=True)
+
+    def some(rows):
+        divergence = torch.baddbmm(negentropy[:, rows], probs[:, rows], log_probs.transpose(1, 2), alpha=-1)
+        divergence.clamp_(min=0)
+        if similarity == 'jeffreys':
+            other = torch.baddbmm(negentropy.transpose(1, 2), log_probs[:, rows], probs.transpose(1, 2), alpha=-1)
+            divergence = divergence.add_(other.clamp_(min=0)).div_(2)
+        return divergence.add_(1).reciprocal_()
+
+    return some
 
 
 def prune(similarity: Tensor, p: float):
@@ -118,35 +129,33 @@ def adapt(similarity: Tensor, lam: float):
     return weighted.masked_fill_(similarity == float('-inf'), float('-inf')).softmax(-1)
 
 
-def ensemble(attention: AttentionMap, adapted: Tensor, values: Tensor, terms=TERMS, attended=None):
+def ensemble(attention: AttentionMap, apply_adapted, values: Tensor, terms=TERMS, attended=None):
     """Return Â·values with Â = (W·A + A·W + W)/3, without the product of two maps (FSA, step 5).
 
     Where A covers CLS, W is extended to it by the identity. Where A's rows sum to g ≠ 1, Â is that of A/g, times g.
 
     Args:
         attention: the method's map A.
-        adapted (B, N, N): W.
+        apply_adapted: patches (B, N, any) -> W·patches, on whole rows of W.
         values (B, T, D): T = N, or N + 1 where A covers CLS.
         terms (sequence of str): those of 'WA', 'AW' and 'W' whose mean is taken.
         attended (B, T, D): A·values, where it is known already.
     """
-    matrix = adapted.to(values.dtype)
-
-    def apply_adapted(x):
-        if not attention.cls:
-            return matrix @ x
-        return torch.cat([x[:, :1], matrix @ x[:, 1:]], 1)
-
-    mixed = []
+    inputs = []
     if 'WA' in terms:
-        attended = attention.apply(values) if attended is None else attended
-        mixed.append(apply_adapted(attended / attention.mass))
+        inputs.append((attention.apply(values) if attended is None else attended) / attention.mass)
     if 'AW' in terms or 'W' in terms:
-        mixed_values = apply_adapted(values)
-        if 'AW' in terms:
-            mixed.append(attention.apply(mixed_values) / attention.mass)
-        if 'W' in terms:
-            mixed.append(mixed_values)
+        inputs.append(values)
+    stacked = torch.cat(inputs, -1)  # so that W is gone through once
+    if attention.cls:
+        mixed = torch.cat([stacked[:, :1], apply_adapted(stacked[:, 1:])], 1)
+    else:
+        mixed = apply_adapted(stacked)
+    mixed = list(mixed.split(values.shape[-1], -1))
+    if 'AW' in terms:
+        mixed.append(attention.apply(mixed[-1]) / attention.mass)
+        if 'W' not in terms:
+            del mixed[-2]
     return sum(mixed) * (attention.mass / len(mixed))
 
 
@@ -162,13 +171,15 @@ class FSA:
         terms (sequence of str): of step 5, any of 'WA', 'AW', 'W'; their mean is taken.
         rounds (int): how often the loop is run, at least 1: round n makes W of round n − 1's z(Â), while A stays the
             method's own.
+        block (int): rows of S and W that are held at once, see `fsa_seg.attention.row_blocks`; it cannot change a
+            result beyond rounding.
 
     Raises:
         UserError: a setting is out of its range.
     """
 
     def __init__(self, lam=3.0, p=0.45, isolation=True, scale=SCALE, uniform_scale=UNIFORM_SCALE, similarity='kl',
-                 terms=TERMS, rounds=1):
+                 terms=TERMS, rounds=1, block=None):
         _check(_is_number(lam) and 0 <= lam <= MAX_LAMBDA, 'lam', lam,
                f'from 0 to {MAX_LAMBDA}, beyond which exp(λ) overflows (published: 3.0, 2.3 for ViT-H/14)')
         _check(_is_number(p) and 0 < p <= 1, 'p', p, 'above 0 and at most 1 (published: 0.45; 1 prunes nothing)')
@@ -183,20 +194,32 @@ class FSA:
                f'a choice of {", ".join(TERMS)}, at least one, each once')
         _check(isinstance(rounds, int) and rounds >= 1 and rounds is not True, 'rounds', rounds,
                'a whole number, at least 1')
+        _check(block is None or isinstance(block, int) and block >= 1, 'block', block, 'a whole number, at least 1')
+        self.block = block
         self.lam, self.p, self.isolation, self.similarity = lam, p, isolation, similarity
         self.scale, self.uniform_scale, self.terms, self.rounds = scale, uniform_scale, tuple(terms), rounds
 
     def similarities(self, z, z_uniform):
         """Return S (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform one."""
-        delta = isolate(z, z_uniform if self.isolation else None, self.scale, self.uniform_scale)
-        return coherence(delta, self.similarity)
+        return coherence(self._isolated(z, z_uniform), self.similarity)
 
     def adapted_attention(self, z, z_uniform):
         """Return W (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform one."""
         return adapt(prune(self.similarities(z, z_uniform), self.p), self.lam)
 
+    def attend(self, attention, z, z_uniform, values, attended=None):
+        """Return Â·values, see `ensemble`; of S and W, no more than a block of rows is held.
+
+        Args:
+            attention, values, attended: as of `ensemble`.
+            z, z_uniform: as of `adapted_attention`.
+        """
+        rows = coherence_rows(self._isolated(z, z_uniform), self.similarity)
+        apply_adapted = by_rows(lambda span: adapt(prune(rows(span), self.p), self.lam), z.shape[1], self.block)
+        return ensemble(attention, apply_adapted, values, self.terms, attended)
+
     def rounds_of(self, block):
-        """Yield S, S pruned, W (each (B, N, N)) and the logits under Â (B, N, Q), of each round, to look at.
+        """Yield S, S pruned, W (each (B, N, N)) and the operator Â (values -> Â·values) of each round, to look at.
 
         Args:
             block: `fsa_seg.methods.LastBlock`.
@@ -207,12 +230,15 @@ class FSA:
             similarity = self.similarities(logits, uniform)
             pruned = prune(similarity, self.p)
             adapted = adapt(pruned, self.lam)
-            logits = block.cosines(self.attend(block.attention, adapted, block.values))
-            yield similarity, pruned, adapted, logits
 
-    def attend(self, attention, adapted, values, attended=None):
-        """Return Â·values, see `ensemble`."""
-        return ensemble(attention, adapted, values, self.terms, attended)
+            def attend(values, adapted=adapted):
+                return ensemble(block.attention, lambda x: adapted.to(x.dtype) @ x, values, self.terms)
+
+            logits = block.cosines(attend(block.values))
+            yield similarity, pruned, adapted, attend
+
+    def _isolated(self, z, z_uniform):
+        return isolate(z, z_uniform if self.isolation else None, self.scale, self.uniform_scale)
 
 
 def _check(fits, key, value, allowed):

@@ -60,8 +60,7 @@ def token_logits(visual, tokens, grid, text, *, method='proxyclip', feedback=Non
     if feedback is not None:
         uniform = block.uniform_cosines() if feedback.isolation else None
         for _ in range(feedback.rounds):
-            adapted = feedback.adapted_attention(logits, uniform)
-            logits = block.cosines(feedback.attend(block.attention, adapted, block.values, attended))
+            logits = block.cosines(feedback.attend(block.attention, logits, uniform, block.values, attended))
     return logits, block.grid
 
 
@@ -94,14 +93,14 @@ def inspect_patch(visual, images, text, index, *, method='proxyclip', feedback=T
     block = LastBlock(visual, *trunk(visual, images), text, resolve_method(method), vfm_features)
     attention, values, heads = block.attention, block.values, visual.transformer.resblocks[-1].attn.num_heads
     patch, first = index[0] * block.grid[1] + index[1], int(attention.cls)
-    for similarity, pruned, adapted, _ in feedback.rounds_of(block):
+    for similarity, pruned, adapted, attend in feedback.rounds_of(block):
         pass
 
     def row_of(apply):
         return map_rows(apply, patch + first, values, heads).mean(0)[first:]
 
     rows = (row_of(attention.apply), similarity[0, patch], pruned[0, patch], adapted[0, patch],
-            row_of(lambda unit: feedback.attend(attention, adapted, unit)))
+            row_of(attend))
     return Inspection(*(row.unflatten(0, block.grid) for row in rows))
 
 

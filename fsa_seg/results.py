@@ -34,6 +34,7 @@ def identity(config, names):
     model = json.loads(json.dumps(config.model))
     for key in ('text_cache', 'keep_scores'):
         model.pop(key, None)
+    (model.get('feedback') or {}).pop('block', None)
     backbone = model['backbone']
     backbone.pop('cache_dir', None)
     if backbone['model'].startswith('local-dir:'):

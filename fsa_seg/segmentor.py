@@ -18,8 +18,9 @@ from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.feedback import FSA
 from fsa_seg.methods import METHODS, inspect_patch, patch_logits, resolve_method
 from fsa_seg.text import encode_queries
-from fsa_seg.windows import class_scores, label_map, slide
+from fsa_seg.windows import class_scores, label_map, label_rows, slide, slide_rows
 
+BLOCK_SCORES = 2**24  # scores of pixels with queries that are held at once: 64 MiB in float32
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 MODELS.register_module(module=FSA)
@@ -184,12 +185,25 @@ class TrainingFreeSegmentor(BaseSegmentor):
         samples = data_samples or [SegDataSample() for _ in inputs]
         for image, sample in zip(inputs, samples):
             size = sample.metainfo.get('ori_shape', image.shape[1:])[:2]
-            scores = class_scores(self.pixel_cosines(image, size), self.words_per_class, self.logit_scale)
-            labels = label_map(scores, self.prob_thd, self.area_thd)
+            labels, scores = self._labels(image, size)
             sample.pred_sem_seg = PixelData(data=labels[None])
             if self.keep_scores:
                 sample.seg_logits = PixelData(data=scores)
         return samples
+
+    @torch.no_grad()
+    def _labels(self, image, size):
+        """Return labels (height, width), and scores (K, height, width) where they are kept; blocks of rows at a time."""
+        cosines = slide_rows(image, self.window_cosines, self.window, self.stride, self.multiple, size)
+
+        def scores(rows):
+            return class_scores(cosines(rows), self.words_per_class, self.logit_scale)
+
+        if self.keep_scores:
+            kept = scores(slice(None))
+            return label_map(kept, self.prob_thd, self.area_thd), kept
+        block = max(1, BLOCK_SCORES // (len(self.text) * size[1]))
+        return label_rows(scores, size[0], block, self.prob_thd, self.area_thd), None
 
     @torch.no_grad()
     def pixel_cosines(self, image, size=None):

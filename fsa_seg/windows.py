@@ -28,10 +28,19 @@ def window_spans(side, window, stride):
 def slide(image, window_cosines, window, stride, multiple=(1, 1), size=None):
     """Return the cosines of an image's pixels: (Q, height, width) float32, the mean over the windows that cover each.
 
+    Args: as of `slide_rows`.
+    """
+    return slide_rows(image, window_cosines, window, stride, multiple, size)(slice(None))
+
+
+def slide_rows(image, window_cosines, window, stride, multiple=(1, 1), size=None):
+    """Return a function of a slice of pixel rows -> their cosines, (Q, rows, width) float32.
+
     Each window's cosines are resized bilinearly (align_corners=False) to its pixels, summed over windows, divided by
     coverage, and resized bilinearly to `size`. All of that is linear, and apart for rows and columns, so that it is
-    two products with small matrices, and nothing of the resized image's size is ever held. A window whose sides are
-    not multiples of `multiple` is padded with zeros, split evenly, and its cosines are cropped back.
+    two products with small matrices. What is held are the products over the columns, (Q, h, width) for each row of
+    windows, and nothing of the height in pixels. A window whose sides are not multiples of `multiple` is padded with
+    zeros, split evenly, and its cosines are cropped back.
 
     Args:
         image (3, height, width): normalised.
@@ -42,21 +51,18 @@ def slide(image, window_cosines, window, stride, multiple=(1, 1), size=None):
     """
     spans = [window_spans(side, window, stride) for side in image.shape[1:]]
     pads = [_padding(spans[axis][0], multiple[axis]) for axis in (0, 1)]  # all windows are of one size
-    total = None
+    size = size or image.shape[1:]
+    parts = {}
     for top, bottom in spans[0]:
-        row = None
         for left, right in spans[1]:
             cosines, grid = window_cosines(cut_window(image, (top, bottom), (left, right), multiple))
-            if total is None:
-                rows, columns = (
-                    _to_pixels(grid[axis], spans[axis], pads[axis], image.shape[1 + axis],
-                               size[axis] if size else image.shape[1 + axis], cosines.device) for axis in (0, 1))
-                total = 0
+            if not parts:
+                rows, columns = (_to_pixels(grid[axis], spans[axis], pads[axis], image.shape[1 + axis], size[axis],
+                                            cosines.device) for axis in (0, 1))  # yapf: disable
             cosines = cosines[0].float().T.unflatten(1, grid)  # (Q, h, w)
             part = cosines @ columns[left].T
-            row = part if row is None else row + part
-        total = total + rows[top] @ row
-    return total
+            parts[top] = part if top not in parts else parts[top] + part
+    return lambda some: sum(rows[top][some] @ part for top, part in parts.items())
 
 
 def cut_window(image, rows, columns, multiple=(1, 1)):
@@ -117,15 +123,38 @@ def label_map(scores, prob_thd=0.0, area_thd=None):
         area_thd (float): acts first: a foreground class whose share of all foreground pixels is at most this gives
             its pixels to their next-best class. None switches it off.
     """
+    return label_rows(lambda some: scores[:, some], scores.shape[1], scores.shape[1], prob_thd, area_thd)
+
+
+def label_rows(score_rows, height, block, prob_thd=0.0, area_thd=None):
+    """Return what `label_map` does, from scores that are made in blocks of rows.
+
+    Args:
+        score_rows: function of a slice of rows -> their scores, (K, rows, width). With `area_thd` it is called twice
+            for each block: the areas are known only when all of it has been seen.
+        height (int): rows in all.
+        block (int): rows at once.
+        prob_thd (float), area_thd (float): see `label_map`.
+    """
+    spans = [slice(start, min(start + block, height)) for start in range(0, height, block)]
+    small = None
     if area_thd is not None:
-        areas = scores.argmax(0).flatten().bincount(minlength=len(scores))
+        areas = 0
+        for span in spans:
+            scores = score_rows(span)
+            areas = areas + scores.argmax(0).flatten().bincount(minlength=len(scores))
         foreground = areas.clone()
         foreground[BACKGROUND] = 0
         small = areas <= area_thd * foreground.sum()
         small[BACKGROUND] = False
-        scores = scores.masked_fill(small[:, None, None], 0)
-    best, labels = scores.max(0)
-    return labels.masked_fill_(best < prob_thd, BACKGROUND)
+    labels = []
+    for span in spans:
+        scores = score_rows(span)
+        if small is not None:
+            scores = scores.masked_fill(small[:, None, None], 0)
+        best, label = scores.max(0)
+        labels.append(label.masked_fill_(best < prob_thd, BACKGROUND))
+    return torch.cat(labels)
 
 
 def _padding(span, multiple):

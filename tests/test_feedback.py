@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import reference
-from fsa_seg.attention import AttentionMap, map_rows, self_map
+from fsa_seg.attention import AttentionMap, map_rows, proxy_map, self_map
 from fsa_seg import feedback
 from fsa_seg.errors import UserError
 from fsa_seg.feedback import FSA, adapt, coherence, ensemble, isolate, prune
@@ -70,18 +70,31 @@ def test_ensemble_keeps_cls_to_itself_and_row_sums():
     q, k, v = torch.randn(3, 1, 5, 8).unbind(0)
     attention = self_map('qq+kk', q, k, v, heads=2)
     adapted = torch.rand(1, 4, 4).softmax(-1)
-    mixed = ensemble(attention, adapted, torch.ones(1, 5, 8))
+    mixed = ensemble(attention, adapted.matmul, torch.ones(1, 5, 8))
     torch.testing.assert_close(mixed, torch.full((1, 5, 8), 2.))  # g = 2
     # with A = I the CLS row of W + W + W over three is CLS itself
     identity = AttentionMap(lambda x: x, 1.0, True)
     values = torch.randn(1, 5, 8)
-    torch.testing.assert_close(ensemble(identity, adapted, values)[:, 0], values[:, 0])
-    torch.testing.assert_close(ensemble(identity, adapted, values)[:, 1:], adapted @ values[:, 1:])
+    mixed = ensemble(identity, adapted.matmul, values)
+    torch.testing.assert_close(mixed[:, 0], values[:, 0])
+    torch.testing.assert_close(mixed[:, 1:], adapted @ values[:, 1:])
 
 
 def test_the_largest_lambda_is_a_number():
     z, uniform = torch.rand(1, 6, 4), torch.rand(1, 6, 4)
     assert FSA(lam=80).adapted_attention(z, uniform).isfinite().all()
+
+
+@pytest.mark.parametrize('similarity', feedback.SIMILARITIES)
+@pytest.mark.parametrize('block', [1, 5, 12, 100])
+def test_blocks_of_rows_give_the_same(block, similarity):
+    """Also where the last block is smaller, or one holds all."""
+    torch.manual_seed(0)
+    z, uniform, values = torch.rand(2, 12, 4), torch.rand(2, 1, 4), torch.randn(2, 12, 8)
+    features = torch.randn(2, 5, 3, 4)
+    whole = FSA(similarity=similarity).attend(proxy_map(features), z, uniform, values)
+    blocked = FSA(similarity=similarity, block=block).attend(proxy_map(features, block=block), z, uniform, values)
+    torch.testing.assert_close(blocked, whole, atol=1e-6, rtol=1e-5)
 
 
 def test_half_precision_inputs_are_computed_in_float32():
@@ -126,14 +139,14 @@ def test_terms_of_the_ensemble(terms):
     w = torch.block_diag(torch.ones(1, 1), torch.rand(4, 4).softmax(-1))[None]
     products = dict(WA=w @ a, AW=a @ w, W=w)
     expected = 2 * sum(products[term] for term in terms) / len(terms) @ v
-    torch.testing.assert_close(ensemble(attention, w[:, 1:, 1:], v, terms), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ensemble(attention, w[:, 1:, 1:].matmul, v, terms), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('settings', [
     dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(p='0.4'), dict(lam=-1), dict(lam=float('nan')), dict(lam=True),
     dict(lam=81), dict(terms=5), dict(terms=[['WA']]),
     dict(isolation=1), dict(scale=0), dict(uniform_scale=-1), dict(similarity='js'), dict(terms=()), dict(terms=('WA', 'X')),
-    dict(terms=('W', 'W')), dict(rounds=0), dict(rounds=1.5), dict(rounds=True)])  # yapf: disable
+    dict(terms=('W', 'W')), dict(rounds=0), dict(rounds=1.5), dict(rounds=True), dict(block=0)])  # yapf: disable
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         FSA(**settings)

@@ -35,7 +35,7 @@ def test_the_hash_is_blind_to_paths_and_workers(tmp_path):
     os.symlink(os.path.join(MINI, 'models'), tmp_path / 'models')
     same = [digest(data_root=str(tmp_path)), digest(runtime=dict(workers=2, batch_size=3, work_dir='x')),
             digest({'model.backbone.model': f'local-dir:{tmp_path}/models/toy_clip'}), digest({'launcher': 'pytorch'}),
-            digest({'model.text_cache': 'x'})]  # yapf: disable
+            digest({'model.text_cache': 'x'}), digest({'model.feedback.block': 64})]  # yapf: disable
     assert set(same) == {digest()}
 
 

@@ -5,6 +5,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 import fsa_seg  # noqa: F401  (registration)
+from fsa_seg import segmentor
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 from fsa_seg.methods import METHODS
@@ -36,6 +37,21 @@ def test_images_of_different_size_in_one_batch(method, feedback):
         alone = model.test_step(dict(inputs=[image], data_samples=[sample(*size)]))[0]
         assert torch.equal(out.pred_sem_seg.data, alone.pred_sem_seg.data)
         assert out.pred_sem_seg.data.max() < len(WORDS)
+
+
+@pytest.mark.parametrize('options', [dict(), dict(area_thd=0.1, prob_thd=0.3)])
+def test_post_processing_in_blocks_of_rows_gives_the_same_labels(monkeypatch, options):
+    """And holds no scores of the whole image."""
+    torch.manual_seed(0)
+    data = dict(inputs=[torch.randint(256, (3, 112, 160), dtype=torch.uint8)], data_samples=[sample(200, 171)])
+    model = build('sclip', 'fsa', window=96, stride=64, **options)
+    whole = model.test_step(data)[0].pred_sem_seg.data
+    monkeypatch.setattr(segmentor, 'BLOCK_SCORES', 5000)
+    shapes, own = [], segmentor.class_scores
+    monkeypatch.setattr(segmentor, 'class_scores', lambda cosines, *rest: shapes.append(cosines.shape) or own(cosines, *rest))
+    assert torch.equal(model.test_step(data)[0].pred_sem_seg.data, whole)
+    assert len(whole.unique()) > 1
+    assert all(shape.numel() <= 5000 for shape in shapes) and sum(shape[1] for shape in shapes) in (200, 400)
 
 
 def test_scores_on_request_alone():

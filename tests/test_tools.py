@@ -70,16 +70,16 @@ def test_one_process_and_two_give_the_same_counts(tmp_path):
 
 def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch):
     from fsa_seg import segmentor
-    label_map, calls = segmentor.label_map, []
+    label_rows, calls = segmentor.label_rows, []
 
     def interrupt(*arguments):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return label_map(*arguments)
+        return label_rows(*arguments)
 
     command = ('test', 'ade20k', '--mini', '--method', 'clip', '--no-fsa', '--limit', 4)
-    monkeypatch.setattr(segmentor, 'label_map', interrupt)
+    monkeypatch.setattr(segmentor, 'label_rows', interrupt)
     status, printed = run_tool(*command)
     assert status == 130 and 'goes on' in printed
     assert not results(tmp_path)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fsa_seg.windows import class_scores, label_map, slide, window_spans
+from fsa_seg.windows import class_scores, label_map, label_rows, slide, slide_rows, window_spans
 
 
 def test_spans_start_at_multiples_and_the_last_is_shifted_inside():
@@ -51,6 +51,34 @@ def test_slide_equals_the_steps_one_by_one(window, stride, size):
     image = torch.rand(3, 14, 20)
     torch.testing.assert_close(slide(image, mean_color, window, stride, size=size),
                                direct(image, mean_color, window, stride, size), atol=1e-6, rtol=1e-5)
+
+
+def test_blocks_of_rows_are_those_of_the_whole():
+    torch.manual_seed(0)
+    image = torch.rand(3, 14, 20)
+    whole = slide(image, mean_color, 8, 6, size=(37, 21))
+    rows = slide_rows(image, mean_color, 8, 6, size=(37, 21))
+    parts = [rows(slice(start, start + 5)) for start in range(0, 37, 5)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('area_thd', [None, 0.05, 0.3])
+@pytest.mark.parametrize('block', [1, 4, 9, 50])
+def test_labels_in_blocks_of_rows(block, area_thd):
+    """Areas are of the whole image, whatever the block: by hand, a class that is small in all but not in its block."""
+    torch.manual_seed(0)
+    scores = torch.rand(5, 9, 7)
+    scores[4, :1] = 2  # a ninth of the image, but all of the first rows
+    expected = scores
+    if area_thd is not None:
+        areas = scores.argmax(0).flatten().bincount(minlength=5)
+        small = areas / areas[1:].sum() <= area_thd
+        small[0] = False
+        expected = scores * ~small[:, None, None]
+    best, labels = expected.max(0)
+    labels = torch.where(best < 0.6, 0, labels)
+    assert torch.equal(label_rows(lambda rows: scores[:, rows], 9, block, 0.6, area_thd), labels)
+    assert torch.equal(label_map(scores, 0.6, area_thd), labels)
 
 
 def test_one_window_as_large_as_the_image_equals_no_windows():
