@@ -21,8 +21,8 @@ from fsa_seg.paths import part_files
 PROXY_BETA = 1.2  # ProxyCLIP's published default
 PROXY_GAMMA = 3.0  # ProxyCLIP's published default
 KEPT_ENTRIES = 2**24  # of a proxy map that is kept whole: N = 4096, 64 MiB in float32
-MIN_BLOCK = 256  # rows: products with fewer are slow
-BLOCK_ENTRIES = 2**20  # of the rows that are held at once of any other map: 4 MiB, which caches hold; measured
+MIN_BLOCK = 256  # rows of a block, at least
+BLOCK_ENTRIES = 2**20  # of the rows that are held at once of any other map: 4 MiB in float32
 SELF_MAPS = dict(qk=('q', 'k'), qq=('q', 'q'), kk=('k', 'k'), vv=('v', 'v'))
 ATTENTIONS = {}  # name -> (function of a `Block` that returns an AttentionMap, whether it needs VFM features)
 
@@ -92,10 +92,10 @@ def find_attention(name):
     Raises:
         UserError: no such map (the nearest name is given), or a file that registers none of its own name.
     """
-    files = part_files('attentions')
-    if name in BUILT_IN and name in files:
-        raise UserError(f'{files[name]}: {name!r} is the name of a built-in attention map; rename the file')
-    if name not in ATTENTIONS and name in files:
+    if name in ATTENTIONS:  # no look at the disk: it is asked for at every window
+        return ATTENTIONS[name]
+    files = attention_files()
+    if name in files:
         try:
             runpy.run_path(files[name])
         except Exception as error:  # the file is executed: anything can be raised
@@ -106,9 +106,13 @@ def find_attention(name):
     return ATTENTIONS[one_of(name, {*ATTENTIONS, *files}, 'attention map')]
 
 
-def attention_names():
-    """Return the names of all attention maps, the built-in ones first."""
-    return list(dict.fromkeys([*ATTENTIONS, *part_files('attentions')]))
+def attention_files():
+    """Return the files that add attention maps, as a dict of name -> path; one named as a built-in map is a UserError."""
+    files = part_files('attentions')
+    for name in BUILT_IN:
+        if name in files:
+            raise UserError(f'{files[name]}: {name!r} is the name of a built-in attention map; rename the file')
+    return files
 
 
 def map_rows(apply, index, values, heads):
@@ -165,7 +169,7 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA, block=None):
     Args:
         features (B, C, h, w): VFM features of any dtype; the map is computed in float32.
         beta (float), gamma (float): see above.
-        block (int): rows that are held at once; by default all of a map up to KEPT_ENTRIES, else as `row_blocks` says.
+        block (int): rows that are held at once; by default all of a map up to KEPT_ENTRIES, else as `by_rows` says.
             Where they are not all, they are made anew at each use.
     """
     unit = F.normalize(features.float().flatten(2), dim=1)
@@ -182,17 +186,6 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA, block=None):
     return AttentionMap(by_rows(rows, count, block or (count if count**2 <= KEPT_ENTRIES else None)), 1.0, False)
 
 
-def row_blocks(count, block=None):
-    """Return the blocks of rows, as slices, in which a (count, count) map is held.
-
-    Args:
-        count (int): rows.
-        block (int): of a block; by default as many as BLOCK_ENTRIES allows, and at least MIN_BLOCK.
-    """
-    block = block or max(MIN_BLOCK, BLOCK_ENTRIES // count)
-    return [slice(start, min(start + block, count)) for start in range(0, count, block)]
-
-
 def by_rows(rows, count, block=None):
     """Return the operator values (B, N, D) -> A·values of a map that is made in blocks of rows.
 
@@ -200,9 +193,11 @@ def by_rows(rows, count, block=None):
 
     Args:
         rows: function of a slice of rows -> these rows of A, (B, n, N).
-        count (int), block (int): as of `row_blocks`.
+        count (int): rows in all.
+        block (int): rows of a block; by default as many as BLOCK_ENTRIES allows, and at least MIN_BLOCK.
     """
-    spans = row_blocks(count, block)
+    block = block or max(MIN_BLOCK, BLOCK_ENTRIES // count)
+    spans = [slice(start, min(start + block, count)) for start in range(0, count, block)]
     if len(spans) == 1:
         matrix = rows(spans[0])
         return lambda values: matrix.to(values.dtype) @ values

@@ -23,7 +23,8 @@ MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
            'test_dataloader.dataset', 'test_evaluator')  # dicts that --cfg-options may add a key to: it is checked
 NUMBERED = (*CHECKED, 'test_dataloader.dataset.pipeline', 'test_cfg')  # dicts that can change a number
-BLIND = ('model.keep_scores', 'model.text_cache', 'model.feedback.block', 'test_evaluator.journal')  # but these keys of theirs
+# but these keys of theirs
+BLIND = ('model.keep_scores', 'model.text_cache', 'model.feedback.block', 'test_evaluator.journal')
 
 
 def is_complete(config):

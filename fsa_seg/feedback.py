@@ -171,7 +171,7 @@ class FSA:
         terms (sequence of str): of step 5, any of 'WA', 'AW', 'W'; their mean is taken.
         rounds (int): how often the loop is run, at least 1: round n makes W of round n − 1's z(Â), while A stays the
             method's own.
-        block (int): rows of S and W that are held at once, see `fsa_seg.attention.row_blocks`; it cannot change a
+        block (int): rows of S and W that are held at once, see `fsa_seg.attention.by_rows`; it cannot change a
             result beyond rounding.
 
     Raises:
@@ -203,39 +203,16 @@ class FSA:
         """Return S (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform one."""
         return coherence(self._isolated(z, z_uniform), self.similarity)
 
-    def adapted_attention(self, z, z_uniform):
-        """Return W (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform one."""
-        return adapt(prune(self.similarities(z, z_uniform), self.p), self.lam)
-
     def attend(self, attention, z, z_uniform, values, attended=None):
         """Return Â·values, see `ensemble`; of S and W, no more than a block of rows is held.
 
         Args:
             attention, values, attended: as of `ensemble`.
-            z, z_uniform: as of `adapted_attention`.
+            z, z_uniform: as of `similarities`.
         """
         rows = coherence_rows(self._isolated(z, z_uniform), self.similarity)
         apply_adapted = by_rows(lambda span: adapt(prune(rows(span), self.p), self.lam), z.shape[1], self.block)
         return ensemble(attention, apply_adapted, values, self.terms, attended)
-
-    def rounds_of(self, block):
-        """Yield S, S pruned, W (each (B, N, N)) and the operator Â (values -> Â·values) of each round, to look at.
-
-        Args:
-            block: `fsa_seg.methods.LastBlock`.
-        """
-        logits = block.cosines(block.attention.apply(block.values))
-        uniform = block.uniform_cosines() if self.isolation else None
-        for _ in range(self.rounds):
-            similarity = self.similarities(logits, uniform)
-            pruned = prune(similarity, self.p)
-            adapted = adapt(pruned, self.lam)
-
-            def attend(values, adapted=adapted):
-                return ensemble(block.attention, lambda x: adapted.to(x.dtype) @ x, values, self.terms)
-
-            logits = block.cosines(attend(block.values))
-            yield similarity, pruned, adapted, attend
 
     def _isolated(self, z, z_uniform):
         return isolate(z, z_uniform if self.isolation else None, self.scale, self.uniform_scale)

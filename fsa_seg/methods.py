@@ -14,7 +14,7 @@ from torch import Tensor
 from fsa_seg.attention import Block, find_attention, map_rows, resize_tokens
 from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.feedback import FSA
+from fsa_seg.feedback import FSA, adapt, ensemble, prune
 from fsa_seg.readout import readout
 
 METHODS = dict(
@@ -55,12 +55,8 @@ def token_logits(visual, tokens, grid, text, *, method='proxyclip', feedback=Non
     """
     block = LastBlock(visual, tokens, grid, text, resolve_method(method), vfm_features)
     feedback = resolve_feedback(feedback)
-    attended = block.attention.apply(block.values)
-    logits = block.cosines(attended)
-    if feedback is not None:
-        uniform = block.uniform_cosines() if feedback.isolation else None
-        for _ in range(feedback.rounds):
-            logits = block.cosines(feedback.attend(block.attention, logits, uniform, block.values, attended))
+    for logits in block.rounds(feedback):
+        pass
     return logits, block.grid
 
 
@@ -93,14 +89,16 @@ def inspect_patch(visual, images, text, index, *, method='proxyclip', feedback=T
     block = LastBlock(visual, *trunk(visual, images), text, resolve_method(method), vfm_features)
     attention, values, heads = block.attention, block.values, visual.transformer.resblocks[-1].attn.num_heads
     patch, first = index[0] * block.grid[1] + index[1], int(attention.cls)
-    for similarity, pruned, adapted, attend in feedback.rounds_of(block):
-        pass
+    before, _ = list(block.rounds(feedback))[-2:]
+    similarity = feedback.similarities(before, block.uniform_cosines())
+    pruned = prune(similarity, feedback.p)
+    adapted = adapt(pruned, feedback.lam)
 
     def row_of(apply):
         return map_rows(apply, patch + first, values, heads).mean(0)[first:]
 
     rows = (row_of(attention.apply), similarity[0, patch], pruned[0, patch], adapted[0, patch],
-            row_of(attend))
+            row_of(lambda unit: ensemble(attention, lambda x: adapted.to(x.dtype) @ x, unit, feedback.terms)))
     return Inspection(*(row.unflatten(0, block.grid) for row in rows))
 
 
@@ -132,6 +130,17 @@ class LastBlock:
             grid = new_grid
         self.values, self.grid = v, grid
         self._visual, self._text, self._method, self._tokens = visual, text.float(), method, tokens
+
+    def rounds(self, feedback):
+        """Yield the logits (B, N, Q) under the method's map, and, with feedback (an `FSA`), those after each round."""
+        attended = self.attention.apply(self.values)
+        logits = self.cosines(attended)
+        yield logits
+        if feedback is not None:
+            uniform = self.uniform_cosines() if feedback.isolation else None
+            for _ in range(feedback.rounds):
+                logits = self.cosines(feedback.attend(self.attention, logits, uniform, self.values, attended))
+                yield logits
 
     def cosines(self, mixed):
         """Return the patches' cosines with the queries, (B, N, Q), of attended values (B, T, D)."""

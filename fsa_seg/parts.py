@@ -10,7 +10,7 @@ from mmengine import Config
 from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, MODELS
 
-from fsa_seg.attention import find_attention
+from fsa_seg.attention import attention_files, find_attention
 from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import METHODS, resolve_method
@@ -81,6 +81,7 @@ def load_parts(method, feedback, backbone, vfm):
     Raises:
         UserError: as of `load_part`.
     """
+    attention_files()  # one that would hide a built-in map is an error, though it is never asked for
     method, backbone = load_part('method', method), load_part('backbone', backbone)
     feedback = load_part('feedback', 'fsa' if feedback is True else feedback) if feedback not in (None, False) else None
     return dict(method=method, backbone=backbone, feedback=feedback,

@@ -95,8 +95,8 @@ def make_result(config, digest, metric, classes, weights, device, seconds):
         classes=[dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
                  for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])],
         confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
-        images=images, seconds=seconds, images_resumed=len(metric.done), device=device, weights=weights, prompts=templates_digest(),
-        sources=sources_digest(), versions=versions(), config=config.pretty_text)  # yapf: disable
+        images=images, seconds=seconds, images_resumed=len(metric.done), device=device, weights=weights,
+        prompts=templates_digest(), sources=sources_digest(), versions=versions(), config=config.pretty_text)  # yapf: disable
 
 
 def write_result(result, path):

@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from fsa_seg.attention import find_attention
-from fsa_seg.clip import BACKBONE_KEYS, check_tower, load_clip, weights_digest
+from fsa_seg.clip import BACKBONE_KEYS, load_clip, weights_digest
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.feedback import FSA
 from fsa_seg.methods import METHODS, inspect_patch, patch_logits, resolve_method
@@ -133,7 +133,6 @@ class TrainingFreeSegmentor(BaseSegmentor):
             torch.backends.cudnn.allow_tf32 = False  # the patch embedding would be rounded to 10 bits
         check_keys(backbone, BACKBONE_KEYS, 'backbone')
         clip, tokenizer = load_clip(**backbone)
-        check_tower(clip.visual)
         mean, std = (clip.visual.preprocess_cfg[key] for key in ('mean', 'std'))
         super().__init__(data_preprocessor=ImageListPreprocessor(mean, std))
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
-from fsa_seg.clip import check_tower, load_clip, trunk
+from fsa_seg.clip import load_clip, trunk
+from fsa_seg.feedback import prune
 from fsa_seg.methods import LastBlock, resolve_feedback, token_logits
 from fsa_seg.parts import feedback_of, load_parts, method_of, part_config
 from fsa_seg.paths import ROOT
@@ -42,9 +43,10 @@ class Smoke:
     def __init__(self, suite, seed, precision, device, folder, force=False):
         self.suite, self.seed, self.precision, self.device = suite, seed, precision, device
         self.folder, self.force = folder, force
-        generator = torch.Generator().manual_seed(seed)
-        self.image = torch.rand(1, 3, suite.window, suite.window, generator=generator).to(device)
         self._backbone, self._features = (None, None), {}
+        with open(REFERENCE, 'rb') as f:
+            reference = hashlib.sha256(f.read()).hexdigest()
+        self._state = [seed, precision, self.where(), suite.queries, sources_digest(), reference, versions()]
 
     @torch.no_grad()
     def row(self, cell):
@@ -55,10 +57,7 @@ class Smoke:
         """
         parts = load_parts(*({**DEFAULTS, **cell}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
         names = {kind: part and part.name for kind, part in parts.items()}
-        with open(REFERENCE, 'rb') as f:
-            reference = hashlib.sha256(f.read()).hexdigest()
-        key = json.dumps([parts, cell.get('check', False), self.seed, self.precision, self.where(), self.suite.queries,
-                          sources_digest(), reference, versions()], sort_keys=True)  # yapf: disable
+        key = json.dumps([parts, cell.get('check', False), self._state], sort_keys=True)
         path = os.path.join(self.folder, hashlib.sha256(key.encode()).hexdigest()[:16] + '.json')
         if os.path.exists(path) and not self.force:
             with open(path, encoding='utf-8') as f:
@@ -96,19 +95,24 @@ class Smoke:
             row.update(compare(visual, tokens, grid, text, logits, **arguments))
         return row
 
+    def _image(self, multiple):
+        """Return random pixels (1, 3, height, width) in 0..1, the window's sides rounded up to whole patches."""
+        sides = [-(-self.suite.window // side) * side for side in multiple]
+        return torch.rand(1, 3, *sides, generator=torch.Generator().manual_seed(self.seed)).to(self.device)
+
     def _trunk(self, part):
         """Return (tower, text rows, tokens, grid), cost and bytes of a backbone; the last one is kept."""
         key = json.dumps(part, sort_keys=True)
         if self._backbone[0] != key:
             self._backbone = (None, None)  # its memory is free before the next is made
             visual = load_clip(**part_config(part, self.seed))[0].visual
-            check_tower(visual)
             visual = visual.to(self.device, PRECISIONS[self.precision])
-            mean, std = (torch.tensor(visual.preprocess_cfg[key], device=self.device)[:, None, None]
-                         for key in ('mean', 'std'))
+            mean, std = (torch.tensor(visual.preprocess_cfg[name], device=self.device)[:, None, None]
+                         for name in ('mean', 'std'))
             generator = torch.Generator().manual_seed(self.seed)
             text = F.normalize(torch.randn(self.suite.queries, visual.proj.shape[1], generator=generator), dim=-1)
-            (tokens, grid), cost = measured(lambda: trunk(visual, (self.image - mean) / std), self.device)
+            image = (self._image(visual.patch_size) - mean) / std
+            (tokens, grid), cost = measured(lambda: trunk(visual, image), self.device)
             self._backbone = (key, ((visual, text.to(self.device), tokens, grid), cost, _bytes(visual)))
         return self._backbone[1]
 
@@ -117,9 +121,10 @@ class Smoke:
         key = json.dumps(part, sort_keys=True)
         if key not in self._features:
             vfm = MODELS.build(part_config(part, self.seed))
-            expected = tuple(vfm.grid(self.suite.window, self.suite.window))
+            image = self._image(vfm.multiple)
+            expected = tuple(vfm.grid(*image.shape[2:]))
             vfm = vfm.to(self.device, PRECISIONS[self.precision])
-            features, cost = measured(lambda: vfm(self.image), self.device)
+            features, cost = measured(lambda: vfm(image), self.device)
             if tuple(features.shape[2:]) != expected:
                 raise RuntimeError(f'the VFM said {expected}, and gave {tuple(features.shape[2:])}')
             self._features[key] = (features, cost, _bytes(vfm))
@@ -136,13 +141,15 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
     block = LastBlock(visual, tokens, grid, text, method, vfm_features)
-    keep = support = None
+    keep = support = fsa = None
     if vfm_features is not None:
         support = block.attention.apply(torch.eye(block.values.shape[1])[None].to(text)) > 0
     if feedback is not None:
-        keep = [pruned.isfinite() for _, pruned, _, _ in feedback.rounds_of(block)]
-    expected = reference.logits(visual, tokens, grid, text, **method, features=vfm_features, keep=keep,
-                                support=support, fsa=feedback and {key: value for key, value in vars(feedback).items() if key != 'block'})
+        uniform, (*before, _) = block.uniform_cosines(), block.rounds(feedback)
+        keep = [prune(feedback.similarities(z, uniform), feedback.p).isfinite() for z in before]
+        fsa = {key: value for key, value in vars(feedback).items() if key != 'block'}
+    expected = reference.logits(visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support,
+                                fsa=fsa)
     difference = float((logits - expected).abs().max())
     if difference > 1e-5:
         raise RuntimeError(f'the logits are {difference:.1e} from the dense evaluation')

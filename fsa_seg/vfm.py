@@ -160,20 +160,23 @@ class TimmSAM(TimmModel):
         return self.vit.forward_features(images.to(self.vit.patch_embed.proj.weight.dtype))
 
 
-def position_difference(config, window, seed=0):
+def position_differences(config, windows, seed=0):
     """Return how far a ViT's features under its own rule for position embeddings are from those under `timm`'s.
 
-    The figure is ‖f − f_timm‖ / ‖f_timm‖ over a window of random pixels.
+    The figure for each window is ‖f − f_timm‖ / ‖f_timm‖ over random pixels.
 
     Args:
         config (dict): of a registered `TimmViT`, with random weights.
-        window (int): side of the window, in pixels.
+        windows (list of int): sides of the windows, in pixels.
         seed (int): of the pixels.
     """
     own, timms = MODELS.build(config), MODELS.build(dict(config, pos_embed='timm'))
-    image = torch.rand(1, 3, window, window, generator=torch.Generator().manual_seed(seed))
-    expected = timms(image)
-    return float((own(image) - expected).norm() / expected.norm())
+    figures = []
+    for window in windows:
+        image = torch.rand(1, 3, window, window, generator=torch.Generator().manual_seed(seed))
+        expected = timms(image)
+        figures.append(float((own(image) - expected).norm() / expected.norm()))
+    return figures
 
 
 def _load_strictly(vit, filter_fn):

@@ -92,9 +92,7 @@ def path_of(weights):
     if weights.files:
         return None
     if '://' in weights.source:
-        folder = (os.path.expanduser(weights.cache_dir or '~/.cache/clip') if weights.kind == 'backbone' else
-                  os.path.join(torch.hub.get_dir(), 'checkpoints'))
-        path = os.path.join(folder, os.path.basename(weights.source))
+        path = _url_target(weights)
         return path if os.path.exists(path) else None
     try:
         return local_path(weights.source, 'weights')
@@ -124,7 +122,9 @@ def get(weights):
         if weights.kind == 'backbone' and '://' in weights.source:
             return download_pretrained(weights.tag, cache_dir=weights.cache_dir)
         if '://' in weights.source:
-            return timm.models.download_cached_file(weights.source)
+            os.makedirs(os.path.dirname(_url_target(weights)), exist_ok=True)
+            torch.hub.download_url_to_file(weights.source, _url_target(weights))
+            return _url_target(weights)
         raise UserError(f'{weights.source} does not exist')
 
 
@@ -159,6 +159,13 @@ def parameters(kind, name):
     with torch.device('meta'):
         model = load_clip(**part_config(part, 0))[0] if kind == 'backbone' else MODELS.build(part_config(part, 0))
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _url_target(weights):
+    """Return where the libraries keep what they download from a URL."""
+    folder = (os.path.expanduser(weights.cache_dir or '~/.cache/clip') if weights.kind == 'backbone' else
+              os.path.join(torch.hub.get_dir(), 'checkpoints'))
+    return os.path.join(folder, os.path.basename(weights.source))
 
 
 def _check_file(path, expected):

@@ -130,13 +130,16 @@ def label_rows(score_rows, height, block, prob_thd=0.0, area_thd=None):
     """Return what `label_map` does, from scores that are made in blocks of rows.
 
     Args:
-        score_rows: function of a slice of rows -> their scores, (K, rows, width). With `area_thd` it is called twice
-            for each block: the areas are known only when all of it has been seen.
+        score_rows: function of a slice of rows -> their scores, (K, rows, width). With `area_thd` several blocks are
+            made twice: the areas are known only when all has been seen.
         height (int): rows in all.
         block (int): rows at once.
         prob_thd (float), area_thd (float): see `label_map`.
     """
     spans = [slice(start, min(start + block, height)) for start in range(0, height, block)]
+    if len(spans) == 1:  # made once, also where it is asked for twice
+        whole = score_rows(spans[0])
+        score_rows = lambda _: whole  # noqa: E731
     small = None
     if area_thd is not None:
         areas = 0

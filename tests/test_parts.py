@@ -13,7 +13,7 @@ from torchvision.transforms.functional import normalize
 
 from conftest import ROOT
 from fsa_seg import patch_logits
-from fsa_seg.attention import Block, attention_map, attention_names, find_attention
+from fsa_seg.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
 from fsa_seg.clip import check_tower, load_clip
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
@@ -103,7 +103,7 @@ def test_weights_have_a_source(kind, name):
         assert weights.files or path_of(weights) or '://' in weights.source
 
 
-@pytest.mark.parametrize('name', attention_names())
+@pytest.mark.parametrize('name', dict.fromkeys([*ATTENTIONS, *attention_files()]))
 def test_attention_map(name):
     """Rows have one sum; an image's map is its own; maps are linear in the values."""
     torch.manual_seed(0)
@@ -272,7 +272,7 @@ def test_a_built_in_attention_map_cannot_be_replaced(tmp_path, monkeypatch):
     (tmp_path / 'attentions' / 'qq.py').write_text('')
     monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path))
     with pytest.raises(UserError, match="'qq' is the name of a built-in attention map; rename the file"):
-        find_attention('qq')
+        load_parts('sclip', None, 'toy', 'toy')
     with pytest.raises(UserError, match="there is an attention map 'qq' already"):
         attention_map('qq')(None)
 

@@ -77,3 +77,12 @@ def test_measured_memory():
     (result, (seconds, peak)) = smoke.measured(lambda: float(torch.ones(2**24).sum()), 'cpu')
     assert result == 2**24 and seconds > 0
     assert peak == 0 or 60 * 2**20 < peak < 200 * 2**20
+
+
+def test_a_window_is_rounded_up_to_whole_patches(run, tmp_path):
+    """96 pixels are no multiple of 20: the VFM sees 100."""
+    part = tmp_path / 'mine.py'
+    part.write_text("vfm = dict(name='mine', type='TimmViT', model='vit_tiny_patch16_224', model_args=dict(patch_size=20, "
+                    "img_size=100, embed_dim=48, depth=1, num_heads=2))")
+    row = run(dict(CELL, vfm=str(part), method='proxyclip'))
+    assert row['error'] is None and row['grid'] == [5, 5] and row['difference'] <= 1e-5

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import ROOT
-from fsa_seg.weights import Weights, check
+from fsa_seg.weights import Weights, check, get, path_of
 
 REPOSITORY = 'timm/vit_small_patch16_224.dino'
 
@@ -129,3 +129,12 @@ def test_check_of_a_hash_in_the_url(tmp_path):
                     for sha in (digest, '0' * 64))
     assert check(right) == ('whole', '')
     assert check(wrong)[0] == 'damaged'
+
+
+def test_a_vfm_from_a_url(tmp_path, monkeypatch):
+    torch.save(dict(x=torch.zeros(9)), tmp_path / 'served.pth')
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    weights = Weights('vfm', 'mine', 'MIT', f'file://{tmp_path}/served.pth')
+    assert path_of(weights) is None
+    assert get(weights) == path_of(weights) == str(tmp_path / 'hub' / 'checkpoints' / 'served.pth')
+    assert check(weights) == ('readable', '')

@@ -37,8 +37,8 @@ def main(argv=None):
     import numpy as np
 
     from fsa_seg import Segmenter
-    from fsa_seg.visualization import write_picture
     from fsa_seg.errors import UserError
+    from fsa_seg.visualization import write_picture
     if args.attention and args.fsa is False:
         raise UserError('--attention shows what FSA makes of a patch: leave out --no-fsa')
     given = model_options(args)

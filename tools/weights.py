@@ -65,14 +65,13 @@ def check_files(args):
 
 def compare_positions(args):
     from fsa_seg.parts import load_part, part_config, part_names
-    from fsa_seg.vfm import position_difference
+    from fsa_seg.vfm import position_differences
     windows = (224, 336, 448)
     print(f'{"":16}{"rule":8}' + ''.join(f'{window:>8}' for window in windows))
     for name in part_names('vfm'):
         part = load_part('vfm', name)
         if part.type == 'TimmViT' and not part.get('toy'):
-            config = part_config(part, random_weights=0)
-            figures = [position_difference(config, window) for window in windows]
+            figures = position_differences(part_config(part, random_weights=0), windows)
             print(f'{name:16}{part.get("pos_embed", "offset"):8}' + ''.join(f'{figure:8.4f}' for figure in figures))
 
 
