@@ -62,10 +62,12 @@ class AttentionMap(NamedTuple):
         apply: values (B, T, D) -> A·values (B, T, D), each head on its own D/H columns.
         mass: the sum of every row of A (1, or 2 for a sum of two softmax maps).
         cls: whether the first token is CLS; a proxy map attends patches alone.
+        shared: whether all heads share the map, so that values may have any number of columns.
     """
     apply: Callable[[Tensor], Tensor]
     mass: float
     cls: bool
+    shared: bool = False
 
 
 def attention_map(name, vfm=False):
@@ -183,7 +185,7 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA, block=None):
         return similarity.softmax(-1)
 
     count = unit.shape[2]
-    return AttentionMap(by_rows(rows, count, block or (count if count**2 <= KEPT_ENTRIES else None)), 1.0, False)
+    return AttentionMap(by_rows(rows, count, block or (count if count**2 <= KEPT_ENTRIES else None)), 1.0, False, True)
 
 
 def by_rows(rows, count, block=None):

@@ -5,9 +5,11 @@ A method is an attention map and a readout of CLIP's last block; FSA wraps any o
 Shape legend: B images, T = 1 + N tokens (CLS first), N = h·w patches, D width, E embedding, Q queries; images (B, 3,
 height, width).
 """
+import functools
 import inspect
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -87,15 +89,15 @@ def inspect_patch(visual, images, text, index, *, method='proxyclip', feedback=T
     """
     feedback = resolve_feedback(feedback)
     block = LastBlock(visual, *trunk(visual, images), text, resolve_method(method), vfm_features)
-    attention, values, heads = block.attention, block.values, visual.transformer.resblocks[-1].attn.num_heads
+    attention = block.attention
     patch, first = index[0] * block.grid[1] + index[1], int(attention.cls)
     before, _ = list(block.rounds(feedback))[-2:]
-    similarity = feedback.similarities(before, block.uniform_cosines())
+    similarity = feedback.similarities(before, block.uniform_cosines)
     pruned = prune(similarity, feedback.p)
     adapted = adapt(pruned, feedback.lam)
 
     def row_of(apply):
-        return map_rows(apply, patch + first, values, heads).mean(0)[first:]
+        return map_rows(apply, patch + first, block.values, block.heads).mean(0)[first:]
 
     rows = (row_of(attention.apply), similarity[0, patch], pruned[0, patch], adapted[0, patch],
             row_of(lambda unit: ensemble(attention, lambda x: adapted.to(x.dtype) @ x, unit, feedback.terms)))
@@ -103,11 +105,16 @@ def inspect_patch(visual, images, text, index, *, method='proxyclip', feedback=T
 
 
 class LastBlock:
-    """CLIP's last block on given tokens, under a method.
+    """CLIP's last block on given tokens, under a method; what several feedbacks share is computed once.
+
+    Where all heads share the map, it commutes with the out-projection, which then comes first; and where patches come
+    from a coarser grid whose count is below the width D, the map mixes the columns of the resize, (N, h·w), and their
+    embeddings come last: both are products of fewer terms.
 
     Attributes:
         attention: the method's `AttentionMap`.
-        values (B, T, D): what it is applied to; T = N, or 1 + N where it covers CLS.
+        values (B, T, any): what it is applied to; T = N, or 1 + N where it covers CLS.
+        heads (int): how many of the map's own the columns of values belong to; 1 where all heads share it.
         grid (int, int): of the output's patches.
 
     Args:
@@ -121,39 +128,58 @@ class LastBlock:
         if needs_vfm and features is None:
             raise UserError(f'the attention map {method["attention"]!r} needs a VFM: pass vfm_features (B, C, I, J)')
         block = visual.transformer.resblocks[-1]
+        self._visual, self._text, self._method, self._out = visual, text.float(), method, block.attn.out_proj
         projections = Block(block.ln_1(tokens), block.attn, grid, features)
-        self.attention, v = build(projections), projections.v
+        self.attention, self.values, self.grid = build(projections), projections.v, grid
+        self.heads = 1 if self.attention.shared else block.attn.num_heads
+        self._embeddings = None
         if not self.attention.cls:
-            new_grid = tuple(features.shape[2:]) if needs_vfm else grid
-            v = resize_tokens(v[:, 1:], grid, new_grid)
-            tokens = resize_tokens(tokens[:, 1:], grid, new_grid) if method['residual'] else None
-            grid = new_grid
-        self.values, self.grid = v, grid
-        self._visual, self._text, self._method, self._tokens = visual, text.float(), method, tokens
+            self.grid = tuple(features.shape[2:]) if needs_vfm else grid
+            tokens = resize_tokens(tokens[:, 1:], grid, self.grid) if method['residual'] else None
+            self.values = self.values[:, 1:]
+        if self.attention.shared:
+            self.values, self._out = F.linear(self.values, self._out.weight), lambda mixed, out=self._out: mixed + out.bias
+        if tuple(self.grid) != tuple(grid):
+            if self.attention.shared and self.values.shape[1] < self.values.shape[2]:
+                self._embeddings = self.values
+                self.values = torch.eye(self.values.shape[1]).to(self.values).expand(len(self.values), -1, -1)
+            self.values = resize_tokens(self.values, grid, self.grid)
+        self._tokens = tokens
 
     def rounds(self, feedback):
         """Yield the logits (B, N, Q) under the method's map, and, with feedback (an `FSA`), those after each round."""
-        attended = self.attention.apply(self.values)
-        logits = self.cosines(attended)
+        logits = self.logits
         yield logits
         if feedback is not None:
-            uniform = self.uniform_cosines() if feedback.isolation else None
+            uniform = self.uniform_cosines if feedback.isolation else None
             for _ in range(feedback.rounds):
-                logits = self.cosines(feedback.attend(self.attention, logits, uniform, self.values, attended))
+                logits = self.cosines(feedback.attend(self.attention, logits, uniform, self.values, self.attended))
                 yield logits
 
-    def cosines(self, mixed):
-        """Return the patches' cosines with the queries, (B, N, Q), of attended values (B, T, D)."""
-        method = self._method
-        embeddings = readout(self._visual, mixed, self._tokens if method['residual'] else None, method['mlp'])
-        return embeddings[:, int(self.attention.cls):] @ self._text.T
+    @functools.cached_property
+    def attended(self):
+        """A·values."""
+        return self.attention.apply(self.values)
 
+    @functools.cached_property
+    def logits(self):
+        """The patches' cosines with the queries under the method's map, (B, N, Q)."""
+        return self.cosines(self.attended)
+
+    @functools.cached_property
     def uniform_cosines(self):
-        """Return the cosines z(U) under the uniform map, (B, N, Q), or (B, 1, Q) where they are alike for all patches."""
+        """The cosines z(U) under the uniform map, (B, N, Q), or (B, 1, Q) where they are alike for all patches."""
         uniform = self.attention.mass * self.values.mean(1, keepdim=True)
         if self._method['residual']:  # each patch keeps its own embedding
             return self.cosines(uniform.expand_as(self.values))
         return self.cosines(uniform.expand(-1, 1 + self.attention.cls, -1))
+
+    def cosines(self, mixed):
+        """Return the patches' cosines with the queries, (B, N, Q), of attended values (B, T, any)."""
+        mixed = mixed if self._embeddings is None else mixed @ self._embeddings
+        method = self._method
+        embeddings = readout(self._visual, self._out(mixed), self._tokens if method['residual'] else None, method['mlp'])
+        return embeddings[:, int(self.attention.cls):] @ self._text.T
 
 
 def resolve_method(method):

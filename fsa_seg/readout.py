@@ -5,17 +5,17 @@ Shape legend: B images, T tokens, D width, E embedding.
 import torch.nn.functional as F
 
 
-def readout(visual, mixed, tokens=None, mlp=False):
-    """Return unit embeddings (B, T, E): out-projection, optional residual and MLP, then `ln_post @ proj`.
+def readout(visual, attended, tokens=None, mlp=False):
+    """Return unit embeddings (B, T, E): optional residual and MLP, then `ln_post @ proj`.
 
     Args:
         visual: an `open_clip` image tower.
-        mixed (B, T, D): attention map times values, heads side by side.
+        attended (B, T, D): out-projection of the attention map times values.
         tokens (B, T, D): the block's input, added as residual; None leaves the residual out.
         mlp (bool): whether the block's MLP, with its own residual, follows.
     """
     block = visual.transformer.resblocks[-1]
-    x = block.ls_1(block.attn.out_proj(mixed))
+    x = block.ls_1(attended)
     if tokens is not None:
         x = tokens + x
     if mlp:

@@ -145,7 +145,7 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
     if vfm_features is not None:
         support = block.attention.apply(torch.eye(block.values.shape[1])[None].to(text)) > 0
     if feedback is not None:
-        uniform, (*before, _) = block.uniform_cosines(), block.rounds(feedback)
+        uniform, (*before, _) = block.uniform_cosines, block.rounds(feedback)
         keep = [prune(feedback.similarities(z, uniform), feedback.p).isfinite() for z in before]
         fsa = {key: value for key, value in vars(feedback).items() if key != 'block'}
     expected = reference.logits(visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support,

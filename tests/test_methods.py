@@ -101,8 +101,8 @@ def test_inspect_patch(tiny, method, rounds):
     z = one.cosines(one.attention.apply(one.values))
     if rounds == 2:
         z, _ = patch_logits(visual, images, text, method=method, feedback=True, vfm_features=features)
-    s = reference.similarities(z, one.uniform_cosines())
-    w = reference.adapted_attention(z, one.uniform_cosines())
+    s = reference.similarities(z, one.uniform_cosines)
+    w = reference.adapted_attention(z, one.uniform_cosines)
     torch.testing.assert_close(found.similarity.flatten(), s[0, patch], atol=1e-5, rtol=1e-5)
     kept = found.pruned.isfinite()
     assert torch.equal(found.pruned[kept], found.similarity[kept])
