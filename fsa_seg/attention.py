@@ -22,7 +22,8 @@ PROXY_BETA = 1.2  # ProxyCLIP's published default
 PROXY_GAMMA = 3.0  # ProxyCLIP's published default
 KEPT_ENTRIES = 2**24  # of a proxy map that is kept whole: N = 4096, 64 MiB in float32
 MIN_BLOCK = 256  # rows of a block, at least
-BLOCK_ENTRIES = 2**20  # of the rows that are held at once of any other map: 4 MiB in float32
+BLOCK_ENTRIES = 2**20  # of the rows that are held at once of any other map: 4 MiB in float32, which a CPU's caches hold
+GPU_BLOCK_ENTRIES = 2**25  # the same on a GPU: 128 MiB
 SELF_MAPS = dict(qk=('q', 'k'), qq=('q', 'q'), kk=('k', 'k'), vv=('v', 'v'))
 ATTENTIONS = {}  # name -> (function of a `Block` that returns an AttentionMap, whether it needs VFM features)
 
@@ -185,20 +186,23 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA, block=None):
         return similarity.softmax(-1)
 
     count = unit.shape[2]
-    return AttentionMap(by_rows(rows, count, block or (count if count**2 <= KEPT_ENTRIES else None)), 1.0, False, True)
+    block = block or (count if count**2 <= KEPT_ENTRIES else None)
+    return AttentionMap(by_rows(rows, unit.transpose(1, 2), block), 1.0, False, True)
 
 
-def by_rows(rows, count, block=None):
+def by_rows(rows, like, block=None):
     """Return the operator values (B, N, D) -> A·values of a map that is made in blocks of rows.
 
     A map of one block is made once and kept; otherwise no more than a block of it is ever held.
 
     Args:
         rows: function of a slice of rows -> these rows of A, (B, n, N).
-        count (int): rows in all.
-        block (int): rows of a block; by default as many as BLOCK_ENTRIES allows, and at least MIN_BLOCK.
+        like (B, N, any): a tensor that tells the images, the rows in all, and the device.
+        block (int): rows of a block; by default as many as the device's limit allows, and at least MIN_BLOCK.
     """
-    block = block or max(MIN_BLOCK, BLOCK_ENTRIES // count)
+    images, count = like.shape[:2]
+    entries = BLOCK_ENTRIES if like.device.type == 'cpu' else GPU_BLOCK_ENTRIES
+    block = block or max(MIN_BLOCK, entries // (images * count))
     spans = [slice(start, min(start + block, count)) for start in range(0, count, block)]
     if len(spans) == 1:
         matrix = rows(spans[0])

@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
+from tqdm import tqdm
 
 from fsa_seg.clip import load_clip
 from fsa_seg.config import compose, find_root
 from fsa_seg.datasets import check_images, list_images
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import read_journal
+from fsa_seg.panel import SHARED_KEYS, label_field
 from fsa_seg.parts import class_names
 from fsa_seg.results import (cell_id, identity_hash, make_result, read_result, row_name, sources_digest,
                              write_result)  # yapf: disable
@@ -51,60 +54,98 @@ def result_path(config, digest):
 
 
 def run_cell(config, digest, path):
-    """Run a prepared config through `Runner.test()`, write its result, and return it (None on other processes).
+    """Run one prepared config, see `run_panel`; return its result (None on other processes than the main one)."""
+    results = run_panel([(config, digest, path)])
+    return results and results[0]
+
+
+def run_panel(cells):
+    """Run prepared configs that differ in the last block alone in one pass through `Runner.test()`, and write a result each.
 
     The counts of each image are kept as they come; a run that was interrupted goes on from them.
 
     Args:
-        config: composed and prepared.
-        digest (str): of `prepare`.
-        path (str): file of the result.
+        cells (list of (config, digest, path)): composed and prepared; digest of `prepare`; file of the result. Several
+            are alike in `panel_key`.
+
+    Returns:
+        list of dict: the results; None on other processes than the main one.
 
     Raises:
         UserError: a place that cannot be written to, or what shows when images are read and models built.
     """
-    run = copy.deepcopy(config)
-    run.work_dir = os.path.join(config.work_dir, 'logs', cell_id(config.cell, digest))
-    run.experiment_name = f'{cell_id(config.cell, digest)}_{time.time_ns()}'
-    journal = os.path.join(run.work_dir, f'journal_{sources_digest()[:10]}')
-    for folder in (os.path.dirname(os.path.abspath(path)), journal):
-        make_folder(folder)
-    done, names = _skip_done(run, journal)
-    run.test_evaluator.update(journal=journal, root=run.test_dataloader.dataset.data_root)
+    first, digest, _ = cells[0]
+    name = cell_id(first.cell, digest) + (f'_and_{len(cells) - 1}_more' if len(cells) > 1 else '')
+    run = copy.deepcopy(first)
+    run.work_dir = os.path.join(first.work_dir, 'logs', name)
+    run.experiment_name = f'{name}_{time.time_ns()}'
+    run.test_dataloader.pin_memory = torch.cuda.is_available()
+    journals = [os.path.join(config.work_dir, 'logs', cell_id(config.cell, digest), f'journal_{sources_digest()[:10]}')
+                for config, digest, _ in cells]
+    for journal, (_, _, path) in zip(journals, cells):
+        make_folder(os.path.dirname(os.path.abspath(path)))
+        make_folder(journal)
+    done, names = _skip_done(run, journals)
+    metrics = [dict(config.test_evaluator, journal=journal, root=run.test_dataloader.dataset.data_root)
+               for journal, (config, _, _) in zip(journals, cells)]
+    if len(cells) > 1:
+        run.model = dict(type='Panel', members=[config.model for config, _, _ in cells])
+        metrics = [dict(metric, field=label_field(i), prefix=f'{i} {row_name(config.cell)}')
+                   for i, (metric, (config, _, _)) in enumerate(zip(metrics, cells))]
+    run.test_evaluator = metrics
 
     runner = Runner.from_cfg(run)
-    metric = runner.test_loop.evaluator.metrics[0]
-    metric.done = done
+    metrics = runner.test_loop.evaluator.metrics
+    for metric, counted in zip(metrics, done):
+        metric.done = counted
+    if run.log_level == 'ERROR':  # mmengine's own lines of progress are not shown
+        runner.register_hook(ImageBar())
     start = time.perf_counter()
     runner.test()
     seconds = time.perf_counter() - start
-    if metric.images != sorted(names):
-        raise RuntimeError(f'{len(metric.images)} images were evaluated, not the {len(names)} of the split')
+    for metric in metrics:
+        if metric.images != sorted(names):
+            raise RuntimeError(f'{len(metric.images)} images were evaluated, not the {len(names)} of the split')
     if not is_main_process():
         return None
     model = getattr(runner.model, 'module', runner.model)
-    device = model.text.device
+    members = model.members if len(cells) > 1 else [model]
+    device = members[0].text.device
     device = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu ({torch.get_num_threads()} threads)'
-    result = make_result(config, digest, metric, metric.dataset_meta['classes'], model.weights, device, seconds)
-    write_result(result, path)
-    shutil.rmtree(journal, ignore_errors=True)
-    return result
+    results = []
+    for (config, digest, path), metric, member, journal in zip(cells, metrics, members, journals):
+        result = make_result(config, digest, metric, metric.dataset_meta['classes'], member.weights, device, seconds, len(cells))
+        write_result(result, path)
+        shutil.rmtree(journal, ignore_errors=True)
+        results.append(result)
+    return results
 
 
-def run_cells(configs, progress, force=False):
-    """Run cells one after the other and return their results; a cell whose result is there is not run again.
+def panel_key(config):
+    """Return what cells have to have in common to run in one pass, as a string."""
+    shared = dict(config.to_dict(), model={key: config.model.get(key) for key in SHARED_KEYS})
+    return json.dumps({key: value for key, value in shared.items() if key not in ('cell', 'custom_imports')}, sort_keys=True)
 
-    Cells that differ in their names alone (a setting under two protocols that agree on a data set) are run once. The
-    data of all cells is checked, and each backbone and VFM loaded once, before the first cell runs.
+
+def run_cells(configs, progress, force=False, most=32):
+    """Run cells and return their results; those that differ in the last block alone share one pass over the data.
+
+    A cell whose result is there is not run again. Cells that differ in their names alone (a setting under two protocols
+    that agree on a data set) are run once. The data of all cells is checked, and each backbone and VFM loaded once, before
+    the first cell runs.
 
     Args:
         configs (list): composed configs.
-        progress: function (list) -> iterable that shows progress, such as `tqdm`; it gets the prepared cells.
+        progress: function (list) -> iterable that shows progress, such as `tqdm`; it gets the passes, each a list of
+            cells.
         force (bool): run all.
+        most (int): cells of a pass; each holds the cosines of one image more.
 
     Raises:
-        UserError: as of `prepare` and `run_cell`.
+        UserError: as of `prepare` and `run_panel`.
     """
+    if most < 1:
+        raise UserError(f'{most} cells in a pass: it has to be at least 1')
     prepared = []
     for config in configs:
         digest = prepare(config)
@@ -114,20 +155,39 @@ def run_cells(configs, progress, force=False):
         print_log('some of the results that are there were made by other sources of fsa_seg; --force runs them again',
                   'current')
     _check_models([config.model for config, _, path in prepared if path not in there])
-    results, done = [], {}
-    for config, digest, path in progress(prepared):
-        data = config.test_dataloader.dataset  # where it lies is not in the hash
-        key = json.dumps([digest, *(data.get(name) for name in ('type', 'data_root', 'data_prefix', 'ann_file'))])
-        if path in there:
-            result = there[path]
-        elif key in done:  # cells under protocols that agree here: one number, two names
-            result = dict(done[key], cell=dict(config.cell), config=config.pretty_text)
+    done = {_number_key(config, digest): there[path] for config, digest, path in prepared if path in there}
+    panels = {}
+    for cell in {_number_key(*cell[:2]): cell for cell in reversed(prepared)}.values():  # of equal ones the first
+        if _number_key(*cell[:2]) not in done:
+            panels.setdefault(panel_key(cell[0]), []).append(cell)
+    passes = [cells[::-1][start:start + most] for cells in reversed(panels.values()) for start in range(0, len(cells), most)]
+    print_log(f'{len(prepared)} cells: {len(there)} are there, {sum(map(len, passes))} run in {len(passes)} passes over the '
+              'data; those of a pass share trunk and VFM', 'current')
+    for cells in progress(passes):
+        for (config, digest, _), result in zip(cells, run_panel(cells)):
+            done[_number_key(config, digest)] = result
+    results = []
+    for config, digest, path in prepared:
+        result = there.get(path) or done[_number_key(config, digest)]
+        if result['cell'] != dict(config.cell):  # cells under protocols that agree here: one number, two names
+            result = dict(result, cell=dict(config.cell), config=config.pretty_text)
             write_result(result, path)
-        else:
-            result = run_cell(config, digest, path)
-        done[key] = result
         results.append(result)
     return results
+
+
+class ImageBar(Hook):
+    """Shows how many images of a pass are done."""
+
+    def before_test(self, runner):
+        self.bar = tqdm(total=len(runner.test_dataloader.dataset), desc='images', unit='image', leave=False,
+                        disable=not is_main_process())
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.bar.update(len(outputs))
+
+    def after_test(self, runner):
+        self.bar.close()
 
 
 def picture_of_rows(configs, index=0, columns=4):
@@ -182,18 +242,25 @@ def _check_models(models):
                 check_window(model.window, patches[json.dumps(model.backbone)], built)
 
 
-def _skip_done(config, journal):
-    """Leave the images out that an interrupted run of the same cell has counted; return these counts, and all names.
+def _number_key(config, digest):
+    """Return what tells a cell's number: its hash, and where its data lies, which is not in the hash."""
+    data = config.test_dataloader.dataset
+    return json.dumps([digest, *(data.get(name) for name in ('type', 'data_root', 'data_prefix', 'ann_file'))])
 
-    The last image is always run, so that no process is without one.
+
+def _skip_done(config, journals):
+    """Leave the images out that an interrupted run of the same cells has counted in all of them.
+
+    Return the counts of each cell's journal, and all names. The last image is always run, so that no process is without
+    one.
     """
     dataset = config.test_dataloader.dataset
     names = [entry['name'] for entry in list_images(dataset)]
-    found = [read_journal(journal) if is_main_process() else None]
+    found = [[read_journal(journal) for journal in journals] if is_main_process() else None]
     broadcast_object_list(found)
-    done = {name: counts for name, counts in found[0].items() if name in set(names[:-1])}
-    if done:
-        print_log(f'{len(done)} of {len(names)} images were counted by an interrupted run', 'current')
+    everywhere = set(names[:-1]).intersection(*found[0])
+    if everywhere:
+        print_log(f'{len(everywhere)} of {len(names)} images were counted by an interrupted run', 'current')
         chosen = dataset.get('indices') or range(len(names))
-        dataset.indices = [index for index, name in zip(chosen, names) if name not in done]
-    return done, names
+        dataset.indices = [index for index, name in zip(chosen, names) if name not in everywhere]
+    return [{name: counts for name, counts in one.items() if name in everywhere} for one in found[0]], names

@@ -7,6 +7,7 @@ import json
 import os
 
 from mmengine import Config
+from mmengine.device import get_device
 from mmseg.registry import DATASETS, METRICS, MODELS
 
 from fsa_seg.attention import find_attention
@@ -24,7 +25,7 @@ CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'mode
            'test_dataloader.dataset', 'test_evaluator')  # dicts that --cfg-options may add a key to: it is checked
 NUMBERED = (*CHECKED, 'test_dataloader.dataset.pipeline', 'test_cfg')  # dicts that can change a number
 # but these keys of theirs
-BLIND = ('model.keep_scores', 'model.text_cache', 'model.feedback.block', 'test_evaluator.journal')
+BLIND = ('model.keep_scores', 'model.text_cache', 'model.window_batch', 'model.feedback.block', 'test_evaluator.journal')
 
 
 def is_complete(config):
@@ -108,9 +109,9 @@ def check_config(config):
     check_constructor(dataset, DATASETS, 'dataset')
     check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
     check_keys(config.model.backbone, BACKBONE_KEYS, 'model.backbone')
-    check_settings(*(config.model[key] for key in ('window', 'stride', 'logit_scale')))
+    check_settings(*(config.model[key] for key in ('window', 'stride', 'logit_scale', 'window_batch')))
     check_words(config.model.words, class_names(dataset), 'model.words')
-    if config.batch_size < 1 or config.workers < 0:
+    if config.test_dataloader.batch_size < 1 or config.workers < 0:
         raise UserError(f'batch_size {config.batch_size} has to be at least 1, workers {config.workers} at least 0')
 
 
@@ -144,7 +145,9 @@ def merge_options(config, options):
 def set_runtime(config, runtime):
     """Replace entries of configs/runtime.py in a complete config, in all places where they stand."""
     config.merge_from_dict(runtime)
-    config.test_dataloader.batch_size = config.batch_size
+    gpu = get_device() == 'cuda'
+    config.test_dataloader.batch_size = (8 if gpu else 1) if config.batch_size == 'auto' else config.batch_size
+    config.model.update(window_batch=config.window_batch, compile=config.compile)
     config.test_dataloader.num_workers = config.workers
     config.test_dataloader.persistent_workers = config.workers > 0
     config.default_hooks.logger.interval = config.log_interval

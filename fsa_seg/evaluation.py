@@ -2,6 +2,7 @@
 
 Shape legend: K classes; a confusion matrix is (K truth, K predicted), in pixels.
 """
+import contextlib
 import glob
 import json
 import os
@@ -14,6 +15,7 @@ from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
+from fsa_seg.device import count_labels, to_device, to_host
 from fsa_seg.errors import UserError
 
 
@@ -30,34 +32,45 @@ class ExactIoUMetric(IoUMetric):
         journal (str): folder of files, one per process and run, that keep the counts of every image as soon as they
             are there. None keeps nothing.
         root (str): the data root; images are named by their paths below it.
+        field (str): of the data samples, that holds the predicted labels.
 
     Raises (while processing):
         UserError: a label or a prediction outside the classes; the file is named.
     """
 
-    def __init__(self, ignore_index=255, prefix=None, journal=None, root=''):
+    def __init__(self, ignore_index=255, prefix=None, journal=None, root='', field='pred_sem_seg'):
         super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix)
         self.images, self.confusions, self.done = [], [], {}
-        self.root = root
+        self.root, self.field = root, field
         self.journal = journal and os.path.join(journal, f'{get_rank()}_{time.time_ns()}.jsonl')
+        self._pending = []
 
     def process(self, data_batch, data_samples):
-        classes = len(self.dataset_meta['classes'])
+        """Count; on a GPU the counts of these images are read when the next ones come, so that it is not waited for."""
+        classes, before = len(self.dataset_meta['classes']), len(self._pending)
         for sample in data_samples:
-            predicted = sample['pred_sem_seg']['data'].squeeze(0)
-            truth = sample['gt_sem_seg']['data'].squeeze(0).to(predicted)
-            try:
-                counts = confusion(truth, predicted, classes, self.ignore_index)
-            except ValueError as error:
-                raise UserError(f'{sample["seg_map_path"]}: {error}') from None
+            predicted = sample[self.field]['data'].squeeze(0)
+            truth = to_device(sample['gt_sem_seg']['data'].squeeze(0), predicted.device)
+            with _named(sample):
+                counts = _counting(truth, predicted, classes, self.ignore_index)
+            self._pending.append((sample, truth, predicted, counts))
+        self._settle(before if predicted.is_cuda else len(self._pending))
+
+    def _settle(self, count):
+        """Keep the counts of the first so many images that wait."""
+        for sample, truth, predicted, counts in self._pending[:count]:
+            with _named(sample):
+                counts = _sparse(truth, predicted, counts(), self.ignore_index)
             name = os.path.relpath(sample['img_path'], self.root or '.')
             self.results.append((name, counts))
             if self.journal:
                 with open(self.journal, 'a', encoding='utf-8') as f:
                     f.write(json.dumps([name, counts.tolist()]) + '\n')
+        del self._pending[:count]
 
     def evaluate(self, size):
         """Gather all processes' counts, and those in `done`, and return the metrics; see `metrics`."""
+        self._settle(len(self._pending))
         gathered = dict(self.done)
         for part in all_gather_object(self.results):
             gathered.update(part)
@@ -69,7 +82,7 @@ class ExactIoUMetric(IoUMetric):
         figures = metrics(sum_confusions(self.confusions, len(self.dataset_meta['classes'])))
         if is_main_process():
             self._log(figures)
-        return {key: figures[key] for key in ('aAcc', 'mIoU', 'mAcc')}
+        return {'/'.join(filter(None, (self.prefix, key))): figures[key] for key in ('aAcc', 'mIoU', 'mAcc')}
 
     def _log(self, figures):
         rows = [f'{name:>20}  {iou:6.2f}' if iou == iou else f'{name:>20}       –'
@@ -103,18 +116,43 @@ def confusion(truth, predicted, classes, ignore_index=255):
     Raises:
         ValueError: sizes differ, or a label lies outside 0..K-1 and is not `ignore_index`.
     """
+    return _sparse(truth, predicted, _counting(truth, predicted, classes, ignore_index)(), ignore_index)
+
+
+@contextlib.contextmanager
+def _named(sample):
+    """Turn a ValueError into a UserError that names the sample's file of labels."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f'{sample["seg_map_path"]}: {error}') from None
+
+
+def _counting(truth, predicted, classes, ignore_index):
+    """Start counting how many pixels have each pair of labels; return a function that waits for the counts.
+
+    They are (K + 1, K + 1) int64: what is outside of 0..K-1 is counted as K, and ignored truth not at all.
+    """
     if truth.shape != predicted.shape:
         raise ValueError(f'truth has {tuple(truth.shape)} pixels, the prediction {tuple(predicted.shape)}')
-    counted = truth != ignore_index
-    truth, predicted = truth[counted].long(), predicted[counted].long()
-    for labels, what in ((truth, 'truth'), (predicted, 'prediction')):
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    size = classes + 1
+    rows, columns = (torch.where((labels >= 0) & (labels < classes), labels.long(), classes) for labels in (truth, predicted))
+    pairs = torch.where(truth == ignore_index, size**2, rows * size + columns)
+    return to_host(count_labels(pairs, size**2 + 1)[:-1].view(size, size))
+
+
+def _sparse(truth, predicted, counts, ignore_index):
+    """Return the counts of `_counting` as a sparse confusion matrix; a label outside the classes is a ValueError."""
+    counts = counts.numpy()
+    classes = len(counts) - 1
+    for labels, what, outside in ((truth, 'truth', counts[classes]), (predicted, 'prediction', counts[:, classes])):
+        if outside.any():
+            labels = labels[truth != ignore_index]
             wrong = sorted(set(labels[(labels < 0) | (labels >= classes)].tolist()))
             raise ValueError(f'the {what} has labels {wrong[:5]}, but the data set has the classes 0 to {classes - 1} '
                              f'(and {ignore_index} for void)')
-    counts = torch.bincount(truth * classes + predicted, minlength=classes**2).cpu()
-    cells = counts.nonzero()[:, 0]
-    return torch.stack([cells // classes, cells % classes, counts[cells]]).numpy()
+    cells = counts.nonzero()
+    return np.stack([*cells, counts[cells]])
 
 
 def sum_confusions(confusions, classes):

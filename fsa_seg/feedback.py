@@ -212,7 +212,7 @@ class FSA:
             z, z_uniform: as of `similarities`.
         """
         rows = coherence_rows(self._isolated(z, z_uniform), self.similarity)
-        apply_adapted = by_rows(lambda span: adapt(prune(rows(span), self.p), self.lam), z.shape[1], self.block)
+        apply_adapted = by_rows(lambda span: adapt(prune(rows(span), self.p), self.lam), z, self.block)
         return ensemble(attention, apply_adapted, values, self.terms, attended)
 
     def _isolated(self, z, z_uniform):

@@ -32,8 +32,10 @@ def identity(config, names):
         names (list of str): the split's images, in order.
     """
     model = json.loads(json.dumps(config.model))
-    for key in ('text_cache', 'keep_scores'):
+    for key in ('text_cache', 'keep_scores', 'window_batch'):
         model.pop(key, None)
+    if not model.get('compile'):  # compiled, half precision rounds elsewhere
+        model.pop('compile', None)
     (model.get('feedback') or {}).pop('block', None)
     backbone = model['backbone']
     backbone.pop('cache_dir', None)
@@ -73,7 +75,7 @@ def cell_id(cell, digest):
     return re.sub(r'[^\w.+=-]+', '-', '_'.join(part for part in parts if part))
 
 
-def make_result(config, digest, metric, classes, weights, device, seconds):
+def make_result(config, digest, metric, classes, weights, device, seconds, panel=1):
     """Return the result of one cell as a JSON-ready dict.
 
     Args:
@@ -82,7 +84,8 @@ def make_result(config, digest, metric, classes, weights, device, seconds):
         metric: the evaluated `ExactIoUMetric`.
         classes (sequence of str): names in label order.
         weights (dict): digest of each model's loaded weights.
-        device (str), seconds (float): where it ran, and how long it took for the images that were not resumed.
+        device (str), seconds (float): where it ran, and how long the pass took for the images that were not resumed.
+        panel (int): how many cells shared that pass.
     """
     total = sum_confusions(metric.confusions, len(classes))
     figures = metrics(total)
@@ -95,7 +98,7 @@ def make_result(config, digest, metric, classes, weights, device, seconds):
         classes=[dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
                  for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])],
         confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
-        images=images, seconds=seconds, images_resumed=len(metric.done), device=device, weights=weights,
+        images=images, seconds=seconds, panel=panel, images_resumed=len(metric.done), device=device, weights=weights,
         prompts=templates_digest(), sources=sources_digest(), versions=versions(), config=config.pretty_text)  # yapf: disable
 
 

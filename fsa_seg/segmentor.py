@@ -2,6 +2,7 @@
 
 Shape legend: B images, Q queries, K classes; images (3, height, width), each of its own size.
 """
+import json
 import math
 
 import torch
@@ -13,12 +14,13 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from fsa_seg.attention import find_attention
-from fsa_seg.clip import BACKBONE_KEYS, load_clip, weights_digest
+from fsa_seg.clip import BACKBONE_KEYS, load_clip, trunk, weights_digest
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.feedback import FSA
-from fsa_seg.methods import METHODS, inspect_patch, patch_logits, resolve_method
+from fsa_seg.methods import METHODS, inspect_patch, resolve_method
+from fsa_seg.panel import original_sizes, overlap_adds
 from fsa_seg.text import encode_queries
-from fsa_seg.windows import class_scores, label_map, label_rows, slide, slide_rows
+from fsa_seg.windows import class_scores, label_map, label_rows
 
 BLOCK_SCORES = 2**24  # scores of pixels with queries that are held at once: 64 MiB in float32
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
@@ -42,12 +44,14 @@ def resolve_precision(precision, device=None):
     return precision
 
 
-def check_settings(window, stride, logit_scale):
+def check_settings(window, stride, logit_scale, window_batch='auto'):
     """Raise a UserError if a setting of the sliding windows or the scores is out of its range."""
     if not (isinstance(window, int) and isinstance(stride, int) and 0 < stride <= window):
         raise UserError(f'window {window} and stride {stride}: both have to be whole pixels, 0 < stride <= window')
     if not logit_scale > 0:
         raise UserError(f'logit_scale is {logit_scale}; it has to be above 0 (published: 40 to 65)')
+    if window_batch != 'auto' and not (isinstance(window_batch, int) and window_batch >= 1):
+        raise UserError(f'window_batch is {window_batch!r}; it has to be a whole number of windows, at least 1, or auto')
 
 
 def check_window(window, patch, vfm=None):
@@ -82,13 +86,12 @@ class ImageListPreprocessor(BaseDataPreprocessor):
     """
 
     def __init__(self, mean, std):
-        super().__init__()
+        super().__init__(non_blocking=True)
         self.register_buffer('mean', torch.tensor(mean)[:, None, None] * 255, persistent=False)
         self.register_buffer('std', torch.tensor(std)[:, None, None] * 255, persistent=False)
 
     def forward(self, data, training=False):
-        data = self.cast_data(data)
-        inputs = [(image.flip(0).float() - self.mean) / self.std for image in data['inputs']]
+        inputs = [(image.flip(0).float() - self.mean) / self.std for image in self.cast_data(data['inputs'])]
         return dict(inputs=inputs, data_samples=data.get('data_samples'))
 
 
@@ -110,6 +113,10 @@ class TrainingFreeSegmentor(BaseSegmentor):
         precision (str): of trunk and VFM: 'auto', 'fp32', 'fp16' or 'bf16'. FSA, cosines and scores are float32.
         keep_scores (bool): also put the class scores, (K, height, width), into each data sample's `seg_logits`.
         text_cache (str): folder of the text embeddings' cache, see `fsa_seg.text.encode_queries`.
+        window_batch (int): how many windows go through trunk and VFM at once; 'auto' is 1 on a CPU, where more is no
+            faster, and on a GPU what half of its free memory holds.
+        compile (bool): whether trunk and VFM are compiled by `torch.compile`.
+        models (dict): the models of segmentors that share theirs, see `fsa_seg.panel.Panel`.
 
     Raises:
         UserError: a setting that cannot be used, or weights that are missing or do not fit.
@@ -119,38 +126,35 @@ class TrainingFreeSegmentor(BaseSegmentor):
 
     def __init__(self, backbone, words=None, attention=None, residual=None, mlp=None, vfm=None, feedback=None, window=336,
                  stride=112, logit_scale=40.0, prob_thd=0.0, area_thd=None, precision='auto', keep_scores=False,
-                 text_cache=None):
+                 text_cache=None, window_batch='auto', compile=False, models=None):
         given = dict(attention=attention, residual=residual, mlp=mlp)
         own = METHODS[self.own_method] if self.own_method else {}
         method = resolve_method({**own, **{key: value for key, value in given.items() if value is not None}})
         needs_vfm = find_attention(method['attention'])[1]
         if needs_vfm and vfm is None:
             raise UserError(f'the attention map {method["attention"]!r} needs a VFM: name one, such as --vfm dino_vit-b8')
-        check_settings(window, stride, logit_scale)
+        check_settings(window, stride, logit_scale, window_batch)
         feedback = MODELS.build(feedback) if feedback else None
-        dtype = PRECISIONS[resolve_precision(precision)]
-        if dtype is torch.float32:
-            torch.backends.cudnn.allow_tf32 = False  # the patch embedding would be rounded to 10 bits
         check_keys(backbone, BACKBONE_KEYS, 'backbone')
-        clip, tokenizer = load_clip(**backbone)
+        precision, models = resolve_precision(precision), {} if models is None else models
+        clip, tokenizer, digest = _once(models, _load_backbone, backbone, precision)
         mean, std = (clip.visual.preprocess_cfg[key] for key in ('mean', 'std'))
         super().__init__(data_preprocessor=ImageListPreprocessor(mean, std))
 
         self.method, self.feedback = method, feedback
-        self.window, self.stride = window, stride
+        self.window, self.stride, self.window_batch = window, stride, window_batch
         self.logit_scale, self.prob_thd, self.area_thd = logit_scale, prob_thd, area_thd
         self.keep_scores = keep_scores
-        self.weights = dict(backbone=weights_digest(clip))
+        self.weights = dict(backbone=digest)
         self.text_tower, self.text_cache = (clip, tokenizer), text_cache  # a tuple: its device is not the runner's
         self.register_buffer('text', torch.empty(0), persistent=False)
         if words is not None:
             self.set_words(words, get_device())
             self.text_tower = None
-        self.visual = clip.visual.to(dtype)
-        self.vfm = MODELS.build(vfm) if needs_vfm else None
+        self.visual, self.vfm = clip.visual, None
+        self.trunk = torch.compile(trunk) if compile else trunk
         if needs_vfm:
-            self.weights['vfm'] = weights_digest(self.vfm)
-            self.vfm.to(dtype)
+            self.vfm, self.weights['vfm'] = _once(models, _load_vfm, vfm, precision, compile)
         self.multiple = check_window(window, self.visual.patch_size, self.vfm)
         self.eval()
 
@@ -169,8 +173,8 @@ class TrainingFreeSegmentor(BaseSegmentor):
             device (str): where the text tower works; by default where the model is.
         """
         self.words_per_class = [len(group) for group in words]
-        queries = [query for group in words for query in group]
-        text = encode_queries(*self.text_tower, queries, self.weights['backbone'], device or self.text.device,
+        self.queries = [query for group in words for query in group]
+        text = encode_queries(*self.text_tower, self.queries, self.weights['backbone'], device or self.text.device,
                               self.text_cache)
         self.text = text.to(self.text.device)
 
@@ -182,29 +186,30 @@ class TrainingFreeSegmentor(BaseSegmentor):
             data_samples (list of SegDataSample): their `ori_shape` is the original size; without it, the input's.
         """
         samples = data_samples or [SegDataSample() for _ in inputs]
-        for image, sample in zip(inputs, samples):
-            size = sample.metainfo.get('ori_shape', image.shape[1:])[:2]
-            labels, scores = self._labels(image, size)
+        for sample, (cosines, ) in zip(samples, overlap_adds([self], inputs, original_sizes(inputs, samples))):
+            labels, scores = self.labels(cosines)
             sample.pred_sem_seg = PixelData(data=labels[None])
             if self.keep_scores:
                 sample.seg_logits = PixelData(data=scores)
         return samples
 
     @torch.no_grad()
-    def _labels(self, image, size):
-        """Return labels (height, width), and scores (K, height, width) where they are kept; blocks of rows at a time."""
-        cosines = slide_rows(image, self.window_cosines, self.window, self.stride, self.multiple, size)
+    def labels(self, cosines):
+        """Return the labels (height, width) of an image's `OverlapAdd`, and its scores (K, height, width) or None.
+
+        Scores are made in blocks of rows, and returned only where they are to be kept.
+        """
 
         def scores(rows):
-            return class_scores(cosines(rows), self.words_per_class, self.logit_scale)
+            return class_scores(cosines.rows(rows), self.words_per_class, self.logit_scale)
 
         if self.keep_scores:
             kept = scores(slice(None))
             return label_map(kept, self.prob_thd, self.area_thd), kept
-        block = max(1, BLOCK_SCORES // (len(self.text) * size[1]))
-        return label_rows(scores, size[0], block, self.prob_thd, self.area_thd), None
+        height, width = cosines.size
+        block = max(1, BLOCK_SCORES // (len(self.text) * width))
+        return label_rows(scores, height, block, self.prob_thd, self.area_thd), None
 
-    @torch.no_grad()
     def pixel_cosines(self, image, size=None):
         """Return the cosines of an image's pixels with the queries: (Q, height, width) float32.
 
@@ -212,20 +217,16 @@ class TrainingFreeSegmentor(BaseSegmentor):
             image (3, height, width): normalised with the backbone's mean and std.
             size (int, int): height and width of the result; by default the image's.
         """
-        return slide(image, self.window_cosines, self.window, self.stride, self.multiple, size)
-
-    def window_cosines(self, images):
-        """Return the cosines (B, N, Q) of windows (B, 3, height, width), and their grid."""
-        return patch_logits(self.visual, images, self.text, method=self.method, feedback=self.feedback,
-                            vfm_features=self._features(images))
+        [(cosines, )] = overlap_adds([self], [image], [size or image.shape[1:]])
+        return cosines.rows()
 
     @torch.no_grad()
     def inspect(self, image, index):
         """Return the `fsa_seg.methods.Inspection` of the patch at row and column `index` of one window (1, 3, h, w)."""
         return inspect_patch(self.visual, image, self.text, index, method=self.method, feedback=self.feedback,
-                             vfm_features=self._features(image))
+                             vfm_features=self.features(image))
 
-    def _features(self, images):
+    def features(self, images):
         """Return the VFM's features of normalised windows, or None where the method has no VFM."""
         if self.vfm is None:
             return None
@@ -281,3 +282,31 @@ class ClearCLIP(TrainingFreeSegmentor):
 class ProxyCLIP(TrainingFreeSegmentor):
     """ProxyCLIP (arXiv 2408.04883): attention of a VFM's features, no residual, no MLP."""
     own_method = 'proxyclip'
+
+
+def _once(made, make, *arguments):
+    """Return what `make` makes of JSON-ready arguments, from `made` (dict) if it is there."""
+    key = json.dumps([make.__name__, *arguments], sort_keys=True)
+    if key not in made:
+        made[key] = make(*arguments)
+    return made[key]
+
+
+def _load_backbone(config, precision):
+    """Return a CLIP model with its image tower in a precision, its tokenizer, and the digest of its weights."""
+    if precision == 'fp32':
+        torch.backends.cudnn.allow_tf32 = False  # the patch embedding would be rounded to 10 bits
+    clip, tokenizer = load_clip(**config)
+    digest = weights_digest(clip)
+    clip.visual.to(PRECISIONS[precision])
+    return clip, tokenizer, digest
+
+
+def _load_vfm(config, precision, compile):
+    """Return a VFM in a precision, and the digest of its weights."""
+    vfm = MODELS.build(config)
+    digest = weights_digest(vfm)
+    vfm.to(PRECISIONS[precision])
+    if compile:
+        vfm.compile()
+    return vfm, digest

@@ -2,19 +2,18 @@
 
 Trunk and VFM run once each and are shared; what a row adds is the last block under its method, and its feedback.
 """
-import ctypes
 import hashlib
 import importlib.util
 import json
 import math
 import os
-import time
 
 import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
 from fsa_seg.clip import load_clip, trunk
+from fsa_seg.device import measured
 from fsa_seg.feedback import prune
 from fsa_seg.methods import LastBlock, resolve_feedback, token_logits
 from fsa_seg.parts import feedback_of, load_parts, method_of, part_config
@@ -156,27 +155,6 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
     return dict(difference=difference)
 
 
-def measured(function, device):
-    """Return a function's result, and what it cost: (result, (seconds, bytes of memory at its peak, or NaN if unknown)).
-
-    On a CPU the peak is the process's, beyond what it held before (Linux alone); on a GPU the allocator's.
-    """
-    cuda = torch.device(device).type == 'cuda'
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        before = _reset_peak()
-    start = time.perf_counter()
-    result = function()
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() if cuda else _status('VmHWM')
-    return result, (seconds, max(0, peak - before) if before < math.inf else math.nan)
-
-
 def smoke_table(rows, where):
     """Return a Markdown table of smoke rows, under a line that says `where` they ran."""
     lines = [where, '', HEAD]
@@ -195,23 +173,3 @@ def smoke_table(rows, where):
 
 def _bytes(model):
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _reset_peak():
-    """Reset the process's peak of resident memory, and return what it holds now, in bytes."""
-    try:
-        ctypes.CDLL('libc.so.6').malloc_trim(0)
-        with open('/proc/self/clear_refs', 'w') as f:
-            f.write('5')
-    except (OSError, AttributeError):
-        return math.inf  # no way to know
-    return _status('VmRSS')
-
-
-def _status(key):
-    """Return an entry of /proc/self/status in bytes, 0 where there is none."""
-    try:
-        with open('/proc/self/status') as f:
-            return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
-    except (OSError, StopIteration):
-        return 0

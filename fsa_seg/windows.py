@@ -7,6 +7,8 @@ import functools
 import torch
 import torch.nn.functional as F
 
+from fsa_seg.device import count_labels, to_device
+
 BACKGROUND = 0  # the class of pixels whose best score is below `prob_thd`, and the one that `area_thd` leaves out
 
 
@@ -25,44 +27,50 @@ def window_spans(side, window, stride):
     return [(start, min(start + window, side)) for start in starts]
 
 
-def slide(image, window_cosines, window, stride, multiple=(1, 1), size=None):
-    """Return the cosines of an image's pixels: (Q, height, width) float32, the mean over the windows that cover each.
-
-    Args: as of `slide_rows`.
-    """
-    return slide_rows(image, window_cosines, window, stride, multiple, size)(slice(None))
+def windows(height, width, window, stride):
+    """Return the windows of an image, row by row, as ((top, bottom), (left, right)) in pixels."""
+    return [(rows, columns) for rows in window_spans(height, window, stride)
+            for columns in window_spans(width, window, stride)]
 
 
-def slide_rows(image, window_cosines, window, stride, multiple=(1, 1), size=None):
-    """Return a function of a slice of pixel rows -> their cosines, (Q, rows, width) float32.
+class OverlapAdd:
+    """The cosines of an image's pixels: the mean over the windows that cover each.
 
     Each window's cosines are resized bilinearly (align_corners=False) to its pixels, summed over windows, divided by
     coverage, and resized bilinearly to `size`. All of that is linear, and apart for rows and columns, so that it is
     two products with small matrices. What is held are the products over the columns, (Q, h, width) for each row of
-    windows, and nothing of the height in pixels. A window whose sides are not multiples of `multiple` is padded with
-    zeros, split evenly, and its cosines are cropped back.
+    windows, and nothing of the height in pixels. The sum is taken in the order in which windows are added.
 
     Args:
-        image (3, height, width): normalised.
-        window_cosines: function of images (1, 3, h', w') -> cosines (1, N, Q) and their grid.
+        shape (int, int): height and width of the image, in pixels.
         window (int), stride (int): in pixels.
-        multiple (int, int): what a window's height and width have to be multiples of.
+        multiple (int, int): what a window's height and width are padded to multiples of; the padding is cropped back.
         size (int, int): height and width of the result; by default the image's.
     """
-    spans = [window_spans(side, window, stride) for side in image.shape[1:]]
-    pads = [_padding(spans[axis][0], multiple[axis]) for axis in (0, 1)]  # all windows are of one size
-    size = size or image.shape[1:]
-    parts = {}
-    for top, bottom in spans[0]:
-        for left, right in spans[1]:
-            cosines, grid = window_cosines(cut_window(image, (top, bottom), (left, right), multiple))
-            if not parts:
-                rows, columns = (_to_pixels(grid[axis], spans[axis], pads[axis], image.shape[1 + axis], size[axis],
-                                            cosines.device) for axis in (0, 1))  # yapf: disable
-            cosines = cosines[0].float().T.unflatten(1, grid)  # (Q, h, w)
-            part = cosines @ columns[left].T
-            parts[top] = part if top not in parts else parts[top] + part
-    return lambda some: sum(rows[top][some] @ part for top, part in parts.items())
+
+    def __init__(self, shape, window, stride, multiple=(1, 1), size=None):
+        self.shape, self.size = tuple(shape), tuple(size or shape)
+        self._spans = [window_spans(side, window, stride) for side in shape]
+        self._pads = [_padding(spans[0], side) for spans, side in zip(self._spans, multiple)]  # all windows are of one size
+        self._parts, self._matrices = {}, None
+
+    def add(self, rows, columns, cosines, grid):
+        """Add one window.
+
+        Args:
+            rows (int, int), columns (int, int): its first and last + 1 row and column, of `windows`.
+            cosines (N, Q): of its patches.
+            grid (int, int): (h, w) of the patches.
+        """
+        if self._matrices is None:
+            self._matrices = [_to_pixels(grid[axis], self._spans[axis], self._pads[axis], self.shape[axis], self.size[axis],
+                                         cosines.device) for axis in (0, 1)]  # yapf: disable
+        part = cosines.float().T.unflatten(1, tuple(grid)) @ self._matrices[1][columns[0]].T  # (Q, h, width)
+        self._parts[rows[0]] = part if rows[0] not in self._parts else self._parts[rows[0]] + part
+
+    def rows(self, some=slice(None)):
+        """Return a slice of pixel rows of the result, (Q, rows, width) float32."""
+        return sum(self._matrices[0][top][some] @ part for top, part in self._parts.items())
 
 
 def cut_window(image, rows, columns, multiple=(1, 1)):
@@ -145,7 +153,7 @@ def label_rows(score_rows, height, block, prob_thd=0.0, area_thd=None):
         areas = 0
         for span in spans:
             scores = score_rows(span)
-            areas = areas + scores.argmax(0).flatten().bincount(minlength=len(scores))
+            areas = areas + count_labels(scores.argmax(0), len(scores))
         foreground = areas.clone()
         foreground[BACKGROUND] = 0
         small = areas <= area_thd * foreground.sum()
@@ -184,7 +192,7 @@ def _to_pixels(count, spans, pad, side, size, device):
     for start, end in spans:
         coverage[start:end] += 1
     resize = _resize_matrix(side, size) / coverage
-    return {start: (resize[:, start:end] @ window).to(device) for start, end in spans}
+    return {start: to_device(resize[:, start:end] @ window, device) for start, end in spans}
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ from fsa_seg import segmentor
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 from fsa_seg.methods import METHODS
+from fsa_seg.panel import window_cosines
 
 WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
 
@@ -150,5 +151,6 @@ def test_windows_that_are_too_small(window, message):
 def test_the_grid_is_known_before_a_window_runs(method):
     model = build(method, window=96, stride=64)
     for height, width in ((96, 64), (90, 50), (16, 7)):
-        images = torch.zeros(1, 3, *(-(-side // multiple) * multiple for side, multiple in zip((height, width), model.multiple)))
-        assert model.window_cosines(images)[1] == model.grid(height, width)
+        crop = torch.zeros(3, height, width), (0, height), (0, width)
+        [(_, _, grid)] = window_cosines([model], [crop])
+        assert grid == model.grid(height, width)

@@ -112,8 +112,8 @@ def test_cells_that_differ_in_name_alone_run_once(tmp_path, monkeypatch):
                        runtime=dict(workers=0, work_dir=str(tmp_path))) for protocol in ('proxyclip', 'fsa')]
     assert prepare(configs[0]) == prepare(configs[1])
     from fsa_seg import benchmark
-    run, runs = benchmark.run_cell, []
-    monkeypatch.setattr(benchmark, 'run_cell', lambda *arguments: runs.append(1) or run(*arguments))
+    run, runs = benchmark.run_panel, []
+    monkeypatch.setattr(benchmark, 'run_panel', lambda cells: runs.extend(cells) or run(cells))
     results = run_cells(configs, list)
     assert len(runs) == 1
     assert [result['cell']['protocol'] for result in results] == ['proxyclip', 'fsa']

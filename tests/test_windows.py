@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fsa_seg.windows import class_scores, label_map, label_rows, slide, slide_rows, window_spans
+from fsa_seg.windows import OverlapAdd, class_scores, cut_window, label_map, label_rows, window_spans, windows
 
 
 def test_spans_start_at_multiples_and_the_last_is_shifted_inside():
@@ -9,6 +9,19 @@ def test_spans_start_at_multiples_and_the_last_is_shifted_inside():
     assert window_spans(5, 4, 3) == [(0, 4), (1, 5)]
     assert window_spans(3, 4, 3) == [(0, 3)]  # smaller than the window: one window of its own size
     assert len(window_spans(448, 224, 112)) * len(window_spans(896, 224, 112)) == 3 * 7
+
+
+def added(image, window_cosines, window, stride, multiple=(1, 1), size=None):
+    """Return the `OverlapAdd` of an image's windows, under a stand-in for a model."""
+    cosines = OverlapAdd(image.shape[1:], window, stride, multiple, size)
+    for rows, columns in windows(*image.shape[1:], window, stride):
+        found, grid = window_cosines(cut_window(image, rows, columns, multiple))
+        cosines.add(rows, columns, found[0], grid)
+    return cosines
+
+
+def slide(*arguments, **options):
+    return added(*arguments, **options).rows()
 
 
 def mean_color(images):
@@ -57,7 +70,7 @@ def test_blocks_of_rows_are_those_of_the_whole():
     torch.manual_seed(0)
     image = torch.rand(3, 14, 20)
     whole = slide(image, mean_color, 8, 6, size=(37, 21))
-    rows = slide_rows(image, mean_color, 8, 6, size=(37, 21))
+    rows = added(image, mean_color, 8, 6, size=(37, 21)).rows
     parts = [rows(slice(start, start + 5)) for start in range(0, 37, 5)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-6, rtol=1e-6)
 

@@ -24,6 +24,8 @@ def parse_args(argv=None):
     add_data_options(parser)
     add_run_options(parser)
     parser.add_argument('--force', action='store_true', help='run cells again whose result is there')
+    parser.add_argument('--panel', type=int, default=32, metavar='N',
+                        help='cells that share one pass over the data, at most (default: 32; 1 shares nothing)')
     parser.add_argument('--picture', metavar='FILE', help='also draw one image under every row')
     parser.add_argument('--picture-of', metavar='D', help='the data set whose first image is drawn (default: the first)')
     return parser.parse_args(argv)
@@ -72,7 +74,8 @@ def run_data(args, cells, given):
     datasets = list(dict.fromkeys(config.cell.dataset for config in configs))
     shown = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
     work_dir = configs[0].work_dir
-    results = run_cells(configs, lambda cells: tqdm(cells, desc='cells', unit='cell'), args.force)
+    results = run_cells(configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force,
+                        args.panel)
     finish(table(results, datasets), work_dir, args.suite, 'results')
     if args.picture:
         write_picture(picture_of_rows([config for config in configs if config.cell.dataset == shown]), args.picture)

@@ -1,5 +1,6 @@
 """What the command-line tools share: options, and errors as one line."""
 import contextlib
+import ctypes
 import os
 import sys
 import warnings
@@ -44,19 +45,25 @@ def add_run_options(parser):
     """Add the options that cannot change a number."""
     parser.add_argument('--work-dir', metavar='W', help='folder of results and logs (default: work_dirs)')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that load images (default: 4, mini: 0)')
-    parser.add_argument('--batch-size', type=int, metavar='N', help='images per step and process (default: 1)')
+    parser.add_argument('--batch-size', type=int, metavar='N', help='images per step and process (default: 1, on a GPU 8)')
+    parser.add_argument('--window-batch', metavar='N',
+                        help='windows at once, also of neighbouring images (default: auto, by free memory; on a CPU 1)')
+    parser.add_argument('--compile', action='store_true', default=None, help='torch.compile for trunk and VFM')
 
 
 def runtime_options(args):
     """Return the given ones of `add_run_options`, as entries of configs/runtime.py."""
-    names = ('work_dir', 'workers', 'batch_size')
+    names = ('work_dir', 'workers', 'batch_size', 'window_batch', 'compile')
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if given.get('window_batch', '').isdigit():
+        given['window_batch'] = int(given['window_batch'])
     return {**(dict(workers=0, log_interval=5) if args.mini else {}), **given}
 
 
 def main_wrapper(main):
     """Run a tool: a UserError ends it with one message and status 1, an interrupt with status 130."""
     warnings.filterwarnings('ignore', message='Fail to import')
+    keep_memory()
     try:
         with contextlib.redirect_stdout(None):  # mmseg prints a debugging line when it is imported
             from fsa_seg.errors import UserError
@@ -73,3 +80,11 @@ def main_wrapper(main):
     except KeyboardInterrupt:
         print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
         sys.exit(130)
+
+
+def keep_memory():
+    """Have glibc keep large blocks that were freed for the next ones: to get them anew costs much of the time on a CPU."""
+    with contextlib.suppress(OSError, AttributeError):  # another system's C library
+        mallopt = ctypes.CDLL('libc.so.6').mallopt
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

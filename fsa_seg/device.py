@@ -1,0 +1,93 @@
+"""What differs between a CPU and a GPU: copies, counts, and what time and memory are measured by."""
+import ctypes
+import math
+import time
+
+import torch
+
+
+def to_device(tensor, device):
+    """Return a tensor on a device; one of the host goes to a GPU without waiting for it."""
+    if torch.device(device).type == 'cuda' and tensor.device.type == 'cpu':
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def to_host(tensor):
+    """Start copying a tensor to the host, and return a function that waits for the copy and returns it."""
+    if tensor.device.type != 'cuda':
+        return tensor.cpu
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+    return lambda: done.synchronize() or host
+
+
+def count_labels(labels, count):
+    """Return how often each of 0 to count − 1 occurs, (count,) int64; unlike `bincount`, no GPU is waited for.
+
+    Args:
+        labels (any shape): int64, from 0 to count − 1.
+        count (int): see above.
+    """
+    labels = labels.flatten()
+    return torch.zeros(count, dtype=torch.int64, device=labels.device).scatter_add_(0, labels, torch.ones_like(labels))
+
+
+def measured(function, device):
+    """Return a function's result, and what it cost: (result, (seconds, bytes of memory at its peak, or NaN if unknown)).
+
+    On a CPU the peak is the process's, beyond what it held before (Linux alone); on a GPU the allocator's.
+    """
+    cuda = torch.device(device).type == 'cuda'
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        before = _reset_peak()
+    start = time.perf_counter()
+    result = function()
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() if cuda else _status('VmHWM')
+    return result, (seconds, max(0, peak - before) if before < math.inf else math.nan)
+
+
+def batch_that_fits(run, device, most=64):
+    """Return how many windows fit at once into half of a GPU's free memory: a power of two; 1 on a CPU.
+
+    On a CPU batches of windows are no faster (`tools/measure.py`): one window fills its caches.
+
+    Args:
+        run: function that computes one window.
+        device (torch.device): see above.
+        most (int): never more than these.
+    """
+    if device.type != 'cuda':
+        return 1
+    _, (_, peak) = measured(run, device)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    fitting = min(most, max(1, int(free / 2 / max(peak, 1))))
+    return 2**(fitting.bit_length() - 1)
+
+
+def _reset_peak():
+    """Reset the process's peak of resident memory, and return what it holds now, in bytes."""
+    try:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        with open('/proc/self/clear_refs', 'w') as f:
+            f.write('5')
+    except (OSError, AttributeError):
+        return math.inf  # no way to know
+    return _status('VmRSS')
+
+
+def _status(key):
+    """Return an entry of /proc/self/status in bytes, 0 where there is none."""
+    try:
+        with open('/proc/self/status') as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
+    except (OSError, StopIteration):
+        return 0

@@ -1,0 +1,165 @@
+import pytest
+import torch
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+from conftest import MINI
+from fsa_seg import benchmark, panel
+from fsa_seg.benchmark import prepare, run_cells, run_panel
+from fsa_seg.config import compose
+from fsa_seg.errors import UserError
+from fsa_seg.methods import METHODS
+from fsa_seg.panel import label_field
+
+WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
+
+
+def member(method, fsa=None, **options):
+    config = compose('voc21', method, fsa, 'toy', 'toy').model
+    return dict(config, **dict(dict(words=WORDS, window=100, stride=64), **options))
+
+
+MEMBERS = [*(member(method, fsa) for method in METHODS for fsa in (None, 'fsa')),
+           member('sclip', 'fsa', words=[['cow'], ['river; brook', 'sky'], ['tree']], logit_scale=60.0),
+           member('proxyclip', dict(lam=1.0), prob_thd=0.4, area_thd=0.1)]  # yapf: disable
+
+
+def batch():
+    """Two images of different size, one lower than the window and of no whole number of patches."""
+    torch.manual_seed(0)
+    images = [torch.randint(256, (3, h, w), dtype=torch.uint8) for h, w in ((132, 180), (90, 203))]
+    return dict(inputs=images, data_samples=[SegDataSample(metainfo=dict(ori_shape=size)) for size in ((50, 71), (96, 33))])
+
+
+def count_runs(model, runs):
+    """Note each run of the trunk and of the VFM, by the size of its batch."""
+    visual, vfm = model.visual, model.vfm
+    visual.conv1.register_forward_hook(lambda _, inputs, out: runs.append(('trunk', *inputs[0].shape)))
+    if vfm is not None:
+        vfm.register_forward_hook(lambda _, inputs, out: runs.append(('VFM', *inputs[0].shape)))
+
+
+def test_each_member_gives_what_it_gives_alone():
+    """Bit for bit, for members that differ in method, feedback, words and thresholds; trunk and VFM run once a window."""
+    together, runs = MODELS.build(dict(type='Panel', members=MEMBERS)), []
+    count_runs(together.members[-1], runs)
+    found = together.test_step(batch())
+    assert runs.count(('trunk', 1, 3, 112, 112)) == 3 * 2 and runs.count(('VFM', 1, 3, 112, 112)) == 3 * 2
+    assert runs.count(('trunk', 1, 3, 96, 112)) == runs.count(('VFM', 1, 3, 96, 112)) == 3
+    assert len(runs) == 2 * 9
+    seen = set()
+    for i, config in enumerate(MEMBERS):
+        alone = MODELS.build(config).test_step(batch())
+        for ours, theirs in zip(found, alone):
+            assert isinstance(ours.get(label_field(i)), PixelData)
+            assert torch.equal(ours.get(label_field(i)).data, theirs.pred_sem_seg.data)
+        seen.add(alone[0].pred_sem_seg.data.numpy().tobytes())
+    assert len(seen) > 5  # the members are not all alike
+
+
+def test_members_share_their_models():
+    """Weights are held once, whatever the number of members."""
+    together = MODELS.build(dict(type='Panel', members=MEMBERS))
+    assert len({id(m.visual) for m in together.members}) == 1
+    assert len({id(m.vfm) for m in together.members if m.vfm is not None}) == 1
+
+
+@pytest.mark.parametrize('size', [2, 5])
+def test_windows_in_batches(size):
+    """Windows of both images go together where their size allows; the labels are those of one at a time."""
+    config = member('proxyclip', 'fsa', stride=20)
+    one, several, runs = MODELS.build(config), MODELS.build(dict(config, window_batch=size)), []
+    count_runs(several, runs)
+    data = batch()
+    data['inputs'][1] = data['inputs'][1].repeat(1, 2, 1)[:, :110]
+    expected, found = one.test_step(data), several.test_step(batch() | dict(inputs=data['inputs']))
+    windows = 3 * 5 + 2 * 7
+    assert [run[1] for run in runs if run[0] == 'trunk'] == [size] * (windows // size) + [windows % size] * (windows % size > 0)
+    for a, b in zip(expected, found):
+        agree = (a.pred_sem_seg.data == b.pred_sem_seg.data).float().mean()
+        assert agree > 0.999
+    again = several.test_step(batch() | dict(inputs=data['inputs']))
+    assert all(torch.equal(a.pred_sem_seg.data, b.pred_sem_seg.data) for a, b in zip(found, again))
+
+
+def test_an_image_is_complete_before_the_next_is_begun():
+    """What is held of one image is free before the next one's windows run."""
+    model, events = MODELS.build(member('maskclip')), []
+    model.visual.conv1.register_forward_hook(lambda *_: events.append('window'))
+    images = [torch.zeros(3, 100, 164), torch.zeros(3, 100, 100)]
+    for _ in panel.overlap_adds([model], images, [(10, 10)] * 2):
+        events.append('image')
+    assert events == ['window', 'window', 'image', 'window', 'image']
+
+
+@pytest.mark.parametrize('change', [dict(window=96), dict(precision='bf16'), dict(backbone=dict(model='local-dir:other'))])
+def test_members_that_do_not_fit_together(change):
+    with pytest.raises(ValueError, match=f'differ in {next(iter(change))}'):
+        MODELS.build(dict(type='Panel', members=[MEMBERS[0], dict(MEMBERS[1], **change)]))
+
+
+@pytest.mark.parametrize('window_batch', [0, 1.5, 'all'])
+def test_bad_window_batches(window_batch):
+    with pytest.raises(UserError, match='window_batch is'):
+        MODELS.build(member('maskclip', window_batch=window_batch))
+
+
+def configs(tmp_path, **options):
+    options = dict(dict(dataset='voc21', backbone='toy', vfm='toy', data_root=MINI, protocol='proxyclip', limit=3,
+                        runtime=dict(workers=0, work_dir=str(tmp_path), log_level='ERROR')), **options)
+    return [compose(method=method, feedback=fsa, **options) for method in ('maskclip', 'sclip') for fsa in (None, 'fsa')]
+
+
+def figures(result):
+    return {key: result[key] for key in ('cell', 'hash', 'metrics', 'confusion', 'images', 'weights', 'config', 'partial')}
+
+
+def test_results_are_those_of_single_runs(tmp_path):
+    """One pass for four cells, one file each; the counts of every image are those of a run of its own."""
+    passes = []
+    together = run_cells(configs(tmp_path / 'a'), lambda cells: passes.extend(cells) or cells)
+    assert [len(cells) for cells in passes] == [4] and [result['panel'] for result in together] == [4] * 4
+    apart = run_cells(configs(tmp_path / 'b'), list, most=1)
+    assert [result['panel'] for result in apart] == [1] * 4
+    for ours, theirs in zip(together, apart):
+        theirs['config'] = theirs['config'].replace(str(tmp_path / 'b'), str(tmp_path / 'a'))
+        assert figures(ours) == figures(theirs)
+    assert len({result['metrics']['mIoU'] for result in together}) == 4
+    assert len(list((tmp_path / 'a' / 'results').iterdir())) == 4
+    with pytest.raises(UserError, match='has to be at least 1'):
+        run_cells(configs(tmp_path / 'b'), list, most=0)
+
+
+def test_cells_of_other_windows_run_in_another_pass(tmp_path):
+    """As do those of another data set, backbone or precision; the order of the results is that of the cells."""
+    cells = configs(tmp_path) + configs(tmp_path, protocol='sclip') + configs(tmp_path, dataset='cityscapes')
+    cells = cells[::-1]
+    passes = []
+    results = run_cells(cells, lambda found: passes.extend(found) or found)
+    assert [len(found) for found in passes] == [4, 4, 4]
+    assert [result['cell'] for result in results] == [dict(config.cell) for config in cells]
+
+
+def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
+    """Images that all its cells have counted are not run again, whatever way the cells are grouped then."""
+    cells = configs(tmp_path)
+    expected = [figures(result) for result in run_cells(cells, list)]
+    for path in (tmp_path / 'results').iterdir():
+        path.unlink()
+    prepared = [(config, prepare(config), benchmark.result_path(config, prepare(config))) for config in cells]
+    labels, calls = panel.Panel.predict, []
+
+    def interrupted(self, *arguments):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return labels(self, *arguments)
+
+    monkeypatch.setattr(panel.Panel, 'predict', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_panel(prepared)
+    monkeypatch.undo()
+    results = run_panel(prepared[2:]) + run_panel(prepared[:1]) + run_panel(prepared[1:2])
+    assert [result['images_resumed'] for result in results] == [2] * 4
+    assert [figures(results[i]) for i in (2, 3, 0, 1)] == expected
