@@ -130,15 +130,20 @@ class Smoke:
         return self._features[key]
 
 
+def load_reference():
+    """Return the module tests/reference.py, the dense evaluation of the formulae."""
+    spec = importlib.util.spec_from_file_location('reference', REFERENCE)
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    return reference
+
+
 def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
     """Return how far logits are from the dense evaluation of tests/reference.py, as a dict for a smoke row.
 
     Pruning is a threshold, and so is the zero below which a proxy map has no entries: the dense evaluation is given the
     choices that were made here, after it has found that those which it would make otherwise lie at the threshold.
     """
-    spec = importlib.util.spec_from_file_location('reference', REFERENCE)
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
     block = LastBlock(visual, tokens, grid, text, method, vfm_features)
     keep = support = fsa = None
     if vfm_features is not None:
@@ -147,7 +152,7 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
         uniform, (*before, _) = block.uniform_cosines, block.rounds(feedback)
         keep = [prune(feedback.similarities(z, uniform), feedback.p).isfinite() for z in before]
         fsa = {key: value for key, value in vars(feedback).items() if key != 'block'}
-    expected = reference.logits(visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support,
+    expected = load_reference().logits(visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support,
                                 fsa=fsa)
     difference = float((logits - expected).abs().max())
     if difference > 1e-5:

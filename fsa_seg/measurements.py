@@ -1,0 +1,380 @@
+"""What the suite costs: time and memory by stage, against named references in the same run, and how they grow.
+
+Models have random weights, text and pixels are random: neither changes what is computed. Functions that are compared
+take turns, `repeats` times, after one run that is not counted; a time is their median, with the least and the most.
+
+Shape legend: N patches, Q queries.
+"""
+import functools
+import itertools
+import json
+import math
+import platform
+import statistics
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmseg.registry import DATASETS, MODELS
+from mmseg.structures import SegDataSample
+from torch.utils.flop_counter import FlopCounterMode
+
+from fsa_seg.config import compose, model_config
+from fsa_seg.device import measured
+from fsa_seg.evaluation import confusion
+from fsa_seg.methods import LastBlock, token_logits
+from fsa_seg.panel import overlap_adds, window_cosines
+from fsa_seg.parts import load_parts, load_protocol, protocol_settings
+from fsa_seg.results import row_name
+from fsa_seg.segmentor import PRECISIONS
+from fsa_seg.smoke import load_reference
+from fsa_seg.suites import load_suite, suite_cells
+from fsa_seg.windows import OverlapAdd, cut_window, windows
+
+PROTOCOL = 'proxyclip'  # of all measurements: windows, stride
+ROWS = list(itertools.product(('maskclip', 'sclip', 'clearclip', 'proxyclip'), (None, 'fsa')))  # of one backbone's column
+IMAGE = (336, 448)  # pixels of a resized image
+LARGE = (128, 847)  # side of the grid of a 1024-pixel window at patch 8, and ADE20K's longest list of queries
+
+
+class Cost(NamedTuple):
+    """What a function cost.
+
+    Attributes:
+        times (list of float): seconds of each run.
+        bytes (float): memory at its peak beyond what was held before; NaN where that cannot be known.
+    """
+    times: list
+    bytes: float
+
+    seconds = property(lambda self: statistics.median(self.times))
+    mebibytes = property(lambda self: '–' if math.isnan(self.bytes) else f'{self.bytes / 2**20:.0f}')
+
+    def __str__(self):
+        digits = 3 if self.seconds < 1 else 2
+        spread = f' ({min(self.times):.{digits}f}–{max(self.times):.{digits}f})' if len(self.times) > 1 else ''
+        return f'{self.seconds:.{digits}f} s{spread}'
+
+
+class Measurements:
+    """The sections of measurements, each a method that returns a list of rows (dicts with the same keys).
+
+    Args:
+        backbone (str), vfm (str): names of parts; models get random weights.
+        precision (str): 'fp32', 'fp16' or 'bf16'.
+        device (str): where to run.
+        repeats (int): see above; dense and compiled references, and the models of `attention33`, run at most 3 times.
+        mini (str): a data root with the toy world, whose images are decoded.
+        step: function () called after each timed run, to show progress.
+    """
+
+    def __init__(self, backbone, vfm, precision, device, repeats, mini, step=lambda: None):
+        self.backbone, self.vfm, self.precision, self.device = backbone, vfm, precision, torch.device(device)
+        self.repeats, self.mini, self.step = repeats, mini, step
+        self._models = {}
+
+    def stages(self):
+        """One image under ProxyCLIP + FSA, stage by stage, 21 queries: its windows one at a time."""
+        model = self._segmentor('proxyclip', 'fsa')
+        dataset = DATASETS.build(compose('voc21', data_root=self.mini, backbone='toy', vfm='toy').test_dataloader.dataset)
+        data = dataset[0]
+        image = model.data_preprocessor(dict(inputs=[data['inputs']]))['inputs'][0]
+        truth = data['data_samples'].gt_sem_seg.data[0].to(self.device)
+        crops = [(image, *one) for one in windows(*image.shape[1:], model.window, model.stride)]
+        cut = [cut_window(*crop, model.multiple) for crop in crops]
+        given = [(*model.trunk(model.visual, one), model.text, model.method, model.features(one)) for one in cut]
+        blocks, found = [LastBlock(model.visual, *one) for one in given], [list(window_cosines([model], [c])) for c in crops]
+        for block in blocks:
+            block.logits  # FSA is timed without the method's own map and readout, which are kept
+        add = functools.partial(OverlapAdd, image.shape[1:], model.window, model.stride, model.multiple, truth.shape)
+
+        def overlap():
+            whole = add()
+            for (_, rows, columns), [(_, cosines, grid)] in zip(crops, found):
+                whole.add(rows, columns, cosines[0], grid)
+            return whole
+
+        done = overlap()
+        labels = model.labels(done)[0]
+        costs = self._costs({
+            'decode and resize': lambda: dataset[0],
+            'trunk': lambda: [model.trunk(model.visual, one) for one in cut],
+            'VFM': lambda: [model.features(one) for one in cut],
+            'attention map': lambda: [LastBlock(model.visual, *one).attended for one in given],
+            'readout': lambda: [block.cosines(block.attended) for block in blocks],
+            'FSA': lambda: [list(block.rounds(model.feedback)) for block in blocks],
+            'overlap-add': overlap,
+            'post-processing': lambda: model.labels(done),
+            'metric': lambda: confusion(truth, labels, 21)})  # yapf: disable
+        rate = self._matmul_rate()
+        flops = {'trunk': self._flops(lambda: [model.trunk(model.visual, one) for one in cut]),
+                 'VFM': self._flops(lambda: [model.features(one) for one in cut])}
+        total = sum(cost.seconds for cost in costs.values())
+        rows = []
+        for name, cost in costs.items():
+            own = flops.get(name)
+            rows.append({'stage': name, 'time': str(cost), 'share': f'{100 * cost.seconds / total:.1f} %',
+                         'memory, MiB': cost.mebibytes, 'GFLOP': f'{own / 1e9:.0f}' if own else '–',
+                         'of the matmul rate': f'{100 * own / cost.seconds / rate:.0f} %' if own else '–'})
+        rows.append({'stage': f'one image, {len(crops)} windows', 'time': f'{total:.3f} s', 'share': '100 %', 'memory, MiB': '',
+                     'GFLOP': '', 'of the matmul rate': f'{rate / 1e9:.0f} GFLOP/s'})
+        return rows
+
+    def fsa(self):
+        """The last block with FSA on one window, against trunk + VFM, and against the dense evaluation of the tests."""
+        model = self._segmentor('proxyclip', 'fsa')
+        crop = cut_window(*self._image(model), model.multiple)
+        tokens, grid = model.trunk(model.visual, crop)
+        features, rows = model.features(crop), []
+        floor = self._costs({'floor': lambda: (model.trunk(model.visual, crop), model.features(crop))})['floor']
+        for queries in (21, 171, 847):
+            arguments = (model.visual, tokens, grid, self._text(model, queries))
+            functions = {fsa: functools.partial(token_logits, *arguments, method='proxyclip', feedback=fsa, vfm_features=features)
+                         for fsa in (None, True)}
+            cost = self._costs(functions)
+            count = features.shape[2] * features.shape[3]
+            row = {'N': count, 'Q': queries, 'trunk + VFM': str(floor), 'map + readout': str(cost[None]),
+                   'map + readout + FSA': str(cost[True]), 'of trunk + VFM': f'{100 * cost[True].seconds / floor.seconds:.1f} %',
+                   'memory, MiB': cost[True].mebibytes, '4·N·max(N, Q), MiB': f'{16 * count * max(count, queries) / 2**20:.0f}',
+                   'dense': '–', 'times faster': '–', 'dense memory, MiB': '–'}
+            if queries < 847:  # there it would hold 10 GiB
+                dense = functools.partial(load_reference().logits, *arguments, **model.method, features=features, fsa={})
+                sides = self._costs({'ours': functions[True], 'dense': dense}, most=3)
+                row.update({'dense': str(sides['dense']), 'dense memory, MiB': sides['dense'].mebibytes,
+                            'times faster': f'{sides["dense"].seconds / sides["ours"].seconds:.1f}'})
+            rows.append(row)
+        return rows
+
+    def large(self):
+        """The last block with FSA in blocks of rows, at the grid of a 1024-pixel window: no N×N map is held."""
+        side, queries = LARGE
+        model = self._segmentor('proxyclip', 'fsa')
+        cost = self._costs({'': self._random_block(model, side, queries)}, most=1)['']
+        return [{'N': side**2, 'Q': queries, 'time': str(cost), 'memory, MiB': cost.mebibytes,
+                 'one N×N map, MiB': f'{4 * side**4 / 2**20:.0f}'}]
+
+    def panel(self):
+        """Several cells in one pass over a window, against one after the other, and against trunk + VFMs."""
+        column = [self._segmentor(method, fsa) for method, fsa in ROWS]
+        suite = suite_cells(load_suite('attention33'), backbone=[self.backbone])
+        maps = [self._segmentor(cell['method'], cell['feedback'], cell.get('vfm')) for cell in suite]
+        return [self._panel(f'{len(column)}: four methods, with and without FSA', column),
+                self._panel(f'{len(maps)}: eleven attention maps, with and without FSA', maps)]
+
+    def _panel(self, name, members):
+        image = self._image(members[0])
+        vfms = list({id(m.vfm): m for m in members if m.vfm is not None}.values())
+
+        def floor():
+            members[0].trunk(members[0].visual, cut_window(*image, members[0].multiple))
+            for m in vfms:
+                m.features(cut_window(*image, m.multiple))
+
+        cost = self._costs({'floor': floor, 'one pass': lambda: list(window_cosines(members, [image])),
+                            'alone': lambda: [list(window_cosines([m], [image])) for m in members]}, most=3)  # yapf: disable
+        least = cost['floor'].seconds
+        return {'rows': name, 'VFMs': len(vfms), 'floor: trunk + VFMs': str(cost['floor']), 'one pass': str(cost['one pass']),
+                'one after the other': str(cost['alone']), 'one pass / floor': f'{cost["one pass"].seconds / least:.2f}',
+                'one after the other / floor': f'{cost["alone"].seconds / least:.2f}',
+                'memory of the pass, MiB': cost['one pass'].mebibytes}
+
+    def batches(self):
+        """Windows of ProxyCLIP + FSA in batches, against one at a time."""
+        model, sizes = self._segmentor('proxyclip', 'fsa'), (1, 2, 4, 8)
+        crop = self._image(model)
+        costs = self._costs({size: lambda size=size: list(window_cosines([model], [crop] * size)) for size in sizes}, most=3)
+        return [{'windows at once': size, 'time': str(cost), 'windows per second': f'{size / cost.seconds:.2f}',
+                 'over one at a time': f'{size * costs[1].seconds / cost.seconds:.2f}', 'memory, MiB': cost.mebibytes}
+                for size, cost in costs.items()]
+
+    def precision_agreement(self):
+        """The share of pixels that get float32's labels in half precision: toy models, the mini split of VOC21."""
+        rows = []
+        for method, fsa in (('proxyclip', 'fsa'), ('sclip', 'fsa'), ('clip', None)):
+            config = compose('voc21', method, fsa, 'toy', 'toy', protocol=PROTOCOL, data_root=self.mini)
+            dataset, labels = DATASETS.build(config.test_dataloader.dataset), {}
+            for precision in PRECISIONS:
+                model = MODELS.build(dict(config.model, precision=precision)).to(self.device)
+                labels[precision] = []
+                for i in range(len(dataset)):
+                    data = dataset[i]
+                    out = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
+                    labels[precision].append(out.pred_sem_seg.data.flatten())
+                    self.step()
+            whole = {precision: torch.cat(maps) for precision, maps in labels.items()}
+            shares = {name: 100 * float((whole[name] == whole['fp32']).double().mean()) for name in ('fp16', 'bf16')}
+            rows.append({'method': row_name(config.cell), 'pixels': len(whole['fp32']),
+                         **{f'{name} as fp32': f'{share:.2f} %' for name, share in shares.items()}})
+        return rows
+
+    def growth(self):
+        """The last block with FSA over N and over Q; exponents are fitted to the last three of each."""
+        model, rows = self._segmentor('proxyclip', 'fsa'), []
+        series = {'N': [(side, 21) for side in (21, 28, 42, 64, 96)], 'Q': [(42, q) for q in (21, 60, 171, 400, 847)]}
+        for over, points in series.items():
+            costs = [self._costs({'': self._random_block(model, *point)}, most=3)[''] for point in points]
+            x = [side**2 if over == 'N' else queries for side, queries in points]
+            time_, memory = (_exponent(x, [getattr(cost, key) for cost in costs]) for key in ('seconds', 'bytes'))
+            rows += [{'over': over, 'N': side**2, 'Q': queries, 'time': str(cost), 'memory, MiB': cost.mebibytes,
+                      'exponent of time': time_, 'exponent of memory': memory, 'seconds': cost.seconds, 'bytes': cost.bytes}
+                     for (side, queries), cost in zip(points, costs)]
+        return rows
+
+    def compiled(self):
+        """Trunk and VFM under `torch.compile`, against themselves."""
+        plain = self._segmentor('proxyclip', None)
+        fast = self._segmentor('proxyclip', None, compile=True)
+        crop = cut_window(*self._image(plain), plain.multiple)
+        start = time.perf_counter()
+        try:
+            fast.trunk(fast.visual, crop), fast.features(crop)
+        except Exception as error:  # no compiler, an operation that it does not know, ...
+            return [{'model': 'trunk, VFM', 'plain': '–', 'compiled': f'not here: {type(error).__name__}', 'times faster': '–'}]
+        seconds, rows = time.perf_counter() - start, []
+        for name, run in (('trunk', lambda m: m.trunk(m.visual, crop)), ('VFM', lambda m: m.features(crop))):
+            cost = self._costs({m: functools.partial(run, m) for m in (plain, fast)}, most=5)
+            rows.append({'model': name, 'plain': str(cost[plain]), 'compiled': str(cost[fast]),
+                         'times faster': f'{cost[plain].seconds / cost[fast].seconds:.2f}'})
+        return [*rows, {'model': 'both', 'plain': '', 'compiled': f'{seconds:.0f} s to compile', 'times faster': ''}]
+
+    def throughput(self):
+        """Images of 336×448 pixels per second under ProxyCLIP + FSA: windows in batches against one at a time."""
+        model, images = self._segmentor('proxyclip', 'fsa'), 8
+        inputs = [torch.rand(3, *IMAGE, device=self.device) for _ in range(images)]
+        model.window_batch = 'auto'
+        list(overlap_adds([model], inputs[:1], [IMAGE]))
+        found, costs, rate = model.window_batch, {}, self._matmul_rate()
+
+        def run(size):
+            model.window_batch = size
+            return model.predict(inputs, [SegDataSample(metainfo=dict(ori_shape=IMAGE)) for _ in inputs])
+
+        costs = self._costs({size: functools.partial(run, size) for size in dict.fromkeys((1, found))})
+        crop = cut_window(*self._image(model), model.multiple)
+        flops = self._flops(lambda: (model.trunk(model.visual, crop), model.features(crop)))
+        count = len(windows(*IMAGE, model.window, model.stride)) * images
+        return [{'windows at once': size, 'images per second': f'{images / cost.seconds:.2f}', 'time of 8': str(cost),
+                 'over one at a time': f'{costs[1].seconds / cost.seconds:.2f}',
+                 'trunk and VFM, of the matmul rate': f'{100 * flops * count / cost.seconds / rate:.0f} %'}
+                for size, cost in costs.items()]
+
+    def _segmentor(self, method, feedback, vfm=None, queries=21, **options):
+        """Return a segmentor with random weights and text; models are shared by all that are made here."""
+        parts = load_parts(method, feedback, self.backbone, vfm or self.vfm)
+        settings = protocol_settings(load_protocol(PROTOCOL, parts), None)
+        config = model_config(parts, settings, self.precision, self.device, random_weights=0)
+        model = MODELS.build(dict(config, models={} if options else self._models, **options)).to(self.device)
+        model.text, model.queries, model.words_per_class = self._text(model, queries), list(range(queries)), [1] * queries
+        return model
+
+    def _text(self, model, queries):
+        generator = torch.Generator().manual_seed(0)
+        return F.normalize(torch.randn(queries, model.visual.proj.shape[1], generator=generator), dim=-1).to(self.device)
+
+    def _image(self, model):
+        """Return a window of random pixels, as of `window_cosines`."""
+        image = torch.rand(3, model.window, model.window, generator=torch.Generator().manual_seed(0)).to(self.device)
+        return image, (0, model.window), (0, model.window)
+
+    def _random_block(self, model, side, queries):
+        """Return a function that runs map, readout and FSA on a grid of features of `side`, twice as fine as CLIP's."""
+        generator = torch.Generator().manual_seed(0)
+        half, width = max(1, side // 2), model.visual.proj.shape[0]
+        tokens = torch.randn(1, 1 + half**2, width, generator=generator)
+        coarse = F.interpolate(torch.randn(1, width, 6, 6, generator=generator), (side, side))
+        features = 0.5 * coarse + torch.randn(1, width, side, side, generator=generator)
+        dtype, text = PRECISIONS[self.precision], self._text(model, queries)
+        tokens, features = tokens.to(self.device, dtype), features.to(self.device, dtype)
+        return lambda: token_logits(model.visual, tokens, (half, half), text, method='proxyclip', feedback=True,
+                                    vfm_features=features)
+
+    def _matmul_rate(self):
+        """Return the rate of a product of large square matrices, the best of several, in FLOP per second."""
+        side = 8192 if self.device.type == 'cuda' else 2048
+        a = torch.randn(side, side, device=self.device, dtype=PRECISIONS[self.precision])
+        return 2 * side**3 / min(self._times({'': lambda: a @ a}, max(5, self.repeats))[''])
+
+    def _flops(self, run):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    @torch.no_grad()
+    def _costs(self, functions, most=math.inf):
+        """Return the `Cost` of each function of a dict; they take turns, and memory is seen in a run of its own."""
+        times = self._times(functions, min(self.repeats, most))
+        return {name: Cost(times[name], measured(function, self.device)[1][1]) for name, function in functions.items()}
+
+    @torch.no_grad()
+    def _times(self, functions, repeats):
+        times = {name: [] for name in functions}
+        for i, (name, function) in itertools.product(range(repeats + 1), functions.items()):
+            self._wait()
+            start = time.perf_counter()
+            function()
+            self._wait()
+            times[name] += [time.perf_counter() - start] if i else []
+            self.step()
+        return times
+
+    def _wait(self):
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize()
+
+
+SECTIONS = ('stages', 'fsa', 'large', 'panel', 'batches', 'precision_agreement', 'growth', 'compiled', 'throughput')
+
+
+def report(sections, where):
+    """Return Markdown of measured sections: dict of name -> rows, under a line that says `where` they were measured."""
+    parts = [where]
+    for name, rows in sections.items():
+        title = getattr(Measurements, name).__doc__.splitlines()[0]
+        keys = [key for key in rows[0] if key not in ('seconds', 'bytes')]
+        lines = ['| ' + ' | '.join(keys) + ' |', '|---' * len(keys) + '|']
+        lines += ['| ' + ' | '.join(str(row[key]) for key in keys) + ' |' for row in rows]
+        parts += [title, '\n'.join(lines)]
+    return '\n\n'.join(parts)
+
+
+def plot_growth(rows, path):
+    """Draw the growth of time and memory over N and over Q, of the rows of `Measurements.growth`, as a PNG."""
+    from matplotlib.figure import Figure
+    figure = Figure((9, 3.6), layout='constrained')
+    for axes, over in zip(figure.subplots(1, 2), 'NQ'):
+        some = [row for row in rows if row['over'] == over]
+        other = 'Q' if over == 'N' else 'N'
+        x = [row[over] for row in some]
+        twin = axes.twinx()
+        lines = axes.loglog(x, [row['seconds'] for row in some], 'o-', color='tab:blue',
+                            label=f'time, ∝ {over}^{some[0]["exponent of time"]}')
+        lines += twin.loglog(x, [row['bytes'] / 2**20 for row in some], 's--', color='tab:red',
+                             label=f'memory, ∝ {over}^{some[0]["exponent of memory"]}')
+        axes.set(xlabel='patches N' if over == 'N' else 'queries Q', ylabel='seconds', title=f'{other} = {some[0][other]}')
+        twin.set_ylabel('MiB beyond the inputs')
+        axes.legend(lines, [line.get_label() for line in lines], loc='upper left')
+    figure.savefig(path, dpi=100)
+
+
+def machine(device, precision):
+    """Return a line about the machine and the libraries."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{_cpu()}, {torch.get_num_threads()} threads'
+    return f'{name}; {precision}; torch {torch.__version__}, Python {platform.python_version()}.'
+
+
+def _cpu():
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as f:
+            name = next(line.split(':')[1].strip() for line in f if line.startswith('model name'))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f'{name} ({torch.backends.cpu.get_cpu_capability()})'
+
+
+def _exponent(x, y):
+    """Return the exponent of a power law through the last three points, as text; '–' where a value is unknown."""
+    x, y = np.log(x[-3:]), np.array(y[-3:])
+    return f'{np.polyfit(x, np.log(y), 1)[0]:.2f}' if (y > 0).all() and np.isfinite(y).all() else '–'
