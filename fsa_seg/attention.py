@@ -22,7 +22,7 @@ PROXY_BETA = 1.2  # ProxyCLIP's published default
 PROXY_GAMMA = 3.0  # ProxyCLIP's published default
 KEPT_ENTRIES = 2**24  # of a proxy map that is kept whole: N = 4096, 64 MiB in float32
 MIN_BLOCK = 256  # rows of a block, at least
-BLOCK_ENTRIES = 2**20  # of the rows that are held at once of any other map: 4 MiB in float32, which a CPU's caches hold
+BLOCK_ENTRIES = 2**19  # of the rows that are held at once of any other map: 2 MiB in float32, which a CPU's caches hold
 GPU_BLOCK_ENTRIES = 2**25  # the same on a GPU: 128 MiB
 SELF_MAPS = dict(qk=('q', 'k'), qq=('q', 'q'), kk=('k', 'k'), vv=('v', 'v'))
 ATTENTIONS = {}  # name -> (function of a `Block` that returns an AttentionMap, whether it needs VFM features)
@@ -207,7 +207,14 @@ def by_rows(rows, like, block=None):
     if len(spans) == 1:
         matrix = rows(spans[0])
         return lambda values: matrix.to(values.dtype) @ values
-    return lambda values: torch.cat([rows(span).to(values.dtype) @ values for span in spans], 1)
+
+    def apply(values):
+        out = torch.empty_like(values)
+        for span in spans:
+            out[:, span] = rows(span).to(values.dtype) @ values
+        return out
+
+    return apply
 
 
 def resize_tokens(tokens, grid, new_grid):

@@ -34,7 +34,7 @@ def isolate(z: Tensor, z_uniform: Tensor, scale=SCALE, uniform_scale=UNIFORM_SCA
     """
     if z_uniform is None:
         return scale * z.float()
-    return scale * z.float() - uniform_scale * z_uniform.float()
+    return (scale * z.float()).sub_(uniform_scale * z_uniform.float())
 
 
 def coherence(delta: Tensor, similarity='kl'):
@@ -53,10 +53,11 @@ def coherence(delta: Tensor, similarity='kl'):
 def coherence_rows(delta: Tensor, similarity='kl'):
     """Return a function of a slice of rows -> these rows of S, (B, n, N); see `coherence`."""
     probs = delta.softmax(-1)
+    del delta
     if similarity == 'cosine':
         unit = F.normalize(probs, dim=-1)
         return lambda rows: unit[:, rows] @ unit.transpose(1, 2)
-    log_probs = (probs + EPSILON).log()
+    log_probs = (probs + EPSILON).log_()
     negentropy = (probs * log_probs).sum(-1, keepdim=True)
 
     def some(rows):
@@ -80,11 +81,14 @@ def prune(similarity: Tensor, p: float):
         similarity (B, N, N): S of step 2.
         p (float): share of the row's probability to keep, above 0 and at most 1; 1 keeps all.
     """
+    return similarity.masked_fill(similarity < threshold(similarity, p), float('-inf'))
+
+
+def threshold(similarity: Tensor, p: float):
+    """Return a value that parts what pruning keeps of each row from the rest, (B, N, 1); see `prune`."""
     if p >= 1:
-        return similarity
-    on_cpu = similarity.device.type == 'cpu'
-    threshold = (_threshold_by_histogram if on_cpu else _threshold_by_order)(similarity, p)
-    return similarity.masked_fill(similarity < threshold, float('-inf'))
+        return similarity.new_full((1, 1, 1), float('-inf'))
+    return (_threshold_by_histogram if similarity.device.type == 'cpu' else _threshold_by_order)(similarity, p)
 
 
 def _threshold_by_order(similarity, p):
@@ -105,9 +109,10 @@ def _threshold_by_histogram(similarity, p):
     this form is for CPUs.
     """
     low, high = similarity.aminmax(dim=-1, keepdim=True)
-    bins = ((high - similarity) * ((BINS - 1) / (high - low).clamp_(min=1e-30))).long()  # no greater value has a later bin
-    mass = similarity.new_zeros(*similarity.shape[:-1], BINS)
-    mass = mass.scatter_add_(-1, bins, (similarity - high).exp_()).cumsum(-1)
+    weight = similarity - high
+    bins = (weight * ((1 - BINS) / (high - low).clamp_(min=1e-30))).long()  # no greater value has a later bin
+    mass = similarity.new_zeros(*similarity.shape[:-1], BINS).scatter_add_(-1, bins, weight.exp_()).cumsum(-1)
+    del weight
     target = p * mass[..., -1:]
     crossing = (mass <= target).sum(-1, keepdim=True)
     before = torch.where(crossing > 0, mass.gather(-1, (crossing - 1).clamp_(min=0)), 0)
@@ -119,15 +124,16 @@ def _threshold_by_histogram(similarity, p):
     return torch.where(kept > 0, least, least.nextafter(torch.full_like(least, float('inf'))))
 
 
-def adapt(similarity: Tensor, lam: float):
-    """Return W, the row softmax of S·exp(λ·S) over what pruning kept: (B, N, N), rows sum to 1 (FSA, step 4).
+def adapt(similarity: Tensor, lam: float, p: float):
+    """Return W, the row softmax of S·exp(λ·S) over what pruning keeps: (B, N, N), rows sum to 1 (FSA, step 4).
 
     Args:
-        similarity (B, N, N): S with pruned entries at −∞.
+        similarity (B, N, N): S, not pruned.
         lam (float): λ.
+        p (float): as of `prune`.
     """
     weighted = similarity.mul(lam).exp_().mul_(similarity)
-    return weighted.masked_fill_(similarity == float('-inf'), float('-inf')).softmax(-1)
+    return weighted.masked_fill_(similarity < threshold(similarity, p), float('-inf')).softmax(-1)
 
 
 def ensemble(attention: AttentionMap, apply_adapted, values: Tensor, terms=TERMS, attended=None):
@@ -212,7 +218,7 @@ class FSA:
             z, z_uniform: as of `similarities`.
         """
         rows = coherence_rows(self._isolated(z, z_uniform), self.similarity)
-        apply_adapted = by_rows(lambda span: adapt(prune(rows(span), self.p), self.lam), z, self.block)
+        apply_adapted = by_rows(lambda span: adapt(rows(span), self.lam, self.p), z, self.block)
         return ensemble(attention, apply_adapted, values, self.terms, attended)
 
     def _isolated(self, z, z_uniform):

@@ -22,7 +22,7 @@ from mmseg.structures import SegDataSample
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsa_seg.config import compose, model_config
-from fsa_seg.device import measured
+from fsa_seg.device import tensor_peak
 from fsa_seg.evaluation import confusion
 from fsa_seg.methods import LastBlock, token_logits
 from fsa_seg.panel import overlap_adds, window_cosines
@@ -44,13 +44,13 @@ class Cost(NamedTuple):
 
     Attributes:
         times (list of float): seconds of each run.
-        bytes (float): memory at its peak beyond what was held before; NaN where that cannot be known.
+        bytes (int): of tensors at their peak, beyond what was held before.
     """
     times: list
-    bytes: float
+    bytes: int
 
     seconds = property(lambda self: statistics.median(self.times))
-    mebibytes = property(lambda self: '–' if math.isnan(self.bytes) else f'{self.bytes / 2**20:.0f}')
+    mebibytes = property(lambda self: f'{self.bytes / 2**20:.0f}')
 
     def __str__(self):
         digits = 3 if self.seconds < 1 else 2
@@ -123,7 +123,11 @@ class Measurements:
         return rows
 
     def fsa(self):
-        """The last block with FSA on one window, against trunk + VFM, and against the dense evaluation of the tests."""
+        """The last block with FSA on one window, against trunk + VFM, and against the dense evaluation of tests/reference.py.
+
+        The latter in two forms: as the formulae stand, and with a map per head throughout, and pruning by a sort whose
+        indices are scattered back.
+        """
         model = self._segmentor('proxyclip', 'fsa')
         crop = cut_window(*self._image(model), model.multiple)
         tokens, grid = model.trunk(model.visual, crop)
@@ -138,12 +142,14 @@ class Measurements:
             row = {'N': count, 'Q': queries, 'trunk + VFM': str(floor), 'map + readout': str(cost[None]),
                    'map + readout + FSA': str(cost[True]), 'of trunk + VFM': f'{100 * cost[True].seconds / floor.seconds:.1f} %',
                    'memory, MiB': cost[True].mebibytes, '4·N·max(N, Q), MiB': f'{16 * count * max(count, queries) / 2**20:.0f}',
-                   'dense': '–', 'times faster': '–', 'dense memory, MiB': '–'}
+                   **{key: '–' for name in ('dense', 'per head') for key in (name, f'{name}, MiB', f'{name}: times faster')}}
             if queries < 847:  # there it would hold 10 GiB
                 dense = functools.partial(load_reference().logits, *arguments, **model.method, features=features, fsa={})
-                sides = self._costs({'ours': functions[True], 'dense': dense}, most=3)
-                row.update({'dense': str(sides['dense']), 'dense memory, MiB': sides['dense'].mebibytes,
-                            'times faster': f'{sides["dense"].seconds / sides["ours"].seconds:.1f}'})
+                sides = self._costs({'ours': functions[True], 'dense': dense,
+                                     'per head': functools.partial(dense, per_head=True)}, most=3)  # yapf: disable
+                for name in ('dense', 'per head'):
+                    row.update({name: str(sides[name]), f'{name}, MiB': sides[name].mebibytes,
+                                f'{name}: times faster': f'{sides[name].seconds / sides["ours"].seconds:.1f}'})
             rows.append(row)
         return rows
 
@@ -305,7 +311,7 @@ class Measurements:
     def _costs(self, functions, most=math.inf):
         """Return the `Cost` of each function of a dict; they take turns, and memory is seen in a run of its own."""
         times = self._times(functions, min(self.repeats, most))
-        return {name: Cost(times[name], measured(function, self.device)[1][1]) for name, function in functions.items()}
+        return {name: Cost(times[name], tensor_peak(function, self.device)) for name, function in functions.items()}
 
     @torch.no_grad()
     def _times(self, functions, repeats):
@@ -375,6 +381,6 @@ def _cpu():
 
 
 def _exponent(x, y):
-    """Return the exponent of a power law through the last three points, as text; '–' where a value is unknown."""
-    x, y = np.log(x[-3:]), np.array(y[-3:])
-    return f'{np.polyfit(x, np.log(y), 1)[0]:.2f}' if (y > 0).all() and np.isfinite(y).all() else '–'
+    """Return the exponent of a power law through the last three points, as text."""
+    x, y = x[-3:], y[-3:]
+    return f'{np.polyfit(np.log(x), np.log(y), 1)[0]:.2f}'

@@ -94,7 +94,7 @@ def inspect_patch(visual, images, text, index, *, method='proxyclip', feedback=T
     before, _ = list(block.rounds(feedback))[-2:]
     similarity = feedback.similarities(before, block.uniform_cosines)
     pruned = prune(similarity, feedback.p)
-    adapted = adapt(pruned, feedback.lam)
+    adapted = adapt(similarity, feedback.lam, feedback.p)
 
     def row_of(apply):
         return map_rows(apply, patch + first, block.values, block.heads).mean(0)[first:]

@@ -60,6 +60,14 @@ def threshold(similarity, p):
     return ordered.masked_fill(~fits, float('inf')).amin(-1, keepdim=True)
 
 
+def kept_by_order(similarity, p):
+    """Return the mask of what each row keeps, by sorting it and scattering what is kept back to its place."""
+    ordered, index = similarity.sort(dim=-1, descending=True)
+    fits = ordered.softmax(-1).cumsum(-1) <= p
+    fits[..., 0] = True
+    return torch.zeros_like(fits).scatter(-1, index, fits)
+
+
 def check_kept(similarity, keep, p, tolerance=1e-5):
     """Raise an AssertionError unless `keep` (B, N, N) is a mask that a correct evaluation may come to.
 
@@ -83,28 +91,37 @@ def similarities(z, z_uniform, isolation=True, scale=20, uniform_scale=35, simil
     return 1 / (1 + divergence)
 
 
-def adapted_attention(z, z_uniform, lam=3.0, p=0.45, keep=None, **settings):
-    """Return W (B, N, N); `keep` is a mask to prune by, in place of the one that p gives."""
+def adapted_attention(z, z_uniform, lam=3.0, p=0.45, keep=None, heads=None, **settings):
+    """Return W (B, N, N); `keep` is a mask to prune by, in place of the one that p gives.
+
+    With `heads` it is (B, H, N, N), each head's made by itself, and equal values at the threshold are not all kept.
+    """
     s = similarities(z, z_uniform, **settings)
+    if heads:
+        s = s[:, None].repeat(1, heads, 1, 1)
+        keep = kept_by_order(s, p)
     s = s.masked_fill(~(s >= threshold(s, p) if keep is None else keep), float('-inf'))
     weighted = s * (lam * s).exp()
     return weighted.masked_fill(s == float('-inf'), float('-inf')).softmax(-1)
 
 
 def logits(visual, tokens, grid, text, attention, residual=False, mlp=False, fsa=None, features=None, keep=None,
-           support=None):
+           support=None, per_head=False):
     """Return the cosines (B, N, Q) of a method, from the trunk's tokens (B, 1 + N, D).
 
     Args:
         fsa (dict): settings of the feedback; None for the bare method.
         keep (list of (B, N, N)), support (B, N, N): what to prune by in each round, and which entries a proxy map has;
             they have to be such as a correct evaluation may come to.
+        per_head (bool): hold a map for each head, also where all share it.
     """
     block = visual.transformer.resblocks[-1]
     heads = block.attn.num_heads
     q, k, v = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
     a = attention_matrix(attention, q, k, v, heads, features, support)
     cls = attention != 'proxy'
+    if per_head:
+        a = a.repeat(1, heads // a.shape[1], 1, 1)
     if not cls:
         def resize(x):
             image = x[:, 1:].transpose(1, 2).reshape(len(x), -1, *grid)
@@ -135,12 +152,12 @@ def logits(visual, tokens, grid, text, attention, residual=False, mlp=False, fsa
     for i in range(rounds):
         if keep is not None:
             check_kept(similarities(z, uniform, **fsa), keep[i], p)
-        w = adapted_attention(z, uniform, lam, p, keep[i] if keep is not None else None, **fsa)
+        w = adapted_attention(z, uniform, lam, p, keep[i] if keep is not None else None, heads if per_head else None, **fsa)
+        w = w if per_head else w[:, None]
         if cls:
-            extended = torch.zeros(len(w), count, count, device=v.device)
-            extended[:, 0, 0], extended[:, 1:, 1:] = 1, w
+            extended = torch.zeros(*w.shape[:2], count, count, device=v.device)
+            extended[..., 0, 0], extended[..., 1:, 1:] = 1, w
             w = extended
-        w = w[:, None]
         products = dict(WA=lambda: w @ (a / mass), AW=lambda: (a / mass) @ w, W=lambda: w)
         z = cosines(mass * sum(products[term]() for term in terms) / len(terms))
     return z

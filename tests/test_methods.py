@@ -58,6 +58,23 @@ def test_reference(tiny, attention, readout, fsa):
     expected = reference.logits(visual, tokens, clip_grid, text, **method, fsa=fsa, features=features)
     assert grid == ((5, 7) if attention == 'proxy' else (4, 6))
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    per_head = reference.logits(visual, tokens, clip_grid, text, **method, fsa=fsa, features=features, per_head=True)
+    torch.testing.assert_close(per_head, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(5, 7), (9, 10), (10, 9)])
+@pytest.mark.parametrize('residual', [False, True])
+@pytest.mark.parametrize('feedback', [None, True])
+def test_a_shared_map_on_coarser_equal_and_finer_grids(tiny, shape, residual, feedback):
+    """More patches than the width (90 and 64), so that the map mixes embeddings, not the columns of the resize."""
+    visual, text = tiny
+    torch.manual_seed(1)
+    images, features = torch.randn(2, 3, 144, 160), torch.randn(2, 12, *shape)
+    method = dict(attention='proxy', residual=residual, mlp=residual)
+    logits, grid = patch_logits(visual, images, text, method=method, feedback=feedback, vfm_features=features)
+    expected = reference.logits(visual, *trunk(visual, images), text, **method, fsa=feedback and {}, features=features)
+    assert grid == shape
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('fsa', [
