@@ -36,6 +36,7 @@ from fsa_seg.windows import OverlapAdd, cut_window, windows
 PROTOCOL = 'proxyclip'  # of all measurements: windows, stride
 ROWS = list(itertools.product(('maskclip', 'sclip', 'clearclip', 'proxyclip'), (None, 'fsa')))  # of one backbone's column
 IMAGE = (336, 448)  # pixels of a resized image
+GROWTH = dict(N=[(side, 21) for side in (21, 28, 42, 64, 96)], Q=[(42, queries) for queries in (21, 60, 171, 400, 847)])
 LARGE = (128, 847)  # side of the grid of a 1024-pixel window at patch 8, and ADE20K's longest list of queries
 
 
@@ -67,12 +68,13 @@ class Measurements:
         device (str): where to run.
         repeats (int): see above; dense and compiled references, and the models of `attention33`, run at most 3 times.
         mini (str): a data root with the toy world, whose images are decoded.
+        vfms (list of str): VFMs of the eleven attention maps; by default those of the suite `attention33`.
         step: function () called after each timed run, to show progress.
     """
 
-    def __init__(self, backbone, vfm, precision, device, repeats, mini, step=lambda: None):
+    def __init__(self, backbone, vfm, precision, device, repeats, mini, vfms=None, step=lambda: None):
         self.backbone, self.vfm, self.precision, self.device = backbone, vfm, precision, torch.device(device)
-        self.repeats, self.mini, self.step = repeats, mini, step
+        self.repeats, self.mini, self.vfms, self.step = repeats, mini, vfms, step
         self._models = {}
 
     def stages(self):
@@ -164,7 +166,8 @@ class Measurements:
     def panel(self):
         """Several cells in one pass over a window, against one after the other, and against trunk + VFMs."""
         column = [self._segmentor(method, fsa) for method, fsa in ROWS]
-        suite = suite_cells(load_suite('attention33'), backbone=[self.backbone])
+        chosen = {'vfm': self.vfms} if self.vfms else {}
+        suite = suite_cells(load_suite('attention33'), backbone=[self.backbone], **chosen)
         maps = [self._segmentor(cell['method'], cell['feedback'], cell.get('vfm')) for cell in suite]
         return [self._panel(f'{len(column)}: four methods, with and without FSA', column),
                 self._panel(f'{len(maps)}: eleven attention maps, with and without FSA', maps)]
@@ -178,8 +181,9 @@ class Measurements:
             for m in vfms:
                 m.features(cut_window(*image, m.multiple))
 
-        cost = self._costs({'floor': floor, 'one pass': lambda: list(window_cosines(members, [image])),
-                            'alone': lambda: [list(window_cosines([m], [image])) for m in members]}, most=3)  # yapf: disable
+        functions = {'floor': floor, 'one pass': lambda: list(window_cosines(members, [image])),
+                     'alone': lambda: [list(window_cosines([m], [image])) for m in members]}  # yapf: disable
+        cost = self._costs(functions, most=3, memory=['one pass'])
         least = cost['floor'].seconds
         return {'rows': name, 'VFMs': len(vfms), 'floor: trunk + VFMs': str(cost['floor']), 'one pass': str(cost['one pass']),
                 'one after the other': str(cost['alone']), 'one pass / floor': f'{cost["one pass"].seconds / least:.2f}',
@@ -188,7 +192,7 @@ class Measurements:
 
     def batches(self):
         """Windows of ProxyCLIP + FSA in batches, against one at a time."""
-        model, sizes = self._segmentor('proxyclip', 'fsa'), (1, 2, 4, 8)
+        model, sizes = self._segmentor('proxyclip', 'fsa'), (1, 2, 4)
         crop = self._image(model)
         costs = self._costs({size: lambda size=size: list(window_cosines([model], [crop] * size)) for size in sizes}, most=3)
         return [{'windows at once': size, 'time': str(cost), 'windows per second': f'{size / cost.seconds:.2f}',
@@ -218,8 +222,7 @@ class Measurements:
     def growth(self):
         """The last block with FSA over N and over Q; exponents are fitted to the last three of each."""
         model, rows = self._segmentor('proxyclip', 'fsa'), []
-        series = {'N': [(side, 21) for side in (21, 28, 42, 64, 96)], 'Q': [(42, q) for q in (21, 60, 171, 400, 847)]}
-        for over, points in series.items():
+        for over, points in GROWTH.items():
             costs = [self._costs({'': self._random_block(model, *point)}, most=3)[''] for point in points]
             x = [side**2 if over == 'N' else queries for side, queries in points]
             time_, memory = (_exponent(x, [getattr(cost, key) for cost in costs]) for key in ('seconds', 'bytes'))
@@ -240,7 +243,7 @@ class Measurements:
             return [{'model': 'trunk, VFM', 'plain': '–', 'compiled': f'not here: {type(error).__name__}', 'times faster': '–'}]
         seconds, rows = time.perf_counter() - start, []
         for name, run in (('trunk', lambda m: m.trunk(m.visual, crop)), ('VFM', lambda m: m.features(crop))):
-            cost = self._costs({m: functools.partial(run, m) for m in (plain, fast)}, most=5)
+            cost = self._costs({m: functools.partial(run, m) for m in (plain, fast)}, memory=[])
             rows.append({'model': name, 'plain': str(cost[plain]), 'compiled': str(cost[fast]),
                          'times faster': f'{cost[plain].seconds / cost[fast].seconds:.2f}'})
         return [*rows, {'model': 'both', 'plain': '', 'compiled': f'{seconds:.0f} s to compile', 'times faster': ''}]
@@ -251,13 +254,13 @@ class Measurements:
         inputs = [torch.rand(3, *IMAGE, device=self.device) for _ in range(images)]
         model.window_batch = 'auto'
         list(overlap_adds([model], inputs[:1], [IMAGE]))
-        found, costs, rate = model.window_batch, {}, self._matmul_rate()
+        found, rate = model.window_batch, self._matmul_rate()
 
         def run(size):
             model.window_batch = size
             return model.predict(inputs, [SegDataSample(metainfo=dict(ori_shape=IMAGE)) for _ in inputs])
 
-        costs = self._costs({size: functools.partial(run, size) for size in dict.fromkeys((1, found))})
+        costs = self._costs({size: functools.partial(run, size) for size in dict.fromkeys((1, found))}, memory=[])
         crop = cut_window(*self._image(model), model.multiple)
         flops = self._flops(lambda: (model.trunk(model.visual, crop), model.features(crop)))
         count = len(windows(*IMAGE, model.window, model.stride)) * images
@@ -308,10 +311,17 @@ class Measurements:
         return counter.get_total_flops()
 
     @torch.no_grad()
-    def _costs(self, functions, most=math.inf):
-        """Return the `Cost` of each function of a dict; they take turns, and memory is seen in a run of its own."""
+    def _costs(self, functions, most=math.inf, memory=None):
+        """Return the `Cost` of each function of a dict; they take turns, and memory is seen in a run of its own.
+
+        Args:
+            functions (dict): name -> function ().
+            most (int): of the repeats.
+            memory (list): names whose memory is wanted; by default all.
+        """
         times = self._times(functions, min(self.repeats, most))
-        return {name: Cost(times[name], tensor_peak(function, self.device)) for name, function in functions.items()}
+        peaks = {name: tensor_peak(functions[name], self.device) for name in (functions if memory is None else memory)}
+        return {name: Cost(times[name], peaks.get(name)) for name in functions}
 
     @torch.no_grad()
     def _times(self, functions, repeats):

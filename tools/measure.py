@@ -50,7 +50,7 @@ def main(argv=None):
     sections = {}
     with tqdm(total=len(names), desc='sections', unit='section') as bar:
         measurements = Measurements(args.backbone, args.vfm, precision, device, args.repeats,
-                                    os.path.join(ROOT, 'data', 'mini'), bar.refresh)
+                                    os.path.join(ROOT, 'data', 'mini'), step=bar.refresh)
         for name in names:
             bar.set_postfix_str(name)
             key = hashlib.sha256(json.dumps([name, *settings]).encode()).hexdigest()[:12]
