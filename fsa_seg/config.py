@@ -19,6 +19,7 @@ from fsa_seg.paths import CONFIGS, ROOT
 from fsa_seg.segmentor import check_settings, resolve_precision
 from fsa_seg.text import check_words, class_words, read_words
 
+RUNTIME = os.path.join(CONFIGS, 'runtime.py')
 TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
@@ -65,7 +66,7 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     toy = toy or os.path.exists(os.path.join(find_root(data_root), TOY_MARK))
     cell = dict(names, dataset=data.name, protocol=protocol.name, limit=limit, random_weights=random_weights, changed=[],
                 words=_words_name(words, queries) if words else protocol.name, toy=toy)
-    runtime = dict(load_file(os.path.join(CONFIGS, 'runtime.py')), **(runtime or {}))
+    runtime = dict(load_file(RUNTIME), **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
     config.merge_from_dict(dict(cell=cell, model=model))
     imports = [name for part in (*parts.values(), data, protocol) if part
@@ -143,8 +144,8 @@ def merge_options(config, options):
 
 
 def set_runtime(config, runtime):
-    """Replace entries of configs/runtime.py in a complete config, in all places where they stand."""
-    config.merge_from_dict(runtime)
+    """Replace entries of configs/runtime.py in a complete config, in all places where they stand; add those it lacks."""
+    config.merge_from_dict({key: value for key, value in load_file(RUNTIME).items() if key not in config} | runtime)
     gpu = get_device() == 'cuda'
     config.test_dataloader.batch_size = (8 if gpu else 1) if config.batch_size == 'auto' else config.batch_size
     config.model.update(window_batch=config.window_batch, compile=config.compile)

@@ -37,6 +37,8 @@ PROTOCOL = 'proxyclip'  # of all measurements: windows, stride
 ROWS = list(itertools.product(('maskclip', 'sclip', 'clearclip', 'proxyclip'), (None, 'fsa')))  # of one backbone's column
 IMAGE = (336, 448)  # pixels of a resized image
 GROWTH = dict(N=[(side, 21) for side in (21, 28, 42, 64, 96)], Q=[(42, queries) for queries in (21, 60, 171, 400, 847)])
+QUERIES = (21, 171, 847)  # of VOC21, COCO-Stuff164k and ADE20K's longest list; dense references run for all but the last
+AGREEMENT = 10  # images whose labels are compared in half precision
 LARGE = (128, 847)  # side of the grid of a 1024-pixel window at patch 8, and ADE20K's longest list of queries
 
 
@@ -135,7 +137,7 @@ class Measurements:
         tokens, grid = model.trunk(model.visual, crop)
         features, rows = model.features(crop), []
         floor = self._costs({'floor': lambda: (model.trunk(model.visual, crop), model.features(crop))})['floor']
-        for queries in (21, 171, 847):
+        for queries in QUERIES:
             arguments = (model.visual, tokens, grid, self._text(model, queries))
             functions = {fsa: functools.partial(token_logits, *arguments, method='proxyclip', feedback=fsa, vfm_features=features)
                          for fsa in (None, True)}
@@ -145,7 +147,7 @@ class Measurements:
                    'map + readout + FSA': str(cost[True]), 'of trunk + VFM': f'{100 * cost[True].seconds / floor.seconds:.1f} %',
                    'memory, MiB': cost[True].mebibytes, '4·N·max(N, Q), MiB': f'{16 * count * max(count, queries) / 2**20:.0f}',
                    **{key: '–' for name in ('dense', 'per head') for key in (name, f'{name}, MiB', f'{name}: times faster')}}
-            if queries < 847:  # there it would hold 10 GiB
+            if queries != QUERIES[-1]:  # there it would hold 20 GiB
                 dense = functools.partial(load_reference().logits, *arguments, **model.method, features=features, fsa={})
                 sides = self._costs({'ours': functions[True], 'dense': dense,
                                      'per head': functools.partial(dense, per_head=True)}, most=3)  # yapf: disable
@@ -208,7 +210,7 @@ class Measurements:
             for precision in PRECISIONS:
                 model = MODELS.build(dict(config.model, precision=precision)).to(self.device)
                 labels[precision] = []
-                for i in range(len(dataset)):
+                for i in range(min(AGREEMENT, len(dataset))):
                     data = dataset[i]
                     out = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
                     labels[precision].append(out.pred_sem_seg.data.flatten())

@@ -142,7 +142,8 @@ class LastBlock:
         if tuple(self.grid) != tuple(grid):
             if self.attention.shared and self.values.shape[1] < self.values.shape[2]:
                 self._embeddings = self.values
-                self.values = torch.eye(self.values.shape[1]).to(self.values).expand(len(self.values), -1, -1)
+                eye = torch.eye(self.values.shape[1], device=self.values.device, dtype=self.values.dtype)
+                self.values = eye.expand(len(self.values), -1, -1)
             self.values = resize_tokens(self.values, grid, self.grid)
         self._tokens = tokens
 

@@ -4,9 +4,10 @@ import os
 import pytest
 
 from fsa_seg.attention import find_attention
-from fsa_seg.config import check_config, compose, is_complete, merge_options
+from fsa_seg.config import check_config, compose, is_complete, merge_options, set_runtime
 from fsa_seg.errors import UserError
 from fsa_seg.parts import load_file, load_part, method_of, part_names, protocol_settings
+from fsa_seg.results import identity_hash
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
 PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scale, area_thd
@@ -152,3 +153,29 @@ def test_saved_config_is_the_same(tmp_path):
     config.dump(os.path.join(tmp_path, 'saved.py'))
     saved = load_file(os.path.join(tmp_path, 'saved.py'))
     assert is_complete(saved) and saved._cfg_dict == config._cfg_dict
+
+
+def test_a_config_saved_before_a_runtime_entry_was_there():
+    """It gets the entry's default, and keeps its own values."""
+    config = compose('voc21', 'sclip', **TOY, runtime=dict(workers=0))
+    for old in (config, config.model):
+        for key in ('window_batch', 'compile'):
+            old.pop(key)
+    set_runtime(config, dict(batch_size=3))
+    assert config.model.window_batch == 'auto' and config.model.compile is False
+    assert config.workers == 0 and config.test_dataloader.batch_size == 3
+    check_config(config)
+
+
+@pytest.mark.parametrize('runtime, message', [(dict(window_batch='some'), "window_batch is 'some'"),
+                                              (dict(window_batch=0), 'window_batch is 0'), (dict(batch_size=0), 'batch_size 0')])
+def test_bad_runtime_entries(runtime, message):
+    with pytest.raises(UserError, match=message):
+        compose('voc21', 'sclip', **TOY, runtime=runtime)
+
+
+def test_what_a_run_is_carried_out_with_is_not_in_the_hash():
+    """But `compile` is: it moves the rounding of half precision."""
+    hashes = [identity_hash(compose('voc21', 'sclip', **TOY, runtime=runtime), ['a'])
+              for runtime in ({}, dict(window_batch=4, batch_size=2, workers=1), dict(compile=True))]
+    assert hashes[0] == hashes[1] != hashes[2]

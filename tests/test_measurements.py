@@ -28,9 +28,10 @@ def test_flops_of_a_linear_layer(toy):
     assert toy._flops(lambda: torch.nn.functional.linear(torch.zeros(3, 5), torch.zeros(7, 5))) == 2 * 3 * 5 * 7
 
 
-def test_fsa_is_set_against_the_floor_and_the_dense_evaluation(toy):
+def test_fsa_is_set_against_the_floor_and_the_dense_evaluation(toy, monkeypatch):
+    monkeypatch.setattr(measurements, 'QUERIES', (3, 9, 30))
     rows = toy.fsa()
-    assert [row['Q'] for row in rows] == [21, 171, 847]
+    assert [row['Q'] for row in rows] == [3, 9, 30]
     assert all(row['dense'].endswith(' s') and float(row['per head: times faster']) > 0 for row in rows[:2])
     assert rows[2]['dense'] == '–'
 
@@ -45,8 +46,9 @@ def test_panels_batches_and_growth(toy, monkeypatch):
     assert [(row['N'], row['Q']) for row in toy.growth()] == [(16, 3), (36, 3), (64, 3), (36, 2), (36, 4), (36, 8)]
 
 
-def test_half_precision_gives_almost_all_of_float32s_labels(toy):
+def test_half_precision_gives_almost_all_of_float32s_labels(toy, monkeypatch):
     """With the toy models fp16 agrees on 99.5 % of the pixels at least."""
+    monkeypatch.setattr(measurements, 'AGREEMENT', 2)
     for row in toy.precision_agreement():
         assert float(row['fp16 as fp32'].rstrip(' %')) >= 99.5, row
         assert float(row['bf16 as fp32'].rstrip(' %')) >= 90, row

@@ -93,6 +93,19 @@ def test_an_image_is_complete_before_the_next_is_begun():
     assert events == ['window', 'window', 'image', 'window', 'image']
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('size', [1, 4])
+def test_a_gpu_is_not_waited_for_inside_an_image(size):
+    model = MODELS.build(dict(type='Panel', members=[dict(config, window_batch=size) for config in MEMBERS])).cuda()
+    data = model.data_preprocessor(batch())
+    model.predict(**data)  # what is made once
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        model.predict(**data)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
 @pytest.mark.parametrize('change', [dict(window=96), dict(precision='bf16'), dict(backbone=dict(model='local-dir:other'))])
 def test_members_that_do_not_fit_together(change):
     with pytest.raises(ValueError, match=f'differ in {next(iter(change))}'):
