@@ -1,4 +1,4 @@
-# How a run is carried out. Nothing here can change a number, but `compile` the rounding of half precision.
+# How a run is carried out. Nothing here changes what is computed; batches and `compile` move its rounding.
 default_scope = 'mmseg'
 launcher = 'none'
 log_level = 'INFO'

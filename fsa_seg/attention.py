@@ -20,7 +20,8 @@ from fsa_seg.paths import part_files
 
 PROXY_BETA = 1.2  # ProxyCLIP's published default
 PROXY_GAMMA = 3.0  # ProxyCLIP's published default
-KEPT_ENTRIES = 2**24  # of a proxy map that is kept whole: N = 4096, 64 MiB in float32
+KEPT_ENTRIES = 2**24  # of a batch's proxy maps that are kept whole: N = 4096, 64 MiB in float32
+GPU_KEPT_ENTRIES = 2**28  # the same on a GPU, of all images of a batch: 1 GiB
 MIN_BLOCK = 256  # rows of a block, at least
 BLOCK_ENTRIES = 2**19  # of the rows that are held at once of any other map: 2 MiB in float32, which a CPU's caches hold
 GPU_BLOCK_ENTRIES = 2**25  # the same on a GPU: 128 MiB
@@ -185,15 +186,16 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA, block=None):
         similarity.diagonal(span.start, 1, 2).copy_(diagonal)
         return similarity.softmax(-1)
 
-    count = unit.shape[2]
-    block = block or (count if count**2 <= KEPT_ENTRIES else None)
-    return AttentionMap(by_rows(rows, unit.transpose(1, 2), block), 1.0, False, True)
+    count, kept = unit.shape[2], KEPT_ENTRIES if unit.device.type == 'cpu' else GPU_KEPT_ENTRIES
+    operator = by_rows(rows, unit.transpose(1, 2), block or (count if len(unit) * count**2 <= kept else None))
+    return AttentionMap(lambda values: operator(values)[0], 1.0, False, True)
 
 
 def by_rows(rows, like, block=None):
-    """Return the operator values (B, N, D) -> A·values of a map that is made in blocks of rows.
+    """Return the operator (values (B, N, D), ...) -> [A·values, ...] of a map that is made in blocks of rows.
 
-    A map of one block is made once and kept; otherwise no more than a block of it is ever held.
+    A map of one block is made once and kept; otherwise no more than a block of it is ever held, and each is made once for
+    all values that are given.
 
     Args:
         rows: function of a slice of rows -> these rows of A, (B, n, N).
@@ -203,15 +205,17 @@ def by_rows(rows, like, block=None):
     images, count = like.shape[:2]
     entries = BLOCK_ENTRIES if like.device.type == 'cpu' else GPU_BLOCK_ENTRIES
     block = block or max(MIN_BLOCK, entries // (images * count))
-    spans = [slice(start, min(start + block, count)) for start in range(0, count, block)]
-    if len(spans) == 1:
-        matrix = rows(spans[0])
-        return lambda values: matrix.to(values.dtype) @ values
+    if block >= count:
+        matrix = rows(slice(0, count))
+        return lambda *values: [matrix.to(one.dtype) @ one for one in values]
 
-    def apply(values):
-        out = torch.empty_like(values)
-        for span in spans:
-            out[:, span] = rows(span).to(values.dtype) @ values
+    def apply(*values):
+        out = [torch.empty_like(one) for one in values]
+        for start in range(0, count, block):
+            span = slice(start, min(start + block, count))
+            some = rows(span).to(values[0].dtype)
+            for one, value in zip(out, values):
+                one[:, span] = some @ value
         return out
 
     return apply

@@ -114,11 +114,17 @@ def run_panel(cells):
     device = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu ({torch.get_num_threads()} threads)'
     results = []
     for (config, digest, path), metric, member, journal in zip(cells, metrics, members, journals):
-        result = make_result(config, digest, metric, metric.dataset_meta['classes'], member.weights, device, seconds, len(cells))
+        result = make_result(config, digest, metric, metric.dataset_meta['classes'], member.weights, device, seconds)
+        result.update(panel=len(cells), window_batch=members[0].batch_size(None))
         write_result(result, path)
         shutil.rmtree(journal, ignore_errors=True)
         results.append(result)
     return results
+
+
+def _member_name(cell):
+    """Return what tells a cell from the others of its pass."""
+    return ' '.join(filter(None, (row_name(cell), cell['vfm'] and f'({cell["vfm"]})')))
 
 
 def panel_key(config):
@@ -139,13 +145,11 @@ def run_cells(configs, progress, force=False, most=32):
         progress: function (list) -> iterable that shows progress, such as `tqdm`; it gets the passes, each a list of
             cells.
         force (bool): run all.
-        most (int): cells of a pass; each holds the cosines of one image more.
+        most (int): cells of a pass; each holds its own cosines of the images whose windows are in a batch.
 
     Raises:
         UserError: as of `prepare` and `run_panel`.
     """
-    if most < 1:
-        raise UserError(f'{most} cells in a pass: it has to be at least 1')
     prepared = []
     for config in configs:
         digest = prepare(config)
@@ -156,20 +160,24 @@ def run_cells(configs, progress, force=False, most=32):
                   'current')
     _check_models([config.model for config, _, path in prepared if path not in there])
     done = {_number_key(config, digest): there[path] for config, digest, path in prepared if path in there}
-    panels = {}
-    for cell in {_number_key(*cell[:2]): cell for cell in reversed(prepared)}.values():  # of equal ones the first
-        if _number_key(*cell[:2]) not in done:
+    panels, seen = {}, set(done)
+    for cell in prepared:
+        key = _number_key(*cell[:2])
+        if key not in seen:
             panels.setdefault(panel_key(cell[0]), []).append(cell)
-    passes = [cells[::-1][start:start + most] for cells in reversed(panels.values()) for start in range(0, len(cells), most)]
+            seen.add(key)
+    passes = [cells[start:start + most] for cells in panels.values() for start in range(0, len(cells), most)]
+    shared = [f'\n  {cells[0][0].cell.dataset}: ' + ', '.join(_member_name(config.cell) for config, _, _ in cells)
+              for cells in passes if len(cells) > 1]
     print_log(f'{len(prepared)} cells: {len(there)} are there, {sum(map(len, passes))} run in {len(passes)} passes over the '
-              'data; those of a pass share trunk and VFM', 'current')
+              'data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else ''), 'current')
     for cells in progress(passes):
         for (config, digest, _), result in zip(cells, run_panel(cells)):
             done[_number_key(config, digest)] = result
     results = []
     for config, digest, path in prepared:
         result = there.get(path) or done[_number_key(config, digest)]
-        if result['cell'] != dict(config.cell):  # cells under protocols that agree here: one number, two names
+        if path not in there and result['cell'] != dict(config.cell):  # cells under protocols that agree here: one number, two names
             result = dict(result, cell=dict(config.cell), config=config.pretty_text)
             write_result(result, path)
         results.append(result)

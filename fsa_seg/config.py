@@ -21,6 +21,7 @@ from fsa_seg.text import check_words, class_words, read_words
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
 TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
+RUN_OPTIONS = ('batch_size', 'workers', 'work_dir', 'window_batch', 'compile')  # of configs/runtime.py that a tool's option sets
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
            'test_dataloader.dataset', 'test_evaluator')  # dicts that --cfg-options may add a key to: it is checked
@@ -110,9 +111,9 @@ def check_config(config):
     check_constructor(dataset, DATASETS, 'dataset')
     check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
     check_keys(config.model.backbone, BACKBONE_KEYS, 'model.backbone')
-    check_settings(*(config.model[key] for key in ('window', 'stride', 'logit_scale', 'window_batch')))
+    check_settings(*(config.model[key] for key in ('window', 'stride', 'logit_scale', 'window_batch', 'compile')))
     check_words(config.model.words, class_names(dataset), 'model.words')
-    if config.test_dataloader.batch_size < 1 or config.workers < 0:
+    if not isinstance(config.test_dataloader.batch_size, int) or config.test_dataloader.batch_size < 1 or config.workers < 0:
         raise UserError(f'batch_size {config.batch_size} has to be at least 1, workers {config.workers} at least 0')
 
 
@@ -123,6 +124,8 @@ def merge_options(config, options):
         UserError: a key that is not there, or a value where the config has a dict or a list.
     """
     for key, value in (options or {}).items():
+        if key in RUN_OPTIONS:
+            raise UserError(f'--cfg-options {key}: use --{key.replace("_", "-")}')
         if key.endswith('.random_weights'):
             raise UserError(f'--cfg-options {key}: use --random-weights SEED, which marks the result')
         node = config._cfg_dict
@@ -148,7 +151,9 @@ def set_runtime(config, runtime):
     config.merge_from_dict({key: value for key, value in load_file(RUNTIME).items() if key not in config} | runtime)
     gpu = get_device() == 'cuda'
     config.test_dataloader.batch_size = (8 if gpu else 1) if config.batch_size == 'auto' else config.batch_size
-    config.model.update(window_batch=config.window_batch, compile=config.compile)
+    for key in ('window_batch', 'compile'):
+        if key in runtime or key not in config.model:
+            config.model[key] = config[key]
     config.test_dataloader.num_workers = config.workers
     config.test_dataloader.persistent_workers = config.workers > 0
     config.default_hooks.logger.interval = config.log_interval

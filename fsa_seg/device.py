@@ -1,5 +1,6 @@
 """What differs between a CPU and a GPU: copies, counts, and what time and memory are measured by."""
 import ctypes
+import functools
 import itertools
 import json
 import math
@@ -17,14 +18,25 @@ def to_device(tensor, device):
     return tensor.to(device)
 
 
+@functools.lru_cache
+def constant(values, device):
+    """Return numbers (a tuple) as a float32 tensor on a device; the copy is made once."""
+    return to_device(torch.tensor(values), device)
+
+
 def to_host(tensor):
     """Start copying a tensor to the host, and return a function that waits for the copy and returns it."""
     if tensor.device.type != 'cuda':
         return tensor.cpu
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-    return lambda: done.synchronize() or host
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(tensor.device))
+
+    def wait():
+        copied.synchronize()
+        return host
+
+    return wait
 
 
 def count_labels(labels, count):
@@ -45,17 +57,17 @@ def measured(function, device):
     """
     cuda = torch.device(device).type == 'cuda'
     if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
     else:
         before = _reset_peak()
     start = time.perf_counter()
     result = function()
     if cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() if cuda else _status('VmHWM')
+    peak = torch.cuda.max_memory_allocated(device) if cuda else _status('VmHWM')
     return result, (seconds, max(0, peak - before) if before < math.inf else math.nan)
 
 
@@ -82,7 +94,7 @@ def batch_that_fits(run, device, most=64):
     On a CPU batches of windows are no faster (`tools/measure.py`): one window fills its caches.
 
     Args:
-        run: function that computes one window.
+        run: function that computes one window, and returns what is held of it.
         device (torch.device): see above.
         most (int): never more than these.
     """

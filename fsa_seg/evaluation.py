@@ -49,19 +49,20 @@ class ExactIoUMetric(IoUMetric):
         """Count; on a GPU the counts of these images are read when the next ones come, so that it is not waited for."""
         classes, before = len(self.dataset_meta['classes']), len(self._pending)
         for sample in data_samples:
-            predicted = sample[self.field]['data'].squeeze(0)
-            truth = to_device(sample['gt_sem_seg']['data'].squeeze(0), predicted.device)
-            with _named(sample):
-                counts = _counting(truth, predicted, classes, self.ignore_index)
-            self._pending.append((sample, truth, predicted, counts))
+            predicted, truth = sample[self.field]['data'].squeeze(0), sample['gt_sem_seg']['data'].squeeze(0)
+            if 'truth' not in sample:  # copied once for all metrics of a panel
+                sample['truth'] = to_device(truth, predicted.device)
+            with _named(sample['seg_map_path']):
+                counts = _counting(sample['truth'], predicted, classes, self.ignore_index)
+            self._pending.append((sample['img_path'], sample['seg_map_path'], truth, counts))
         self._settle(before if predicted.is_cuda else len(self._pending))
 
     def _settle(self, count):
         """Keep the counts of the first so many images that wait."""
-        for sample, truth, predicted, counts in self._pending[:count]:
-            with _named(sample):
-                counts = _sparse(truth, predicted, counts(), self.ignore_index)
-            name = os.path.relpath(sample['img_path'], self.root or '.')
+        for image, labels, truth, counts in self._pending[:count]:
+            with _named(labels):
+                counts = _sparse(truth, counts(), self.ignore_index)
+            name = os.path.relpath(image, self.root or '.')
             self.results.append((name, counts))
             if self.journal:
                 with open(self.journal, 'a', encoding='utf-8') as f:
@@ -116,16 +117,16 @@ def confusion(truth, predicted, classes, ignore_index=255):
     Raises:
         ValueError: sizes differ, or a label lies outside 0..K-1 and is not `ignore_index`.
     """
-    return _sparse(truth, predicted, _counting(truth, predicted, classes, ignore_index)(), ignore_index)
+    return _sparse(truth, _counting(truth, predicted, classes, ignore_index)(), ignore_index)
 
 
 @contextlib.contextmanager
-def _named(sample):
-    """Turn a ValueError into a UserError that names the sample's file of labels."""
+def _named(path):
+    """Turn a ValueError into a UserError that names a file of labels."""
     try:
         yield
     except ValueError as error:
-        raise UserError(f'{sample["seg_map_path"]}: {error}') from None
+        raise UserError(f'{path}: {error}') from None
 
 
 def _counting(truth, predicted, classes, ignore_index):
@@ -141,16 +142,16 @@ def _counting(truth, predicted, classes, ignore_index):
     return to_host(count_labels(pairs, size**2 + 1)[:-1].view(size, size))
 
 
-def _sparse(truth, predicted, counts, ignore_index):
+def _sparse(truth, counts, ignore_index):
     """Return the counts of `_counting` as a sparse confusion matrix; a label outside the classes is a ValueError."""
     counts = counts.numpy()
     classes = len(counts) - 1
-    for labels, what, outside in ((truth, 'truth', counts[classes]), (predicted, 'prediction', counts[:, classes])):
-        if outside.any():
-            labels = labels[truth != ignore_index]
-            wrong = sorted(set(labels[(labels < 0) | (labels >= classes)].tolist()))
-            raise ValueError(f'the {what} has labels {wrong[:5]}, but the data set has the classes 0 to {classes - 1} '
-                             f'(and {ignore_index} for void)')
+    allowed = f'but the data set has the classes 0 to {classes - 1} (and {ignore_index} for void)'
+    if counts[classes].any():
+        labels = truth[truth != ignore_index]
+        raise ValueError(f'the truth has labels {labels[(labels < 0) | (labels >= classes)].unique()[:5].tolist()}, {allowed}')
+    if counts[:, classes].any():
+        raise ValueError(f'the prediction has other labels, {allowed}')
     cells = counts.nonzero()
     return np.stack([*cells, counts[cells]])
 

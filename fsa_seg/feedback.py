@@ -143,7 +143,7 @@ def ensemble(attention: AttentionMap, apply_adapted, values: Tensor, terms=TERMS
 
     Args:
         attention: the method's map A.
-        apply_adapted: patches (B, N, any) -> W·patches, on whole rows of W.
+        apply_adapted: (patches (B, N, any), ...) -> [W·patches, ...].
         values (B, T, D): T = N, or N + 1 where A covers CLS.
         terms (sequence of str): those of 'WA', 'AW' and 'W' whose mean is taken.
         attended (B, T, D): A·values, where it is known already.
@@ -153,12 +153,9 @@ def ensemble(attention: AttentionMap, apply_adapted, values: Tensor, terms=TERMS
         inputs.append((attention.apply(values) if attended is None else attended) / attention.mass)
     if 'AW' in terms or 'W' in terms:
         inputs.append(values)
-    stacked = torch.cat(inputs, -1)  # so that W is gone through once
+    mixed = apply_adapted(*(one[:, int(attention.cls):] for one in inputs))  # so that W is gone through once
     if attention.cls:
-        mixed = torch.cat([stacked[:, :1], apply_adapted(stacked[:, 1:])], 1)
-    else:
-        mixed = apply_adapted(stacked)
-    mixed = list(mixed.split(values.shape[-1], -1))
+        mixed = [torch.cat([one[:, :1], patches], 1) for one, patches in zip(inputs, mixed)]
     if 'AW' in terms:
         mixed.append(attention.apply(mixed[-1]) / attention.mass)
         if 'W' not in terms:

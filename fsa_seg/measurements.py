@@ -1,7 +1,7 @@
 """What the suite costs: time and memory by stage, against named references in the same run, and how they grow.
 
 Models have random weights, text and pixels are random: neither changes what is computed. Functions that are compared
-take turns, `repeats` times, after one run that is not counted; a time is their median, with the least and the most.
+take turns after one run that is not counted; a time is the median, with the least and the most.
 
 Shape legend: N patches, Q queries.
 """
@@ -23,7 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fsa_seg.config import compose, model_config
 from fsa_seg.device import tensor_peak
+from fsa_seg.errors import UserError
 from fsa_seg.evaluation import confusion
+from fsa_seg.feedback import FSA, _threshold_by_histogram, _threshold_by_order
 from fsa_seg.methods import LastBlock, token_logits
 from fsa_seg.panel import overlap_adds, window_cosines
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
@@ -36,9 +38,10 @@ from fsa_seg.windows import OverlapAdd, cut_window, windows
 PROTOCOL = 'proxyclip'  # of all measurements: windows, stride
 ROWS = list(itertools.product(('maskclip', 'sclip', 'clearclip', 'proxyclip'), (None, 'fsa')))  # of one backbone's column
 IMAGE = (336, 448)  # pixels of a resized image
-GROWTH = dict(N=[(side, 21) for side in (21, 28, 42, 64, 96)], Q=[(42, queries) for queries in (21, 60, 171, 400, 847)])
+GROWTH = dict(N=[(side, 21) for side in (21, 28, 42, 64)], Q=[(42, queries) for queries in (21, 60, 171, 400, 847)])
 QUERIES = (21, 171, 847)  # of VOC21, COCO-Stuff164k and ADE20K's longest list; dense references run for all but the last
 AGREEMENT = 10  # images whose labels are compared in half precision
+PRUNED = (42, 21)  # side of the grid, and queries, whose similarities are pruned
 LARGE = (128, 847)  # side of the grid of a 1024-pixel window at patch 8, and ADE20K's longest list of queries
 
 
@@ -68,7 +71,7 @@ class Measurements:
         backbone (str), vfm (str): names of parts; models get random weights.
         precision (str): 'fp32', 'fp16' or 'bf16'.
         device (str): where to run.
-        repeats (int): see above; dense and compiled references, and the models of `attention33`, run at most 3 times.
+        repeats (int): runs of each function; what takes long runs at most 3 times, the last block at its largest once.
         mini (str): a data root with the toy world, whose images are decoded.
         vfms (list of str): VFMs of the eleven attention maps; by default those of the suite `attention33`.
         step: function () called after each timed run, to show progress.
@@ -129,25 +132,25 @@ class Measurements:
     def fsa(self):
         """The last block with FSA on one window, against trunk + VFM, and against the dense evaluation of tests/reference.py.
 
-        The latter in two forms: as the formulae stand, and with a map per head throughout, and pruning by a sort whose
-        indices are scattered back.
+        The latter, in float32 alone, has two forms: one map where all heads share it; and a map per head throughout, and
+        pruning by a sort whose indices are scattered back, as direct implementations do.
         """
         model = self._segmentor('proxyclip', 'fsa')
         crop = cut_window(*self._image(model), model.multiple)
         tokens, grid = model.trunk(model.visual, crop)
         features, rows = model.features(crop), []
-        floor = self._costs({'floor': lambda: (model.trunk(model.visual, crop), model.features(crop))})['floor']
         for queries in QUERIES:
             arguments = (model.visual, tokens, grid, self._text(model, queries))
             functions = {fsa: functools.partial(token_logits, *arguments, method='proxyclip', feedback=fsa, vfm_features=features)
                          for fsa in (None, True)}
-            cost = self._costs(functions)
+            cost = self._costs({**functions, 'floor': lambda: (model.trunk(model.visual, crop), model.features(crop))})
+            floor = cost['floor']
             count = features.shape[2] * features.shape[3]
             row = {'N': count, 'Q': queries, 'trunk + VFM': str(floor), 'map + readout': str(cost[None]),
                    'map + readout + FSA': str(cost[True]), 'of trunk + VFM': f'{100 * cost[True].seconds / floor.seconds:.1f} %',
                    'memory, MiB': cost[True].mebibytes, '4·N·max(N, Q), MiB': f'{16 * count * max(count, queries) / 2**20:.0f}',
                    **{key: '–' for name in ('dense', 'per head') for key in (name, f'{name}, MiB', f'{name}: times faster')}}
-            if queries != QUERIES[-1]:  # there it would hold 20 GiB
+            if queries != QUERIES[-1] and self.precision == 'fp32':  # at the last it would hold 20 GiB
                 dense = functools.partial(load_reference().logits, *arguments, **model.method, features=features, fsa={})
                 sides = self._costs({'ours': functions[True], 'dense': dense,
                                      'per head': functools.partial(dense, per_head=True)}, most=3)  # yapf: disable
@@ -156,6 +159,34 @@ class Measurements:
                                 f'{name}: times faster': f'{sides[name].seconds / sides["ours"].seconds:.1f}'})
             rows.append(row)
         return rows
+
+    def pruning(self):
+        """Ways to find the threshold of pruning (p = 0.45) in each row of S: the first is used on a CPU, the second on a GPU."""
+        model = self._segmentor('proxyclip', 'fsa')
+        side, queries = PRUNED
+        z = F.normalize(torch.randn(1, side**2, 64, device=self.device), dim=-1) @ self._text(model, queries)[:, :64].T
+        similarity = FSA().similarities(z, z.mean(1, keepdim=True))
+
+        def by_sort():
+            ordered = similarity.sort(-1, descending=True).values
+            kept = (ordered.softmax(-1).cumsum(-1) <= 0.45).sum(-1, keepdim=True).clamp(min=1)
+            return ordered.gather(-1, kept - 1)
+
+        def by_bisection(steps=24):
+            probs, (low, high) = similarity.softmax(-1), similarity.aminmax(dim=-1, keepdim=True)
+            for _ in range(steps):
+                middle = (low + high) / 2
+                fits = (probs * (similarity >= middle)).sum(-1, keepdim=True) <= 0.45
+                low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+            return high
+
+        functions = {'histogram, then the order of one bin': functools.partial(_threshold_by_histogram, similarity, 0.45),
+                     'top-k of 0.45·N': functools.partial(_threshold_by_order, similarity, 0.45),
+                     'sort': by_sort, 'bisection of the mass': by_bisection}  # yapf: disable
+        kept = {name: similarity >= function() for name, function in functions.items()}
+        costs = self._costs(functions)
+        return [{'way': name, 'N': side**2, 'time': str(cost), 'memory, MiB': cost.mebibytes,
+                 'entries kept unlike sort': int((kept[name] != kept['sort']).sum())} for name, cost in costs.items()]
 
     def large(self):
         """The last block with FSA in blocks of rows, at the grid of a 1024-pixel window: no N×N map is held."""
@@ -222,7 +253,10 @@ class Measurements:
         return rows
 
     def growth(self):
-        """The last block with FSA over N and over Q; exponents are fitted to the last three of each."""
+        """The last block with FSA over N and over Q; exponents are fitted to the last three of each.
+
+        Up to N = 4096 the proxy map is kept whole; beyond, it is made anew at each use.
+        """
         model, rows = self._segmentor('proxyclip', 'fsa'), []
         for over, points in GROWTH.items():
             costs = [self._costs({'': self._random_block(model, *point)}, most=3)[''] for point in points]
@@ -233,16 +267,17 @@ class Measurements:
                      for (side, queries), cost in zip(points, costs)]
         return rows
 
+    @torch.no_grad()
     def compiled(self):
         """Trunk and VFM under `torch.compile`, against themselves."""
         plain = self._segmentor('proxyclip', None)
-        fast = self._segmentor('proxyclip', None, compile=True)
+        try:
+            fast = self._segmentor('proxyclip', None, compile=True)
+        except UserError as error:
+            return [{'model': 'trunk, VFM', 'plain': '–', 'compiled': str(error), 'times faster': '–'}]
         crop = cut_window(*self._image(plain), plain.multiple)
         start = time.perf_counter()
-        try:
-            fast.trunk(fast.visual, crop), fast.features(crop)
-        except Exception as error:  # no compiler, an operation that it does not know, ...
-            return [{'model': 'trunk, VFM', 'plain': '–', 'compiled': f'not here: {type(error).__name__}', 'times faster': '–'}]
+        fast.trunk(fast.visual, crop), fast.features(crop)
         seconds, rows = time.perf_counter() - start, []
         for name, run in (('trunk', lambda m: m.trunk(m.visual, crop)), ('VFM', lambda m: m.features(crop))):
             cost = self._costs({m: functools.partial(run, m) for m in (plain, fast)}, memory=[])
@@ -251,12 +286,12 @@ class Measurements:
         return [*rows, {'model': 'both', 'plain': '', 'compiled': f'{seconds:.0f} s to compile', 'times faster': ''}]
 
     def throughput(self):
-        """Images of 336×448 pixels per second under ProxyCLIP + FSA: windows in batches against one at a time."""
-        model, images = self._segmentor('proxyclip', 'fsa'), 8
+        """Images of 336×448 pixels per second under ProxyCLIP + FSA, without loading and metric: batches of windows."""
+        model = self._segmentor('proxyclip', 'fsa')
+        list(overlap_adds([model], [torch.rand(3, *IMAGE, device=self.device)], [IMAGE]))
+        found, rate, each = model.batch_size(None), self._matmul_rate(), len(windows(*IMAGE, model.window, model.stride))
+        images = -(-max(8, 2 * found) // each)  # they fill two batches
         inputs = [torch.rand(3, *IMAGE, device=self.device) for _ in range(images)]
-        model.window_batch = 'auto'
-        list(overlap_adds([model], inputs[:1], [IMAGE]))
-        found, rate = model.window_batch, self._matmul_rate()
 
         def run(size):
             model.window_batch = size
@@ -265,8 +300,8 @@ class Measurements:
         costs = self._costs({size: functools.partial(run, size) for size in dict.fromkeys((1, found))}, memory=[])
         crop = cut_window(*self._image(model), model.multiple)
         flops = self._flops(lambda: (model.trunk(model.visual, crop), model.features(crop)))
-        count = len(windows(*IMAGE, model.window, model.stride)) * images
-        return [{'windows at once': size, 'images per second': f'{images / cost.seconds:.2f}', 'time of 8': str(cost),
+        count = each * images
+        return [{'windows at once': size, 'images': images, 'time': str(cost), 'images per second': f'{images / cost.seconds:.2f}',
                  'over one at a time': f'{costs[1].seconds / cost.seconds:.2f}',
                  'trunk and VFM, of the matmul rate': f'{100 * flops * count / cost.seconds / rate:.0f} %'}
                 for size, cost in costs.items()]
@@ -277,7 +312,7 @@ class Measurements:
         settings = protocol_settings(load_protocol(PROTOCOL, parts), None)
         config = model_config(parts, settings, self.precision, self.device, random_weights=0)
         model = MODELS.build(dict(config, models={} if options else self._models, **options)).to(self.device)
-        model.text, model.queries, model.words_per_class = self._text(model, queries), list(range(queries)), [1] * queries
+        model.text, model.queries, model.words_per_class = self._text(model, queries), tuple(range(queries)), [1] * queries
         return model
 
     def _text(self, model, queries):
@@ -308,8 +343,14 @@ class Measurements:
         return 2 * side**3 / min(self._times({'': lambda: a @ a}, max(5, self.repeats))[''])
 
     def _flops(self, run):
-        with FlopCounterMode(display=False) as counter:
-            run()
+        """Return the FLOPs of the products in a function; torch's fused attention, which is not counted, is switched off."""
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                run()
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
         return counter.get_total_flops()
 
     @torch.no_grad()
@@ -342,7 +383,7 @@ class Measurements:
             torch.cuda.synchronize()
 
 
-SECTIONS = ('stages', 'fsa', 'large', 'panel', 'batches', 'precision_agreement', 'growth', 'compiled', 'throughput')
+SECTIONS = ('stages', 'fsa', 'pruning', 'large', 'panel', 'batches', 'precision_agreement', 'growth', 'compiled', 'throughput')
 
 
 def report(sections, where):

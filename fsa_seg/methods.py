@@ -100,7 +100,7 @@ def inspect_patch(visual, images, text, index, *, method='proxyclip', feedback=T
         return map_rows(apply, patch + first, block.values, block.heads).mean(0)[first:]
 
     rows = (row_of(attention.apply), similarity[0, patch], pruned[0, patch], adapted[0, patch],
-            row_of(lambda unit: ensemble(attention, lambda x: adapted.to(x.dtype) @ x, unit, feedback.terms)))
+            row_of(lambda unit: ensemble(attention, lambda *x: [adapted.to(one.dtype) @ one for one in x], unit, feedback.terms)))
     return Inspection(*(row.unflatten(0, block.grid) for row in rows))
 
 
@@ -142,9 +142,10 @@ class LastBlock:
         if tuple(self.grid) != tuple(grid):
             if self.attention.shared and self.values.shape[1] < self.values.shape[2]:
                 self._embeddings = self.values
-                eye = torch.eye(self.values.shape[1], device=self.values.device, dtype=self.values.dtype)
-                self.values = eye.expand(len(self.values), -1, -1)
-            self.values = resize_tokens(self.values, grid, self.grid)
+                eye = torch.eye(self.values.shape[1], device=self.values.device, dtype=self.values.dtype)[None]
+                self.values = resize_tokens(eye, grid, self.grid).expand(len(self.values), -1, -1)
+            else:
+                self.values = resize_tokens(self.values, grid, self.grid)
         self._tokens = tokens
 
     def rounds(self, feedback):

@@ -13,7 +13,6 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from fsa_seg.device import batch_that_fits
 from fsa_seg.methods import LastBlock
 from fsa_seg.windows import OverlapAdd, cut_window, windows
 
@@ -22,7 +21,8 @@ SHARED_KEYS = ('backbone', 'precision', 'window', 'stride', 'window_batch', 'com
 
 @MODELS.register_module()
 class Panel(BaseSegmentor):
-    """Several segmentors of one backbone and one choice of windows, in one pass; each gives what it gives alone.
+    """Several segmentors of one backbone and one choice of windows, in one pass; at equal `window_batch` each gives what it
+    gives alone.
 
     Trunk and each VFM run once for a window, and members that differ in their feedback alone share the last block under
     their method's own map. `predict` puts the labels of member i into the field `label_field(i)` of a data sample.
@@ -86,19 +86,21 @@ def overlap_adds(segmentors, images, sizes):
         images (list of (3, height, width)): normalised.
         sizes (list of (int, int)): height and width of each result.
     """
-    first = segmentors[0]
+    first, adds = segmentors[0], {}
     jobs = [(i, *one) for i, image in enumerate(images) for one in windows(*image.shape[1:], first.window, first.stride)]
-    if first.window_batch == 'auto':
-        i, *one = jobs[0]
-        first.window_batch = batch_that_fits(lambda: list(window_cosines(segmentors, [(images[i], *one)])), images[i].device)
-    left, adds = collections.Counter(i for i, _, _ in jobs), {}
-    for batch in _batches(jobs, first.window_batch):
+
+    def run(batch, adds):
         for i, _, _ in batch:
             if i not in adds:
                 adds[i] = [OverlapAdd(images[i].shape[1:], s.window, s.stride, s.multiple, sizes[i]) for s in segmentors]
         for member, cosines, grid in window_cosines(segmentors, [(images[i], *one) for i, *one in batch]):
             for (i, rows, columns), window in zip(batch, cosines):
                 adds[i][member].add(rows, columns, window, grid)
+        return adds
+
+    left = collections.Counter(i for i, _, _ in jobs)
+    for batch in _batches(jobs, first.batch_size(lambda: run(jobs[:1], {}))):
+        run(batch, adds)
         left.subtract(i for i, _, _ in batch)
         for i in [i for i in adds if not left[i]]:
             yield adds.pop(i)
@@ -113,7 +115,7 @@ def window_cosines(segmentors, crops):
     """
     groups, tokens, features = {}, {}, {}
     for i, s in enumerate(segmentors):  # those that share the last block, but for their feedback
-        groups.setdefault((id(s.vfm), s.multiple, json.dumps([s.method, s.queries])), []).append(i)
+        groups.setdefault((id(s.vfm), s.multiple, *s.method.values(), s.queries), []).append(i)
     for group in groups.values():
         s = segmentors[group[0]]
         images = torch.cat([cut_window(*crop, s.multiple) for crop in crops])

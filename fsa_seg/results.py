@@ -75,7 +75,7 @@ def cell_id(cell, digest):
     return re.sub(r'[^\w.+=-]+', '-', '_'.join(part for part in parts if part))
 
 
-def make_result(config, digest, metric, classes, weights, device, seconds, panel=1):
+def make_result(config, digest, metric, classes, weights, device, seconds):
     """Return the result of one cell as a JSON-ready dict.
 
     Args:
@@ -85,7 +85,6 @@ def make_result(config, digest, metric, classes, weights, device, seconds, panel
         classes (sequence of str): names in label order.
         weights (dict): digest of each model's loaded weights.
         device (str), seconds (float): where it ran, and how long the pass took for the images that were not resumed.
-        panel (int): how many cells shared that pass.
     """
     total = sum_confusions(metric.confusions, len(classes))
     figures = metrics(total)
@@ -98,7 +97,7 @@ def make_result(config, digest, metric, classes, weights, device, seconds, panel
         classes=[dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
                  for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])],
         confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
-        images=images, seconds=seconds, panel=panel, images_resumed=len(metric.done), device=device, weights=weights,
+        images=images, seconds=seconds, images_resumed=len(metric.done), device=device, weights=weights,
         prompts=templates_digest(), sources=sources_digest(), versions=versions(), config=config.pretty_text)  # yapf: disable
 
 

@@ -2,6 +2,7 @@
 
 Shape legend: B images, Q queries, K classes; images (3, height, width), each of its own size.
 """
+import functools
 import json
 import math
 
@@ -15,6 +16,7 @@ from mmseg.structures import SegDataSample
 
 from fsa_seg.attention import find_attention
 from fsa_seg.clip import BACKBONE_KEYS, load_clip, trunk, weights_digest
+from fsa_seg.device import batch_that_fits
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.feedback import FSA
 from fsa_seg.methods import METHODS, inspect_patch, resolve_method
@@ -44,7 +46,7 @@ def resolve_precision(precision, device=None):
     return precision
 
 
-def check_settings(window, stride, logit_scale, window_batch='auto'):
+def check_settings(window, stride, logit_scale, window_batch='auto', compile=False):
     """Raise a UserError if a setting of the sliding windows or the scores is out of its range."""
     if not (isinstance(window, int) and isinstance(stride, int) and 0 < stride <= window):
         raise UserError(f'window {window} and stride {stride}: both have to be whole pixels, 0 < stride <= window')
@@ -52,6 +54,18 @@ def check_settings(window, stride, logit_scale, window_batch='auto'):
         raise UserError(f'logit_scale is {logit_scale}; it has to be above 0 (published: 40 to 65)')
     if window_batch != 'auto' and not (isinstance(window_batch, int) and window_batch >= 1):
         raise UserError(f'window_batch is {window_batch!r}; it has to be a whole number of windows, at least 1, or auto')
+    if not isinstance(compile, bool):
+        raise UserError(f'compile is {compile!r}; it has to be True or False')
+
+
+@functools.lru_cache
+def check_compiler():
+    """Raise a UserError if `torch.compile` does not work here."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=get_device()))
+    except Exception as error:  # no compiler, no Triton, ...
+        raise UserError('torch.compile does not work here: leave out --compile, or install what it needs, such as g++ '
+                        f'({type(error).__name__}: {" ".join(str(error).split())[:200]})') from error
 
 
 def check_window(window, patch, vfm=None):
@@ -133,7 +147,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         needs_vfm = find_attention(method['attention'])[1]
         if needs_vfm and vfm is None:
             raise UserError(f'the attention map {method["attention"]!r} needs a VFM: name one, such as --vfm dino_vit-b8')
-        check_settings(window, stride, logit_scale, window_batch)
+        check_settings(window, stride, logit_scale, window_batch, compile)
         feedback = MODELS.build(feedback) if feedback else None
         check_keys(backbone, BACKBONE_KEYS, 'backbone')
         precision, models = resolve_precision(precision), {} if models is None else models
@@ -148,10 +162,13 @@ class TrainingFreeSegmentor(BaseSegmentor):
         self.weights = dict(backbone=digest)
         self.text_tower, self.text_cache = (clip, tokenizer), text_cache  # a tuple: its device is not the runner's
         self.register_buffer('text', torch.empty(0), persistent=False)
+        self.queries, self._fitting = (), None
         if words is not None:
             self.set_words(words, get_device())
             self.text_tower = None
         self.visual, self.vfm = clip.visual, None
+        if compile:
+            check_compiler()
         self.trunk = torch.compile(trunk) if compile else trunk
         if needs_vfm:
             self.vfm, self.weights['vfm'] = _once(models, _load_vfm, vfm, precision, compile)
@@ -173,10 +190,24 @@ class TrainingFreeSegmentor(BaseSegmentor):
             device (str): where the text tower works; by default where the model is.
         """
         self.words_per_class = [len(group) for group in words]
-        self.queries = [query for group in words for query in group]
+        self.queries, self._fitting = tuple(query for group in words for query in group), None
         text = encode_queries(*self.text_tower, self.queries, self.weights['backbone'], device or self.text.device,
                               self.text_cache)
         self.text = text.to(self.text.device)
+
+    def batch_size(self, run):
+        """Return how many windows go through the models at once.
+
+        Where that is to be by free memory, it is found out when it is first asked for, and again after `set_words`.
+
+        Args:
+            run: see `fsa_seg.device.batch_that_fits`.
+        """
+        if self.window_batch != 'auto':
+            return self.window_batch
+        if self._fitting is None:
+            self._fitting = batch_that_fits(run, self.text.device)
+        return self._fitting
 
     def predict(self, inputs, data_samples=None):
         """Return data samples with `pred_sem_seg` (1, height, width) int64 at each image's original size.
@@ -185,6 +216,8 @@ class TrainingFreeSegmentor(BaseSegmentor):
             inputs (sequence of tensors (3, height, width), or (B, 3, height, width)): normalised.
             data_samples (list of SegDataSample): their `ori_shape` is the original size; without it, the input's.
         """
+        if not self.queries:
+            raise RuntimeError('the segmentor has no words yet: call set_words first')
         samples = data_samples or [SegDataSample() for _ in inputs]
         for sample, (cosines, ) in zip(samples, overlap_adds([self], inputs, original_sizes(inputs, samples))):
             labels, scores = self.labels(cosines)
@@ -197,17 +230,17 @@ class TrainingFreeSegmentor(BaseSegmentor):
     def labels(self, cosines):
         """Return the labels (height, width) of an image's `OverlapAdd`, and its scores (K, height, width) or None.
 
-        Scores are made in blocks of rows, and returned only where they are to be kept.
+        Scores are made in blocks of rows, and kept only where that is asked for.
         """
+        height, width = cosines.size
+        block = max(1, BLOCK_SCORES // (len(self.text) * width))
 
         def scores(rows):
             return class_scores(cosines.rows(rows), self.words_per_class, self.logit_scale)
 
         if self.keep_scores:
-            kept = scores(slice(None))
+            kept = torch.cat([scores(slice(start, start + block)) for start in range(0, height, block)], 1)
             return label_map(kept, self.prob_thd, self.area_thd), kept
-        height, width = cosines.size
-        block = max(1, BLOCK_SCORES // (len(self.text) * width))
         return label_rows(scores, height, block, self.prob_thd, self.area_thd), None
 
     def pixel_cosines(self, image, size=None):

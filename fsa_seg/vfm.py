@@ -12,6 +12,7 @@ from timm.models import load_pretrained, vision_transformer, vision_transformer_
 from torch import nn
 
 from fsa_seg.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
+from fsa_seg.device import constant
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.paths import local_path
 
@@ -59,7 +60,7 @@ class TimmModel(nn.Module):
 
     def normalised(self, images):
         """Return images (B, 3, height, width) in 0..1 RGB, less the mean and divided by the std."""
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (constant(tuple(values), images.device)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
 
 

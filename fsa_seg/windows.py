@@ -63,8 +63,8 @@ class OverlapAdd:
             grid (int, int): (h, w) of the patches.
         """
         if self._matrices is None:
-            self._matrices = [_to_pixels(grid[axis], self._spans[axis], self._pads[axis], self.shape[axis], self.size[axis],
-                                         cosines.device) for axis in (0, 1)]  # yapf: disable
+            self._matrices = [_to_pixels(grid[axis], tuple(self._spans[axis]), self._pads[axis], self.shape[axis],
+                                         self.size[axis], cosines.device) for axis in (0, 1)]  # yapf: disable
         part = cosines.float().T.unflatten(1, tuple(grid)) @ self._matrices[1][columns[0]].T  # (Q, h, width)
         self._parts[rows[0]] = part if rows[0] not in self._parts else self._parts[rows[0]] + part
 
@@ -154,10 +154,8 @@ def label_rows(score_rows, height, block, prob_thd=0.0, area_thd=None):
         for span in spans:
             scores = score_rows(span)
             areas = areas + count_labels(scores.argmax(0), len(scores))
-        foreground = areas.clone()
-        foreground[BACKGROUND] = 0
-        small = areas <= area_thd * foreground.sum()
-        small[BACKGROUND] = False
+        small = areas <= area_thd * (areas.sum() - areas[BACKGROUND])
+        small[BACKGROUND].fill_(False)  # without a copy from the host
     labels = []
     for span in spans:
         scores = score_rows(span)
@@ -176,12 +174,13 @@ def _halves(count):
     return count // 2, count - count // 2
 
 
+@functools.lru_cache(maxsize=64)
 def _to_pixels(count, spans, pad, side, size, device):
     """Return for each window along a side, by its start, the matrix (size, count) from its grid to the final pixels.
 
     Args:
         count (int): cells of a window's grid along the side.
-        spans (list of (int, int)): windows along the side.
+        spans (tuple of (int, int)): windows along the side.
         pad (int): pixels that each window was padded by.
         side (int), size (int): pixels of the image, and of the result.
     """

@@ -71,12 +71,12 @@ def test_ensemble_keeps_cls_to_itself_and_row_sums():
     q, k, v = torch.randn(3, 1, 5, 8).unbind(0)
     attention = self_map('qq+kk', q, k, v, heads=2)
     adapted = torch.rand(1, 4, 4).softmax(-1)
-    mixed = ensemble(attention, adapted.matmul, torch.ones(1, 5, 8))
+    mixed = ensemble(attention, lambda *x: [adapted @ one for one in x], torch.ones(1, 5, 8))
     torch.testing.assert_close(mixed, torch.full((1, 5, 8), 2.))  # g = 2
     # with A = I the CLS row of W + W + W over three is CLS itself
     identity = AttentionMap(lambda x: x, 1.0, True)
     values = torch.randn(1, 5, 8)
-    mixed = ensemble(identity, adapted.matmul, values)
+    mixed = ensemble(identity, lambda *x: [adapted @ one for one in x], values)
     torch.testing.assert_close(mixed[:, 0], values[:, 0])
     torch.testing.assert_close(mixed[:, 1:], adapted @ values[:, 1:])
 
@@ -140,7 +140,7 @@ def test_terms_of_the_ensemble(terms):
     w = torch.block_diag(torch.ones(1, 1), torch.rand(4, 4).softmax(-1))[None]
     products = dict(WA=w @ a, AW=a @ w, W=w)
     expected = 2 * sum(products[term] for term in terms) / len(terms) @ v
-    torch.testing.assert_close(ensemble(attention, w[:, 1:, 1:].matmul, v, terms), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ensemble(attention, lambda *x: [w[:, 1:, 1:] @ one for one in x], v, terms), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('settings', [

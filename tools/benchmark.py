@@ -24,7 +24,7 @@ def parse_args(argv=None):
     add_data_options(parser)
     add_run_options(parser)
     parser.add_argument('--force', action='store_true', help='run cells again whose result is there')
-    parser.add_argument('--panel', type=int, default=32, metavar='N',
+    parser.add_argument('--panel', type=int, metavar='N',
                         help='cells that share one pass over the data, at most (default: 32; 1 shares nothing)')
     parser.add_argument('--picture', metavar='FILE', help='also draw one image under every row')
     parser.add_argument('--picture-of', metavar='D', help='the data set whose first image is drawn (default: the first)')
@@ -38,10 +38,12 @@ def main(argv=None):
     suite = load_suite(args.suite)
     if 'window' in suite:
         unused = [option for option in ('datasets', 'protocol', 'words', 'data_root', 'workers', 'batch_size', 'picture',
-                                        'picture_of') if getattr(args, option) is not None]
+                                        'picture_of', 'window_batch', 'compile', 'panel') if getattr(args, option) is not None]
         if unused:
             raise UserError(f'the suite {suite.name} runs on one window, without data: leave out '
                             + ', '.join('--' + option.replace('_', '-') for option in unused))
+    if args.panel is not None and args.panel < 1:
+        raise UserError(f'--panel is {args.panel}; it has to be at least 1')
     given = model_options(args)
     lists = {kind: [given.pop(kind)] for kind in ('backbone', 'vfm', 'protocol', 'words') if kind in given}
     lists.update({kind: value for kind, value in (('method', args.methods), ('dataset', args.datasets)) if value})
@@ -75,7 +77,7 @@ def run_data(args, cells, given):
     shown = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
     work_dir = configs[0].work_dir
     results = run_cells(configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force,
-                        args.panel)
+                        args.panel or 32)
     finish(table(results, datasets), work_dir, args.suite, 'results')
     if args.picture:
         write_picture(picture_of_rows([config for config in configs if config.cell.dataset == shown]), args.picture)

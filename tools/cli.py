@@ -42,12 +42,12 @@ def model_options(args):
 
 
 def add_run_options(parser):
-    """Add the options that cannot change a number."""
+    """Add the options that do not change what is computed (batches and compilation move its rounding)."""
     parser.add_argument('--work-dir', metavar='W', help='folder of results and logs (default: work_dirs)')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that load images (default: 4, mini: 0)')
     parser.add_argument('--batch-size', type=int, metavar='N', help='images per step and process (default: 1, on a GPU 8)')
     parser.add_argument('--window-batch', metavar='N',
-                        help='windows at once, also of neighbouring images (default: auto, by free memory; on a CPU 1)')
+                        help="windows at once, of a step's images (default: auto, by free memory; on a CPU 1)")
     parser.add_argument('--compile', action='store_true', default=None, help='torch.compile for trunk and VFM')
 
 
@@ -55,7 +55,7 @@ def runtime_options(args):
     """Return the given ones of `add_run_options`, as entries of configs/runtime.py."""
     names = ('work_dir', 'workers', 'batch_size', 'window_batch', 'compile')
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if given.get('window_batch', '').isdigit():
+    if given.get('window_batch', '').isdecimal():
         given['window_batch'] = int(given['window_batch'])
     return {**(dict(workers=0, log_interval=5) if args.mini else {}), **given}
 

@@ -38,6 +38,7 @@ def main(argv=None):
     from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.results import sources_digest, versions, write_result
     from fsa_seg.segmentor import resolve_precision
+    from fsa_seg.smoke import REFERENCE
     names = args.sections or [name for name in SECTIONS if name != 'throughput' or get_device() == 'cuda']
     for name in names:
         one_of(name, SECTIONS, 'section')
@@ -46,20 +47,29 @@ def main(argv=None):
     device, precision = get_device(), resolve_precision(args.precision)
     where, folder = machine(device, precision), os.path.join(args.work_dir, 'measure')
     make_folder(folder)
-    settings = [args.backbone, args.vfm, args.repeats, where, sources_digest(), versions()]
-    sections = {}
+    if not os.path.exists(REFERENCE):
+        raise UserError(f'{REFERENCE} is missing: this tool compares with it, and needs a clone of the repository')
+    with open(REFERENCE, 'rb') as f:
+        reference = hashlib.sha256(f.read()).hexdigest()
+    settings = [args.backbone, args.vfm, args.repeats, where, sources_digest(), reference, versions()]
+
+    def path_of(name):
+        key = hashlib.sha256(json.dumps([name, *settings]).encode()).hexdigest()[:12]
+        return os.path.join(folder, f'{name}_{key}.json')
+
     with tqdm(total=len(names), desc='sections', unit='section') as bar:
         measurements = Measurements(args.backbone, args.vfm, precision, device, args.repeats,
                                     os.path.join(ROOT, 'data', 'mini'), step=bar.refresh)
         for name in names:
             bar.set_postfix_str(name)
-            key = hashlib.sha256(json.dumps([name, *settings]).encode()).hexdigest()[:12]
-            path = os.path.join(folder, f'{name}_{key}.json')
-            if args.force or not os.path.exists(path):
-                write_result(getattr(measurements, name)(), path)
-            with open(path, encoding='utf-8') as f:
-                sections[name] = json.load(f)
+            if args.force or not os.path.exists(path_of(name)):
+                write_result(getattr(measurements, name)(), path_of(name))
             bar.update()
+    sections = {}
+    for name in SECTIONS:  # also those that were measured before
+        if os.path.exists(path_of(name)):
+            with open(path_of(name), encoding='utf-8') as f:
+                sections[name] = json.load(f)
     models = f'{args.backbone}, {args.vfm}, random weights; medians of up to {args.repeats} runs (least–most). '
     text = report(sections, models + where)
     with open(os.path.join(folder, 'measure.md'), 'w', encoding='utf-8') as f:
