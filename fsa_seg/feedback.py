@@ -150,7 +150,8 @@ def ensemble(attention: AttentionMap, apply_adapted, values: Tensor, terms=TERMS
     """
     inputs = []
     if 'WA' in terms:
-        inputs.append((attention.apply(values) if attended is None else attended) / attention.mass)
+        attended = attention.apply(values) if attended is None else attended
+        inputs.append(attended if attention.mass == 1 else attended / attention.mass)
     if 'AW' in terms or 'W' in terms:
         inputs.append(values)
     mixed = apply_adapted(*(one[:, int(attention.cls):] for one in inputs))  # so that W is gone through once
