@@ -1,7 +1,8 @@
 """What the suite costs: time and memory by stage, against named references in the same run, and how they grow.
 
 Models have random weights, text and pixels are random: neither changes what is computed. Functions that are compared
-take turns after one run that is not counted; a time is the median, with the least and the most.
+take turns after one run that is not counted; a time is the median, with the least and the most, and so is a ratio of each
+turn's times.
 
 Shape legend: N patches, Q queries.
 """
@@ -57,6 +58,12 @@ class Cost(NamedTuple):
 
     seconds = property(lambda self: statistics.median(self.times))
     mebibytes = property(lambda self: f'{self.bytes / 2**20:.0f}')
+
+    def over(self, other, factor=1.0, digits=2):
+        """Return factor × this time over another's, turn by turn: the median, with the least and the most, as text."""
+        ratios = [factor * mine / theirs for mine, theirs in zip(self.times, other.times)]
+        spread = f' ({min(ratios):.{digits}f}–{max(ratios):.{digits}f})' if len(ratios) > 1 else ''
+        return f'{statistics.median(ratios):.{digits}f}{spread}'
 
     def __str__(self):
         digits = 3 if self.seconds < 1 else 2
@@ -147,7 +154,7 @@ class Measurements:
             floor = cost['floor']
             count = features.shape[2] * features.shape[3]
             row = {'N': count, 'Q': queries, 'trunk + VFM': str(floor), 'map + readout': str(cost[None]),
-                   'map + readout + FSA': str(cost[True]), 'of trunk + VFM': f'{100 * cost[True].seconds / floor.seconds:.1f} %',
+                   'map + readout + FSA': str(cost[True]), 'of trunk + VFM': cost[True].over(floor, 100, 1) + ' %',
                    'memory, MiB': cost[True].mebibytes, '4·N·max(N, Q), MiB': f'{16 * count * max(count, queries) / 2**20:.0f}',
                    **{key: '–' for name in ('dense', 'per head') for key in (name, f'{name}, MiB', f'{name}: times faster')}}
             if queries != QUERIES[-1] and self.precision == 'fp32':  # at the last it would hold 20 GiB
@@ -156,7 +163,7 @@ class Measurements:
                                      'per head': functools.partial(dense, per_head=True)}, most=3)  # yapf: disable
                 for name in ('dense', 'per head'):
                     row.update({name: str(sides[name]), f'{name}, MiB': sides[name].mebibytes,
-                                f'{name}: times faster': f'{sides[name].seconds / sides["ours"].seconds:.1f}'})
+                                f'{name}: times faster': sides[name].over(sides['ours'], digits=1)})
             rows.append(row)
         return rows
 
@@ -217,10 +224,9 @@ class Measurements:
         functions = {'floor': floor, 'one pass': lambda: list(window_cosines(members, [image])),
                      'alone': lambda: [list(window_cosines([m], [image])) for m in members]}  # yapf: disable
         cost = self._costs(functions, most=3, memory=['one pass'])
-        least = cost['floor'].seconds
         return {'rows': name, 'VFMs': len(vfms), 'floor: trunk + VFMs': str(cost['floor']), 'one pass': str(cost['one pass']),
-                'one after the other': str(cost['alone']), 'one pass / floor': f'{cost["one pass"].seconds / least:.2f}',
-                'one after the other / floor': f'{cost["alone"].seconds / least:.2f}',
+                'one after the other': str(cost['alone']), 'one pass / floor': cost['one pass'].over(cost['floor']),
+                'one after the other / floor': cost['alone'].over(cost['floor']),
                 'memory of the pass, MiB': cost['one pass'].mebibytes}
 
     def batches(self):
@@ -229,7 +235,7 @@ class Measurements:
         crop = self._image(model)
         costs = self._costs({size: lambda size=size: list(window_cosines([model], [crop] * size)) for size in sizes}, most=3)
         return [{'windows at once': size, 'time': str(cost), 'windows per second': f'{size / cost.seconds:.2f}',
-                 'over one at a time': f'{size * costs[1].seconds / cost.seconds:.2f}', 'memory, MiB': cost.mebibytes}
+                 'over one at a time': costs[1].over(cost, size), 'memory, MiB': cost.mebibytes}
                 for size, cost in costs.items()]
 
     def precision_agreement(self):
@@ -282,7 +288,7 @@ class Measurements:
         for name, run in (('trunk', lambda m: m.trunk(m.visual, crop)), ('VFM', lambda m: m.features(crop))):
             cost = self._costs({m: functools.partial(run, m) for m in (plain, fast)}, memory=[])
             rows.append({'model': name, 'plain': str(cost[plain]), 'compiled': str(cost[fast]),
-                         'times faster': f'{cost[plain].seconds / cost[fast].seconds:.2f}'})
+                         'times faster': cost[plain].over(cost[fast])})
         return [*rows, {'model': 'both', 'plain': '', 'compiled': f'{seconds:.0f} s to compile', 'times faster': ''}]
 
     def throughput(self):
@@ -302,7 +308,7 @@ class Measurements:
         flops = self._flops(lambda: (model.trunk(model.visual, crop), model.features(crop)))
         count = each * images
         return [{'windows at once': size, 'images': images, 'time': str(cost), 'images per second': f'{images / cost.seconds:.2f}',
-                 'over one at a time': f'{costs[1].seconds / cost.seconds:.2f}',
+                 'over one at a time': costs[1].over(cost),
                  'trunk and VFM, of the matmul rate': f'{100 * flops * count / cost.seconds / rate:.0f} %'}
                 for size, cost in costs.items()]
 

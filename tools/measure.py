@@ -13,6 +13,8 @@ import os
 
 from cli import ROOT, main_wrapper
 
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler, which memory is seen by, logs each start and end
+
 
 def parse_args(argv=None):
     from fsa_seg.measurements import SECTIONS
