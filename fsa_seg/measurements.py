@@ -407,6 +407,7 @@ def report(sections, where):
 def plot_growth(rows, path):
     """Draw the growth of time and memory over N and over Q, of the rows of `Measurements.growth`, as a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
     figure = Figure((9, 3.6), layout='constrained')
     for axes, over in zip(figure.subplots(1, 2), 'NQ'):
         some = [row for row in rows if row['over'] == over]
@@ -417,6 +418,12 @@ def plot_growth(rows, path):
                             label=f'time, ∝ {over}^{some[0]["exponent of time"]}')
         lines += twin.loglog(x, [row['bytes'] / 2**20 for row in some], 's--', color='tab:red',
                              label=f'memory, ∝ {over}^{some[0]["exponent of memory"]}')
+        for line, one in zip(lines, (axes, twin)):  # a factor of two around, so that slopes are not exaggerated
+            one.set_ylim(min(line.get_ydata()) / 2, max(line.get_ydata()) * 2)
+            one.yaxis.set_major_formatter(ScalarFormatter())
+            one.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(x, [str(value) for value in x])
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel='patches N' if over == 'N' else 'queries Q', ylabel='seconds', title=f'{other} = {some[0][other]}')
         twin.set_ylabel('MiB beyond the inputs')
         axes.legend(lines, [line.get_label() for line in lines], loc='upper left')
