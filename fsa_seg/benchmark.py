@@ -207,12 +207,16 @@ def picture_of_rows(configs, index=0, columns=4):
     """
     dataset = DATASETS.build(configs[0].test_dataloader.dataset)
     sample = dataset[index]['data_samples']
-    maps = dict(truth=sample.gt_sem_seg.data[0].numpy())
+    maps = dict(truth=sample.gt_sem_seg.data[0].numpy(), **{row_name(config.cell): None for config in configs})
+    panels = {}
     for config in configs:
-        data = DATASETS.build(config.test_dataloader.dataset)[index]
-        model = MODELS.build(config.model).to(get_device())
+        panels.setdefault(panel_key(config), []).append(config)
+    for members in panels.values():
+        data = DATASETS.build(members[0].test_dataloader.dataset)[index]
+        model = MODELS.build(dict(type='Panel', members=[config.model for config in members])).to(get_device())
         out = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
-        maps[row_name(config.cell)] = out.pred_sem_seg.data[0].cpu().numpy()
+        for i, config in enumerate(members):
+            maps[row_name(config.cell)] = out.get(label_field(i)).data[0].cpu().numpy()
     meta = dataset.metainfo
     return panel(read_image(sample.img_path), maps, meta['classes'], meta['palette'], columns)
 

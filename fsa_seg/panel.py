@@ -99,7 +99,8 @@ def overlap_adds(segmentors, images, sizes):
         return adds
 
     left = collections.Counter(i for i, _, _ in jobs)
-    for batch in _batches(jobs, first.batch_size(lambda: run(jobs[:1], {}))):
+    most = first.batch_size(lambda: run([max(jobs, key=_size)], {}))
+    for batch in _batches(jobs, most):
         run(batch, adds)
         left.subtract(i for i, _, _ in batch)
         for i in [i for i in adds if not left[i]]:
@@ -133,6 +134,10 @@ def window_cosines(segmentors, crops):
 
 def _batches(jobs, most):
     """Yield consecutive windows of one size, at most so many at once."""
-    for _, alike in itertools.groupby(jobs, lambda job: [end - start for start, end in job[1:]]):
+    for _, alike in itertools.groupby(jobs, _size):
         alike = list(alike)
         yield from (alike[start:start + most] for start in range(0, len(alike), most))
+
+
+def _size(job):
+    return [end - start for start, end in job[1:]]

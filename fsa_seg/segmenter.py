@@ -74,8 +74,7 @@ class Segmenter:
         settings = protocol_settings(load_protocol(protocol, parts), None)
         self.resize = Resize(scale=(MAX_LONG_SIDE, settings['short']), keep_ratio=True)
         device = device or get_device()
-        config = dict(model_config(parts, settings, precision, device), keep_scores=True)
-        self.model = MODELS.build(config).to(device)
+        self.model = MODELS.build(model_config(parts, settings, precision, device)).to(device)
 
     @torch.no_grad()
     def segment(self, image, classes, prob_thd=0.0):
@@ -90,7 +89,7 @@ class Segmenter:
             UserError: no class, a class without a word, or an image that cannot be read.
         """
         rgb, data = self._prepared(image, classes)
-        sample = self._segmented(data, prob_thd)
+        sample = self._segmented(data, prob_thd, keep_scores=True)
         labels, scores = sample.pred_sem_seg.data[0].cpu().numpy(), sample.seg_logits.data.cpu().numpy()
         picture = panel(rgb, dict(labels=labels), [split_words(line)[0] for line in classes], _palette(len(classes)))
         return Segmentation(labels, scores, picture)
@@ -149,8 +148,8 @@ class Segmenter:
         sample = SegDataSample(metainfo=dict(ori_shape=rgb.shape[:2]))
         return rgb, dict(inputs=[torch.from_numpy(resized.transpose(2, 0, 1).copy())], data_samples=[sample])
 
-    def _segmented(self, data, prob_thd):
-        self.model.prob_thd = prob_thd
+    def _segmented(self, data, prob_thd, keep_scores=False):
+        self.model.prob_thd, self.model.keep_scores = prob_thd, keep_scores
         return self.model.test_step(data)[0]
 
 
