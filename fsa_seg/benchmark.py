@@ -17,8 +17,9 @@ from mmseg.registry import DATASETS, MODELS
 from tqdm import tqdm
 
 from fsa_seg.clip import load_clip
-from fsa_seg.config import compose, find_root
+from fsa_seg.config import find_root
 from fsa_seg.datasets import check_images, list_images
+from fsa_seg.device import device_name
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import read_journal
 from fsa_seg.panel import SHARED_KEYS, label_field
@@ -110,9 +111,7 @@ def run_panel(cells):
         return None
     model = getattr(runner.model, 'module', runner.model)
     members = model.members if len(cells) > 1 else [model]
-    device = members[0].text.device
-    device = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu ({torch.get_num_threads()} threads)'
-    results = []
+    device, results = device_name(members[0].text.device), []
     for (config, digest, path), metric, member, journal in zip(cells, metrics, members, journals):
         result = make_result(config, digest, metric, metric.dataset_meta['classes'], member.weights, device, seconds)
         result.update(panel=len(cells), window_batch=members[0].batch_size(None))

@@ -12,7 +12,7 @@ from mmseg.registry import DATASETS, METRICS, MODELS
 
 from fsa_seg.attention import find_attention
 from fsa_seg.clip import BACKBONE_KEYS
-from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.errors import UserError, check_keys
 from fsa_seg.parts import (check_constructor, class_names, feedback_of, load_file, load_part, load_parts,
                            load_protocol, part_config, protocol_settings)  # yapf: disable
 from fsa_seg.paths import CONFIGS, ROOT
@@ -21,7 +21,7 @@ from fsa_seg.text import check_words, class_words, read_words
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
 TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
-RUN_OPTIONS = ('batch_size', 'workers', 'work_dir', 'window_batch', 'compile')  # of configs/runtime.py that a tool's option sets
+RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # of configs/runtime.py that a tool's option sets
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
            'test_dataloader.dataset', 'test_evaluator')  # dicts that --cfg-options may add a key to: it is checked
@@ -148,7 +148,9 @@ def merge_options(config, options):
 
 def set_runtime(config, runtime):
     """Replace entries of configs/runtime.py in a complete config, in all places where they stand; add those it lacks."""
-    config.merge_from_dict({key: value for key, value in load_file(RUNTIME).items() if key not in config} | runtime)
+    if not all(key in config for key in RUN_OPTIONS):  # saved before an entry was there
+        config.merge_from_dict({key: value for key, value in load_file(RUNTIME).items() if key not in config})
+    config.merge_from_dict(runtime)
     gpu = get_device() == 'cuda'
     config.test_dataloader.batch_size = (8 if gpu else 1) if config.batch_size == 'auto' else config.batch_size
     for key in ('window_batch', 'compile'):

@@ -11,6 +11,12 @@ import time
 import torch
 
 
+def device_name(device):
+    """Return what a device is called in results and tables."""
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu ({torch.get_num_threads()} threads)'
+
+
 def to_device(tensor, device):
     """Return a tensor on a device; one of the host goes to a GPU without waiting for it."""
     if torch.device(device).type == 'cuda' and tensor.device.type == 'cpu':

@@ -8,7 +8,6 @@ Shape legend: N patches, Q queries.
 """
 import functools
 import itertools
-import json
 import math
 import platform
 import statistics
@@ -23,7 +22,7 @@ from mmseg.structures import SegDataSample
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsa_seg.config import compose, model_config
-from fsa_seg.device import tensor_peak
+from fsa_seg.device import device_name, tensor_peak
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import confusion
 from fsa_seg.feedback import FSA, _threshold_by_histogram, _threshold_by_order
@@ -386,7 +385,7 @@ class Measurements:
 
     def _wait(self):
         if self.device.type == 'cuda':
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
 
 
 SECTIONS = ('stages', 'fsa', 'pruning', 'large', 'panel', 'batches', 'precision_agreement', 'growth', 'compiled', 'throughput')
@@ -432,9 +431,8 @@ def plot_growth(rows, path):
 
 def machine(device, precision):
     """Return a line about the machine and the libraries."""
-    device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{_cpu()}, {torch.get_num_threads()} threads'
-    return f'{name}; {precision}; torch {torch.__version__}, Python {platform.python_version()}.'
+    cpu = f'{_cpu()}, ' if torch.device(device).type == 'cpu' else ''
+    return f'{cpu}{device_name(device)}; {precision}; torch {torch.__version__}, Python {platform.python_version()}.'
 
 
 def _cpu():

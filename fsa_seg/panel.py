@@ -114,12 +114,14 @@ def window_cosines(segmentors, crops):
         segmentors (sequence): that share the trunk.
         crops (list of (image (3, height, width), (top, bottom), (left, right))): the windows, in pixels.
     """
-    groups, tokens, features = {}, {}, {}
+    groups, cut, tokens, features = {}, {}, {}, {}
     for i, s in enumerate(segmentors):  # those that share the last block, but for their feedback
-        groups.setdefault((id(s.vfm), s.multiple, *s.method.values(), s.queries), []).append(i)
+        groups.setdefault((s.vfm, s.multiple, *s.method.values(), s.queries), []).append(i)
     for group in groups.values():
         s = segmentors[group[0]]
-        images = torch.cat([cut_window(*crop, s.multiple) for crop in crops])
+        if s.multiple not in cut:
+            cut[s.multiple] = torch.cat([cut_window(*crop, s.multiple) for crop in crops])
+        images = cut[s.multiple]
         size = images.shape[2:]  # it tells the padding, and so what is in the images
         if size not in tokens:
             tokens[size] = segmentors[0].trunk(s.visual, images)

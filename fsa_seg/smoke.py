@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 
 from fsa_seg.clip import load_clip, trunk
-from fsa_seg.device import measured
+from fsa_seg.device import device_name, measured
+from fsa_seg.errors import UserError
 from fsa_seg.feedback import prune
 from fsa_seg.methods import LastBlock, resolve_feedback, token_logits
 from fsa_seg.parts import feedback_of, load_parts, method_of, part_config
@@ -43,9 +44,7 @@ class Smoke:
         self.suite, self.seed, self.precision, self.device = suite, seed, precision, device
         self.folder, self.force = folder, force
         self._backbone, self._features = (None, None), {}
-        with open(REFERENCE, 'rb') as f:
-            reference = hashlib.sha256(f.read()).hexdigest()
-        self._state = [seed, precision, self.where(), suite.queries, sources_digest(), reference, versions()]
+        self._state = [seed, precision, self.where(), suite.queries, sources_digest(), reference_digest(), versions()]
 
     @torch.no_grad()
     def row(self, cell):
@@ -71,11 +70,8 @@ class Smoke:
 
     def where(self):
         """Return a line about what ran, and where."""
-        device = torch.device(self.device)
-        name = (torch.cuda.get_device_name(device) if device.type == 'cuda' else
-                f'{torch.get_num_threads()} CPU threads')
         return (f'One window of {self.suite.window}×{self.suite.window} random pixels, {self.suite.queries} queries, '
-                f'random weights of seed {self.seed}, {self.precision}, {name}. Trunk and VFM ran once each and are '
+                f'random weights of seed {self.seed}, {self.precision}, {device_name(self.device)}. Trunk and VFM ran once each and are '
                 'shared by the rows that name them; memory is the highest of a row\'s parts, beyond the weights.')
 
     def _run(self, parts, check):
@@ -130,6 +126,16 @@ class Smoke:
         return self._features[key]
 
 
+def reference_digest():
+    """Return the SHA-256 of tests/reference.py, as a hexadecimal string; without that file it is a UserError."""
+    try:
+        with open(REFERENCE, 'rb') as f:
+            return hashlib.sha256(f.read()).hexdigest()
+    except OSError:
+        raise UserError(f'{REFERENCE} is missing: results are compared with it, which needs a clone of the '
+                        'repository') from None
+
+
 def load_reference():
     """Return the module tests/reference.py, the dense evaluation of the formulae."""
     spec = importlib.util.spec_from_file_location('reference', REFERENCE)
@@ -153,7 +159,7 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
         keep = [prune(feedback.similarities(z, uniform), feedback.p).isfinite() for z in before]
         fsa = {key: value for key, value in vars(feedback).items() if key != 'block'}
     expected = load_reference().logits(visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support,
-                                fsa=fsa)
+                                       fsa=fsa)
     difference = float((logits - expected).abs().max())
     if difference > 1e-5:
         raise RuntimeError(f'the logits are {difference:.1e} from the dense evaluation')

@@ -40,7 +40,7 @@ def main(argv=None):
     from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.results import sources_digest, versions, write_result
     from fsa_seg.segmentor import resolve_precision
-    from fsa_seg.smoke import REFERENCE
+    from fsa_seg.smoke import reference_digest
     names = args.sections or [name for name in SECTIONS if name != 'throughput' or get_device() == 'cuda']
     for name in names:
         one_of(name, SECTIONS, 'section')
@@ -49,11 +49,7 @@ def main(argv=None):
     device, precision = get_device(), resolve_precision(args.precision)
     where, folder = machine(device, precision), os.path.join(args.work_dir, 'measure')
     make_folder(folder)
-    if not os.path.exists(REFERENCE):
-        raise UserError(f'{REFERENCE} is missing: this tool compares with it, and needs a clone of the repository')
-    with open(REFERENCE, 'rb') as f:
-        reference = hashlib.sha256(f.read()).hexdigest()
-    settings = [args.backbone, args.vfm, args.repeats, where, sources_digest(), reference, versions()]
+    settings = [args.backbone, args.vfm, args.repeats, where, sources_digest(), reference_digest(), versions()]
 
     def path_of(name):
         key = hashlib.sha256(json.dumps([name, *settings]).encode()).hexdigest()[:12]
