@@ -17,13 +17,12 @@ from mmseg.registry import DATASETS, MODELS
 from tqdm import tqdm
 
 from fsa_seg.clip import load_clip
-from fsa_seg.config import find_root
-from fsa_seg.datasets import check_images, list_images
+from fsa_seg.datasets import check_count, check_images, list_images
 from fsa_seg.device import device_name
-from fsa_seg.errors import UserError
 from fsa_seg.evaluation import read_journal
 from fsa_seg.panel import SHARED_KEYS, label_field
 from fsa_seg.parts import class_names
+from fsa_seg.paths import find_root, make_folder
 from fsa_seg.results import (cell_id, identity_hash, make_result, read_result, row_name, sources_digest,
                              write_result)  # yapf: disable
 from fsa_seg.segmentor import check_window
@@ -40,7 +39,7 @@ def prepare(config):
     """
     dataset = config.test_dataloader.dataset
     dataset.data_root = find_root(dataset.data_root)
-    names = _checked_names(json.dumps(dataset))
+    names = _checked_names(json.dumps(dataset), json.dumps(config.get('known_images')))
     limit = config.cell.limit
     if limit and limit < len(names):
         indices = np.random.default_rng(LIMIT_SEED).permutation(len(names))[:limit]
@@ -220,25 +219,16 @@ def picture_of_rows(configs, index=0, columns=4):
     return panel(read_image(sample.img_path), maps, meta['classes'], meta['palette'], columns)
 
 
-def make_folder(path):
-    """Make a folder; one that cannot be made or written to is a UserError."""
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'the folder {path} cannot be made: {error}') from None
-    if not os.access(path, os.W_OK):
-        raise UserError(f'the folder {path} cannot be written to')
-
-
 @functools.lru_cache
-def _checked_names(dataset):
-    """Return the names of a data set's images (config as JSON); the main process checks the files, once."""
+def _checked_names(dataset, known):
+    """Return the names of a data set's images (config and known numbers as JSON); the main process checks the files, once."""
     dataset = json.loads(dataset)
     entries = list_images(dataset)
+    check_count(entries, json.loads(known))
     if is_main_process():
         built = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
         classes = built.label_map or class_names(dataset)  # of the files; a config may choose some of them
-        check_images(entries, len(classes), built.reduce_zero_label)
+        check_images(entries, len(classes), built.reduce_zero_label, built.ignore_index)
     return [entry['name'] for entry in entries]
 
 

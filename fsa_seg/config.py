@@ -12,15 +12,15 @@ from mmseg.registry import DATASETS, METRICS, MODELS
 
 from fsa_seg.attention import find_attention
 from fsa_seg.clip import BACKBONE_KEYS
+from fsa_seg.datasets import VOID, void_label
 from fsa_seg.errors import UserError, check_keys
-from fsa_seg.parts import (check_constructor, class_names, feedback_of, load_file, load_part, load_parts,
-                           load_protocol, part_config, protocol_settings)  # yapf: disable
-from fsa_seg.paths import CONFIGS, ROOT
+from fsa_seg.parts import (check_constructor, class_names, dataset_config, feedback_of, load_file, load_part, load_parts,
+                           load_protocol, part_config, protocol_settings, with_classes)  # yapf: disable
+from fsa_seg.paths import CONFIGS, TOY_MARK, find_root
 from fsa_seg.segmentor import check_settings, resolve_precision
 from fsa_seg.text import check_words, class_words, read_words
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
-TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # of configs/runtime.py that a tool's option sets
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
@@ -41,7 +41,7 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
 
     Args:
         dataset, method, backbone, vfm (str): name or file of a part; the VFM is used by proxy attention alone. A
-            method can be spelt out, see `fsa_seg.parts.load_part`.
+            data set and a method can be spelt out, see `fsa_seg.parts.load_part`.
         feedback (str or dict): name or file of a feedback part, or settings of FSA; None for the bare method.
         protocol (str): 'own' (the method's publication's), or name or file of a protocol.
         words (str): a file of class words in place of the protocol's; see `fsa_seg.text.read_words`.
@@ -54,7 +54,7 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     Raises:
         UserError: a part, a key or a value that cannot be used.
     """
-    parts, data = load_parts(method, feedback, backbone, vfm), load_part('dataset', dataset)
+    parts, data = load_parts(method, feedback, backbone, vfm), with_classes(load_part('dataset', dataset), data_root)
     protocol = load_protocol(protocol, parts)
     settings = protocol_settings(protocol, data.name)
     if limit is not None and limit < 1:
@@ -64,18 +64,17 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     model = dict(model_config(parts, settings, precision, random_weights=random_weights), words=queries)
     names = {kind: part and part.name for kind, part in parts.items()}
     toy = any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm'))
-    toy = toy or os.path.exists(os.path.join(find_root(data_root), TOY_MARK))
+    drawn = os.path.exists(os.path.join(find_root(data_root), TOY_MARK))
     cell = dict(names, dataset=data.name, protocol=protocol.name, limit=limit, random_weights=random_weights, changed=[],
-                words=_words_name(words, queries) if words else protocol.name, toy=toy)
+                words=_words_name(words, queries) if words else protocol.name, toy=toy or drawn)
     runtime = dict(load_file(RUNTIME), **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
-    config.merge_from_dict(dict(cell=cell, model=model))
+    config.merge_from_dict(dict(cell=cell, model=model, known_images=None if drawn else data.get('images')))
     imports = [name for part in (*parts.values(), data, protocol) if part
                for name in part.get('custom_imports', {}).get('imports', [])]  # what registers the parts' own classes
     if imports:
         config.custom_imports = dict(imports=imports)
-    dataset = dict(_without(data, 'name', 'custom_imports'), data_root=os.path.join(data_root, data.data_root))
-    _add_loop(config, dataset, settings['short'])
+    _add_loop(config, dataset_config(data, data_root), settings['short'])
     check_config(config)
     return config
 
@@ -161,24 +160,23 @@ def set_runtime(config, runtime):
     config.default_hooks.logger.interval = config.log_interval
 
 
-def find_root(path):
-    """Return a folder of data, taken from the working directory or else from the repository."""
-    other = os.path.join(ROOT, path)
-    return other if not os.path.isdir(path) and os.path.isdir(other) else path
-
-
 def _add_loop(config, dataset, short):
     """Add the data loader, loop, metric and hooks that mmengine's test run needs."""
+    void = dataset.get('ignore_index', void_label(len(class_names(dataset)), dataset.get('reduce_zero_label', False)))
+    wide = {} if void == VOID else dict(void=void)
     pipeline = [
         dict(type='mmseg.LoadImage'),
         dict(type='Resize', scale=(MAX_LONG_SIDE, short), keep_ratio=True),
-        dict(type='mmseg.LoadLabels'),
+        dict(type='mmseg.LoadLabels', **wide),
         dict(type='mmseg.PackSegInputs')
     ]
+    if wide:
+        dataset = dict(dataset, ignore_index=void)
     config.merge_from_dict(dict(
         test_dataloader=dict(sampler=dict(type='DefaultSampler', shuffle=False),
                              dataset=dict(dataset, test_mode=True, serialize_data=False, pipeline=pipeline)),
-        test_cfg=dict(type='TestLoop', fp16=False), test_evaluator=dict(type='ExactIoUMetric'),
+        test_cfg=dict(type='TestLoop', fp16=False),
+        test_evaluator=dict(type='ExactIoUMetric', **(dict(ignore_index=void) if wide else {})),
         default_hooks=dict(
             runtime_info=dict(type='RuntimeInfoHook'), timer=dict(type='IterTimerHook'),
             logger=dict(type='LoggerHook', log_metric_by_epoch=False),

@@ -1,19 +1,26 @@
-"""Data sets that mmseg lacks, loading that names the file it fails on, and the check of a data root before a run."""
+"""Data sets that mmseg lacks, loading that names the file it fails on, and the check of a data root before a run.
+
+A label image holds the labels 0 to K − 1 of K classes, or 0 to K where 0 is made void; and void, see `void_label`.
+"""
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from mmcv import imfrombytes
 from mmcv.transforms import BaseTransform, LoadImageFromFile
-from mmengine import fileio
-from mmseg.datasets import COCOStuffDataset, PascalVOCDataset
+from mmengine import fileio, list_from_file
+from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from fsa_seg.errors import UserError
 
-VOID = 255
+VOID, WIDE_VOID = 255, 65535
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+LABEL_SUFFIXES = ('.png', '.tif', '.tiff')
 EXIF_ORIENTATION = 274  # number of the tag
 THINGS = 80  # of COCO-Stuff's 171 classes, the first
 
@@ -38,6 +45,41 @@ class COCOObjectDataset(COCOStuffDataset):
         super().__init__(seg_map_suffix=seg_map_suffix, **kwargs)
 
 
+@DATASETS.register_module()
+class ImageFolderDataset(BaseSegDataset):
+    """Images in one folder, of any usual format, and label images of the same names (PNG or TIFF) in another.
+
+    With an `ann_file`, those that it names, a line each; else all images, those of folders below included.
+
+    Raises:
+        UserError: an image without labels, a name in the `ann_file` without an image, or two files of one name.
+    """
+
+    def load_data_list(self):
+        images = _by_name(self.data_prefix['img_path'], IMAGE_SUFFIXES)
+        labels = _by_name(self.data_prefix['seg_map_path'], LABEL_SUFFIXES)
+        names = [line.strip() for line in list_from_file(self.ann_file)] if self.ann_file else sorted(images)
+        for found, what in ((images, 'image'), (labels, 'label image')):
+            missing = [name for name in names if name not in found]
+            if missing:
+                folder = self.data_prefix['img_path' if found is images else 'seg_map_path']
+                raise UserError(f'{len(missing)} of {len(names)} names have no {what} in {folder}; the first is {missing[0]!r}')
+        return [dict(img_path=images[name], seg_map_path=labels[name], label_map=self.label_map,
+                     reduce_zero_label=self.reduce_zero_label, seg_fields=[]) for name in names]
+
+
+def _by_name(folder, suffixes):
+    """Return the files of a folder and of those below it: path below the folder, without suffix -> path."""
+    found = {}
+    for file in sorted(fileio.list_dir_or_file(folder, list_dir=False, recursive=True)):
+        name, suffix = os.path.splitext(file)
+        if suffix.lower() in suffixes:
+            if name in found:
+                raise UserError(f'two files are called {name!r}: {found[name]} and {file}; labels need a folder of their own')
+            found[name] = os.path.join(folder, file)
+    return found
+
+
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
     """mmcv's `LoadImageFromFile` (BGR, uint8), whose failure is a UserError that names the file."""
@@ -52,20 +94,26 @@ class LoadImage(LoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class LoadLabels(BaseTransform):
-    """Loads a label image of any bit depth as `gt_seg_map`, (height, width) int32 at original size; 255 is void.
+    """Loads a label image of any bit depth as `gt_seg_map`, (height, width) int32 at original size.
 
     What mmseg's `LoadAnnotations` does, which casts to uint8: `reduce_zero_label` makes label 0 void and shifts the
     others down by one, `label_map` renumbers.
+
+    Args:
+        void (int): label of pixels that do not count.
 
     Raises (while loading):
         UserError: the file cannot be decoded, has colour channels, or another size than its image.
     """
 
+    def __init__(self, void=VOID):
+        self.void = void
+
     def transform(self, results):
         labels = read_labels(results['seg_map_path'])
-        _check_sizes(results['seg_map_path'], labels.shape, results['img_path'], results['ori_shape'])
+        check_sizes(results['seg_map_path'], labels.shape, results['img_path'], results['ori_shape'])
         if results['reduce_zero_label']:
-            labels = np.where((labels == 0) | (labels == VOID), VOID, labels - 1)
+            labels = without_zero(labels, self.void)
         if results.get('label_map'):
             before = labels.copy()
             for old, new in results['label_map'].items():
@@ -75,10 +123,29 @@ class LoadLabels(BaseTransform):
         return results
 
 
+def void_label(classes, reduce_zero_label=False):
+    """Return the label of pixels that do not count: 255, or 65535 where 255 is a class in the files."""
+    return WIDE_VOID if classes + reduce_zero_label > VOID else VOID
+
+
+def without_zero(labels, void):
+    """Return labels whose 0 is made void and whose others are shifted down by one."""
+    return np.where((labels == 0) | (labels == void), void, labels - 1)
+
+
 def read_labels(path):
     """Return a label image as (height, width) int32; one that is none is a UserError that names it."""
     try:
-        labels = imfrombytes(fileio.get(path), flag='unchanged', backend='pillow')
+        data = fileio.get(path)
+    except OSError as error:
+        raise UserError(f'the label image {path} cannot be read: {error}') from error
+    return decode_labels(data, path)
+
+
+def decode_labels(data, path):
+    """Return the bytes of a label image, called `path` in errors, as `read_labels` does."""
+    try:
+        labels = imfrombytes(data, flag='unchanged', backend='pillow')
     except Exception as error:  # the decoders raise many kinds
         raise UserError(f'the label image {path} cannot be decoded: {error}') from error
     if labels.ndim != 2:
@@ -107,11 +174,27 @@ def list_images(dataset):
     entries = [built.get_data_info(i) for i in range(len(built))]
     if not entries:
         raise UserError(f'no image found: {split or os.path.join(root, prefix["img_path"])} is empty')
+    repeated = [path for path, count in Counter(entry['img_path'] for entry in entries).items() if count > 1]
+    if repeated:
+        raise UserError(f'{split} names {len(repeated)} images more than once, the first is {repeated[0]}')
     return [dict(name=os.path.relpath(e['img_path'], root), img_path=e['img_path'], seg_map_path=e['seg_map_path'])
             for e in entries]
 
 
-def check_images(entries, classes, reduce_zero_label=False):
+def check_count(entries, known):
+    """Raise a UserError unless a split has one of the known numbers of images.
+
+    Args:
+        entries (list of dict): of `list_images`.
+        known (None, int or list of int): numbers; None allows any.
+    """
+    known = [known] if isinstance(known, int) else known
+    if known and len(entries) not in known:
+        raise UserError(f'the split has {len(entries)} images, the data set {" or ".join(map(str, known))}: prepare it again '
+                        '(data/README.md); for a part of it, use --limit, or a config without `images`')
+
+
+def check_images(entries, classes, reduce_zero_label=False, void=VOID):
     """Raise a UserError unless every image and label image is there, of one size, and every label in its range.
 
     Decodes the label images, and reads the heads of the images.
@@ -120,35 +203,91 @@ def check_images(entries, classes, reduce_zero_label=False):
         entries (list of dict): of `list_images`.
         classes (int): number of classes; labels are 0 to classes − 1, or 0 to classes where 0 is made void.
         reduce_zero_label (bool): whether label 0 is made void and the others shift down by one.
+        void (int): label of pixels that do not count.
     """
-    missing = [e[key] for e in entries for key in ('img_path', 'seg_map_path') if not os.path.isfile(e[key])]
+    missing = missing_files(entries)
     if missing:
         raise UserError(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {missing[0]}')
+    for scan in scan_images(entries, 'checking the data'):
+        check_scan(scan, classes + reduce_zero_label, void)
+
+
+def missing_files(entries):
+    """Return the paths of `list_images`' entries that do not exist."""
+    return [e[key] for e in entries for key in ('img_path', 'seg_map_path') if not os.path.isfile(e[key])]
+
+
+class Scan(NamedTuple):
+    """What is seen of an image and its label image.
+
+    Attributes:
+        entry (dict): of `list_images`.
+        image_size (tuple): height and width of the image, as it is decoded.
+        label_size (tuple): those of the label image.
+        mode (str): of the label image, as Pillow names it.
+        pixels (array): of each label, int64; as long as the greatest label asks.
+        error (str): why they cannot be read; the others are None then.
+    """
+    entry: dict
+    image_size: tuple = None
+    label_size: tuple = None
+    mode: str = None
+    pixels: np.ndarray = None
+    error: str = None
+
+
+def scan_images(entries, title, decode=False):
+    """Yield a `Scan` of each entry, in order, with a progress bar.
+
+    Args:
+        entries (list of dict): of `list_images`.
+        title (str): of the progress bar.
+        decode (bool): decode the images too; else their heads are read.
+    """
     with ThreadPoolExecutor() as pool:
-        checks = pool.map(lambda entry: _check_entry(entry, classes + reduce_zero_label), entries)
-        for _ in tqdm(checks, desc='checking the data', total=len(entries), delay=2, leave=False):
-            pass
+        scans = pool.map(lambda entry: _scan(entry, decode), entries)
+        yield from tqdm(scans, desc=title, total=len(entries), delay=2, leave=False)
 
 
-def _check_entry(entry, values):
-    path = entry['seg_map_path']
+def _scan(entry, decode):
     try:
         with Image.open(entry['img_path']) as image:
             size = image.size[::-1]
             if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # turned by a quarter when it is decoded
                 size = size[::-1]
+            if decode:
+                image.load()
     except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f'the image {entry["img_path"]} cannot be decoded: {error}') from None
-    labels = read_labels(path)
-    _check_sizes(path, labels.shape, entry['img_path'], size)
-    present = np.flatnonzero(np.bincount(labels.ravel()))
-    wrong = present[(present >= values) & (present != VOID)]
+        return Scan(entry, error=f'the image {entry["img_path"]} cannot be decoded: {error}')
+    try:
+        labels = read_labels(entry['seg_map_path'])
+    except UserError as error:
+        return Scan(entry, error=str(error))
+    with Image.open(entry['seg_map_path']) as image:
+        mode = image.mode
+    return Scan(entry, size, labels.shape, mode, np.bincount(labels.ravel()))
+
+
+def check_scan(scan, values, void):
+    """Raise a UserError unless a `Scan` has an image and labels of one size, the labels below `values` or void."""
+    if scan.error:
+        raise UserError(scan.error)
+    path = scan.entry['seg_map_path']
+    check_sizes(path, scan.label_size, scan.entry['img_path'], scan.image_size)
+    check_range(path, scan.pixels, values, void)
+
+
+def check_range(path, pixels, values, void=VOID):
+    """Raise a UserError if a label image has labels (`pixels` counts each) that are neither below `values` nor void."""
+    present = np.flatnonzero(pixels)
+    wrong = present[(present >= values) & (present != void)]
     if len(wrong):
         raise UserError(f'the label image {path} has the labels {wrong[:5].tolist()}; the data set has 0 to {values - 1}, '
-                        f'and {VOID} for void')
+                        f'and {void} for void')
 
 
-def _check_sizes(label_path, label_size, image_path, image_size):
+def check_sizes(label_path, label_size, image_path, image_size):
+    """Raise a UserError unless labels and image have the same height and width."""
     if tuple(label_size) != tuple(image_size):
         height, width = label_size
         raise UserError(f'the label image {label_path} has {height}×{width} pixels, its image {image_path} '

@@ -14,7 +14,9 @@ from fsa_seg.attention import attention_files, find_attention
 from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import METHODS, resolve_method
-from fsa_seg.paths import CONFIGS, local_path, part_files
+from fsa_seg.paths import CONFIGS, find_root, local_path, part_files
+from fsa_seg.text import read_classes
+from fsa_seg.visualization import even_palette
 
 KINDS = dict(dataset='datasets', method='methods', backbone='backbones', vfm='vfms', feedback='feedback',
              protocol='protocols', suite='suites')  # yapf: disable
@@ -24,6 +26,7 @@ REQUIRED = dict(
     protocol=('name', 'default', 'datasets'), suite=('name', 'groups'))  # yapf: disable
 # what a backbone or a VFM part says about itself, beside how it is built
 ABOUT = ('name', 'fsa', 'toy', 'licence', 'custom_imports')
+DATA_ABOUT = ('name', 'images', 'custom_imports')  # the same of a data set
 METHOD_KEYS = ('attention', 'residual', 'mlp')
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 'words')
 
@@ -36,10 +39,10 @@ def part_names(kind):
 
 
 def load_part(kind, name):
-    """Return the part's dict, given its name or the path of its file, or spelt out (a method, or settings of FSA).
+    """Return the part's dict, given its name or the path of its file, or spelt out (a method, settings of FSA, a data set).
 
     A method that is spelt out is dict(attention=..., residual=..., mlp=...), and may have a `name` and a `protocol`;
-    settings of FSA may have a `name`.
+    settings of FSA may have a `name`; a data set has all that its file would have.
 
     Raises:
         UserError: no such part (the nearest name is given), or a file that lacks the kind's dict or one of its keys.
@@ -143,6 +146,36 @@ def class_names(dataset):
     return classes
 
 
+def with_classes(dataset, data_root):
+    """Return a data set's part, whose key `classes` (a file below its folder) is replaced by what it reads.
+
+    Args:
+        dataset (dict): of `load_part`.
+        data_root (str): the folder that all data sets' folders lie in.
+    """
+    if 'classes' not in dataset:
+        return dataset
+    path = os.path.join(find_root(os.path.join(data_root, dataset['data_root'])), dataset['classes'])
+    if not os.path.isfile(path):
+        raise UserError(f'the file {path} does not exist, from which the data set {dataset["name"]!r} has its classes: give '
+                        'the right --data-root; for those that ship with the suite, tools/prepare_dataset.py writes it '
+                        '(data/README.md)')
+    names = read_classes(path)
+    part = ConfigDict(dataset, metainfo=dict(classes=names, palette=even_palette(len(names))))
+    del part['classes']
+    return part
+
+
+def dataset_config(part, data_root):
+    """Return what a data set is built from: its part (of `with_classes`) without what it says about itself.
+
+    Args:
+        part (dict), data_root (str): as of `with_classes`.
+    """
+    config = {key: value for key, value in part.items() if key not in DATA_ABOUT}
+    return dict(config, data_root=os.path.join(data_root, part['data_root']))
+
+
 def part_config(part, random_weights=None):
     """Return what a backbone or a VFM is built from: its part without what the part says about itself."""
     seed = {} if random_weights is None else dict(random_weights=random_weights)
@@ -181,6 +214,8 @@ def _checked(part, kind, path):
 
 
 def _spelt_out(kind, given):
+    if kind == 'dataset':
+        return _checked(ConfigDict(given), kind, 'the given dict')
     if kind == 'feedback':
         given = ConfigDict(given)
         own = given.pop('name', None)
@@ -188,7 +223,7 @@ def _spelt_out(kind, given):
                             for key, value in given.items())
         return ConfigDict(load_part('feedback', 'fsa'), name=own or f'fsa {settings}'.strip(), **given)
     if kind != 'method':
-        raise UserError(f'{kind} {given}: give a name or a file; only methods and settings of FSA can be spelt out')
+        raise UserError(f'{kind} {given}: give a name or a file; only methods, settings of FSA and data sets can be spelt out')
     check_keys(given, ('name', 'protocol', *METHOD_KEYS), 'method')
     segmentor = {key: given[key] for key in METHOD_KEYS if key in given}
     resolve_method(segmentor)

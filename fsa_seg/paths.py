@@ -1,10 +1,12 @@
 """Where the repository's own files lie, and where parts are looked for."""
+import contextlib
 import os
 
 from fsa_seg.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONFIGS = os.path.join(ROOT, 'configs')
+TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 
 
 def local_path(path, what):
@@ -14,6 +16,36 @@ def local_path(path, what):
         if path and os.path.exists(candidate):
             return candidate
     raise UserError(f'{what}: {path!r} does not exist, neither here nor in {ROOT}')
+
+
+def find_root(path):
+    """Return a folder of data, taken from the working directory or else from the repository."""
+    other = os.path.join(ROOT, path)
+    return other if not os.path.isdir(path) and os.path.isdir(other) else path
+
+
+def make_folder(path):
+    """Make a folder; one that cannot be made or written to is a UserError."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'the folder {path} cannot be made: {error}') from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f'the folder {path} cannot be written to')
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """Yield a name beside `path`; what is written there takes its place when the block ends well, and is removed else."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    part = f'{path}.{os.getpid()}.part'
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        raise
 
 
 def config_folders():

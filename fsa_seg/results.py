@@ -12,7 +12,7 @@ import torch
 
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import metrics, per_image_counts, sum_confusions
-from fsa_seg.paths import ROOT, local_path, part_files
+from fsa_seg.paths import ROOT, local_path, new_file, part_files
 from fsa_seg.text import templates_digest
 
 PACKAGES = ('torch', 'torchvision', 'open_clip_torch', 'timm', 'mmengine', 'mmcv', 'mmsegmentation', 'numpy',
@@ -103,11 +103,8 @@ def make_result(config, digest, metric, classes, weights, device, seconds):
 
 def write_result(result, path):
     """Write a result as JSON; a half-written one never appears under `path`."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    part = f'{path}.{os.getpid()}.part'
-    with open(part, 'w', encoding='utf-8') as f:
+    with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         json.dump(result, f, allow_nan=False)
-    os.replace(part, path)
 
 
 def read_result(path):

@@ -1,5 +1,4 @@
 """One image, words given on the spot: `Segmenter`."""
-import colorsys
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from fsa_seg.errors import UserError
 from fsa_seg.methods import Inspection
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
 from fsa_seg.text import split_words
-from fsa_seg.visualization import attention_panel, panel
+from fsa_seg.visualization import attention_panel, even_palette, panel
 from fsa_seg.windows import cut_window, patch_at, to_window, window_spans
 
 
@@ -91,7 +90,7 @@ class Segmenter:
         rgb, data = self._prepared(image, classes)
         sample = self._segmented(data, prob_thd, keep_scores=True)
         labels, scores = sample.pred_sem_seg.data[0].cpu().numpy(), sample.seg_logits.data.cpu().numpy()
-        picture = panel(rgb, dict(labels=labels), [split_words(line)[0] for line in classes], _palette(len(classes)))
+        picture = panel(rgb, dict(labels=labels), [split_words(line)[0] for line in classes], even_palette(len(classes)))
         return Segmentation(labels, scores, picture)
 
     @torch.no_grad()
@@ -134,7 +133,7 @@ class Segmenter:
                                                 rows[1] / scale[0]))
         names = [split_words(line)[0] for line in classes]
         picture = attention_panel(rgb, (x, y), window, shown,
-                                  {'without FSA': without, 'with FSA': labels}, names, _palette(len(classes)))
+                                  {'without FSA': without, 'with FSA': labels}, names, even_palette(len(classes)))
         return AttentionRows(Inspection(*(row.numpy() for row in found)), window, patch, without, labels, picture)
 
     def _prepared(self, image, classes):
@@ -165,9 +164,3 @@ def _as_array(image):
         return np.array(Image.open(image).convert('RGB'))
     except OSError as error:
         raise UserError(f'the image {image} cannot be read: {error}') from None
-
-
-def _palette(count):
-    """Return `count` colours (3 ints in 0..255), hues evenly apart and lightness alternating."""
-    colors = [colorsys.hsv_to_rgb(i / count, 0.85, 1.0 if i % 2 == 0 else 0.65) for i in range(count)]
-    return [tuple(round(255 * c) for c in color) for color in colors]

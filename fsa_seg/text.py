@@ -17,7 +17,8 @@ TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
 def class_words(classes, rename=None, synonyms=None, background=None, join_spaces=False):
     """Return the query words of each class: a list with one list of strings per class.
 
-    The rules stand in a protocol's ``words``; a class that no rule names is queried by its own name.
+    The rules stand in a protocol's ``words``; a class that no rule names is queried by its own name, or, where that is
+    a list of synonyms ("cat; kitten"), by each of them.
 
     Args:
         classes (sequence of str): class names in label order.
@@ -37,7 +38,8 @@ def class_words(classes, rename=None, synonyms=None, background=None, join_space
     unknown = sorted(set(rules) - set(names))
     if unknown:
         raise UserError(f'word rules name the classes {unknown}, which are not among the classes {names}')
-    return [list(rules.get(name, [name.replace(' ', '') if join_spaces else name])) for name in names]
+    return [list(rules.get(name) or [word.replace(' ', '') if join_spaces else word for word in split_words(name)])
+            for name in names]
 
 
 def read_words(path, classes):
@@ -46,14 +48,33 @@ def read_words(path, classes):
     Raises:
         UserError: the file is missing, a line is empty, or the number of lines differs from the classes'.
     """
-    try:
-        with open(path, encoding='utf-8') as f:
-            lines = f.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'the file of class words {path!r} cannot be read as UTF-8 text: {error}') from None
-    words = [split_words(line) for line in lines]
+    words = [split_words(line) for line in _lines(path, 'words')]
     check_words(words, classes, path)
     return words
+
+
+def read_classes(path):
+    """Return the class names in a text file: one line per class in label order, synonyms by ';' ("cat; kitten").
+
+    Raises:
+        UserError: the file is missing or empty, a line is empty, or two are the same.
+    """
+    names = ['; '.join(split_words(line)) for line in _lines(path, 'names')]
+    if not names:
+        raise UserError(f'{path} is empty; give one line per class, in the order of the labels')
+    for i, name in enumerate(names):
+        if not name or name in names[:i]:
+            raise UserError(f'line {i + 1} of {path} is {"empty" if not name else f"{name!r}, as line {names.index(name) + 1}"};'
+                            ' give one line per class, in the order of the labels')
+    return names
+
+
+def _lines(path, what):
+    try:
+        with open(path, encoding='utf-8-sig') as f:
+            return f.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'the file of class {what} {path!r} cannot be read as UTF-8 text: {error}') from None
 
 
 def split_words(line):

@@ -1,7 +1,8 @@
 """Pictures: an image beside its truth and predictions, with a legend of the classes that they show.
 
-Images are (height, width, 3) uint8 RGB; label maps (height, width) integers, 255 void.
+Images are (height, width, 3) uint8 RGB; label maps (height, width) integers; labels beyond the palette are void.
 """
+import colorsys
 import os
 
 import cv2
@@ -12,7 +13,8 @@ from mmseg.registry import HOOKS
 from mmcv import imfrombytes
 from PIL import Image, ImageDraw, ImageFont
 
-VOID = 255
+from fsa_seg.paths import new_file
+
 TITLE, LEGEND, GAP = 22, 20, 6  # heights of a title and of a line of the legend, and the margin, in pixels
 SPOT = 3  # radius of the mark of a pixel
 ROW_TITLES = dict(attention='A', similarity='S', pruned='S pruned', adapted='W', ensemble='A with FSA')  # of a patch's rows
@@ -83,7 +85,7 @@ def _heat(image, window, values):
 def _legend(label_maps, classes, palette):
     """Return name and colour of each label that is shown."""
     shown = np.unique(np.concatenate([labels.ravel() for labels in label_maps]))
-    return [(classes[i] if i != VOID else 'void', palette[i] if i != VOID else (255, 255, 255)) for i in shown]
+    return [(classes[i], palette[i]) if i < len(classes) else ('void', (255, 255, 255)) for i in shown]
 
 
 def _compose(tiles, entries, columns):
@@ -108,10 +110,8 @@ def _compose(tiles, entries, columns):
 
 def overlay(image, labels, palette):
     """Return the image under its labels' colours, regions edged in white: (height, width, 3) uint8."""
-    colors = np.zeros((max(VOID + 1, len(palette)), 3), np.float32)
-    colors[:len(palette)] = palette
-    colors[VOID] = 255
-    out = (1 - _OPACITY) * image.mean(2, keepdims=True) + _OPACITY * colors[labels]
+    colors = np.array([*palette, (255, 255, 255)], np.float32)
+    out = (1 - _OPACITY) * image.mean(2, keepdims=True) + _OPACITY * colors[np.minimum(labels, len(palette))]
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
@@ -119,12 +119,16 @@ def overlay(image, labels, palette):
     return out.astype(np.uint8)
 
 
+def even_palette(count):
+    """Return `count` colours (3 ints in 0..255), hues evenly apart and lightness alternating."""
+    colors = [colorsys.hsv_to_rgb(i / count, 0.85, 1.0 if i % 2 == 0 else 0.65) for i in range(count)]
+    return [tuple(round(255 * c) for c in color) for color in colors]
+
+
 def write_picture(picture, path):
     """Write a PIL image; a half-written one never appears under `path`."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    part = f'{path}.{os.getpid()}.part'
-    picture.save(part, Image.registered_extensions().get(os.path.splitext(path)[1].lower(), 'PNG'))
-    os.replace(part, path)
+    with new_file(path) as part:
+        picture.save(part, Image.registered_extensions().get(os.path.splitext(path)[1].lower(), 'PNG'))
 
 
 def read_image(path):

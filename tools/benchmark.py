@@ -89,7 +89,7 @@ def run_windows(args, suite, cells, given):
     from mmengine.device import get_device
     from tqdm import tqdm
 
-    from fsa_seg.benchmark import make_folder
+    from fsa_seg.paths import make_folder
     from fsa_seg.segmentor import resolve_precision
     from fsa_seg.smoke import Smoke, smoke_table
     work_dir = args.work_dir or 'work_dirs'

@@ -35,7 +35,7 @@ def main(argv=None):
     from mmengine.device import get_device
     from tqdm import tqdm
 
-    from fsa_seg.benchmark import make_folder
+    from fsa_seg.paths import make_folder
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.results import sources_digest, versions, write_result

@@ -60,10 +60,10 @@ def main(argv=None):
 
 def build_config(args):
     """Return the complete config that the arguments stand for."""
-    from fsa_seg.benchmark import make_folder
     from fsa_seg.config import compose, is_complete, merge_options, set_runtime
     from fsa_seg.errors import UserError
     from fsa_seg.parts import load_file
+    from fsa_seg.paths import make_folder
     given = model_options(args)
     config = load_file(args.config) if os.path.isfile(args.config) else {}
     if is_complete(config):

@@ -3,4 +3,5 @@ dataset = dict(
     name='ade20k',
     type='ADE20KDataset',
     data_root='ade/ADEChallengeData2016',
-    data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'))
+    data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
+    images=2000)

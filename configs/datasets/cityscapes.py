@@ -3,4 +3,5 @@ dataset = dict(
     name='cityscapes',
     type='CityscapesDataset',
     data_root='cityscapes',
-    data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'))
+    data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
+    images=500)

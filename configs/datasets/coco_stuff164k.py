@@ -3,4 +3,5 @@ dataset = dict(
     name='coco_stuff164k',
     type='COCOStuffDataset',
     data_root='coco_stuff164k',
-    data_prefix=dict(img_path='images/val2017', seg_map_path='annotations/val2017'))
+    data_prefix=dict(img_path='images/val2017', seg_map_path='annotations/val2017'),
+    images=5000)

@@ -1,0 +1,184 @@
+"""The check of a data root: is every file of a data set there, and does it hold what the data set's config says?"""
+import json
+import os
+
+import numpy as np
+from mmseg.registry import DATASETS
+
+from fsa_seg.datasets import check_count, check_scan, list_images, missing_files, read_labels, scan_images, void_label, without_zero
+from fsa_seg.errors import UserError, one_of
+from fsa_seg.parts import class_names, dataset_config, load_part, part_names, with_classes
+from fsa_seg.paths import TOY_MARK, new_file
+from fsa_seg.preparation import PREPARATIONS
+from fsa_seg.visualization import panel, read_image, write_picture
+
+SAMPLES = 4  # pictures of each data set
+SEED = 0
+
+
+def data_sets(root, names):
+    """Return the data set configs that names stand for: those of `PREPARATIONS`, of configs/datasets/, or files.
+
+    Args:
+        root (str): the data root.
+        names (list of str): none stand for all data sets whose folder is there.
+
+    Raises:
+        UserError: an unknown name, or a data root that has none of them.
+    """
+    if not os.path.isdir(root):
+        raise UserError(f'the data root {root} does not exist')
+    if not names:
+        found = [name for name in part_names('dataset') if os.path.isdir(_label_folder(root, load_part('dataset', name)))]
+        if not found:
+            raise UserError(f'{root} has the folder of no data set; give the data root, which holds VOCdevkit, cityscapes, ade, ...')
+        return found
+    out = []
+    for name in names:
+        if not name.endswith('.py'):
+            one_of(name, {*PREPARATIONS, *part_names('dataset')}, 'data set')
+        out += PREPARATIONS[name].benchmarks if name in PREPARATIONS and name not in part_names('dataset') else [name]
+    return list(dict.fromkeys(out))
+
+
+def check_data(root, names, pictures=None):
+    """Check data sets, and return a JSON-ready report of each: see `check_data_set`.
+
+    Args:
+        root (str): the data root.
+        names (list of str): of `data_sets`.
+        pictures (str): folder of pictures.
+    """
+    scans = {}  # two data sets that have the same files share what was seen of them
+    return [check_data_set(root, name, scans, pictures) for name in names]
+
+
+def check_data_set(root, name, scans, pictures=None):
+    """Return what one data set of a data root looks like, as a JSON-ready dict.
+
+    Every image and label image is decoded. `problems` is what makes a run wrong, with `mend`; it is empty where all is
+    right. `notes` is worth a look. `modes` counts the label images by Pillow's modes, `pixels` each class's pixels, `void`
+    is the share of those that do not count, and `pictures` are drawn overlays of some images.
+
+    Args:
+        root (str): the data root.
+        name (str): name or file of a data set's config.
+        scans (dict): of earlier data sets, to be added to.
+        pictures (str): folder of pictures; None draws none.
+    """
+    part = load_part('dataset', name)
+    toy = os.path.exists(os.path.join(root, TOY_MARK))
+    report = dict(dataset=part.name, folder=os.path.join(root, part.data_root), images=0,
+                  known=None if toy else part.get('images'), modes={}, values=[], classes=0, classes_seen=0, void=None,
+                  pixels={}, problems=[], notes=[], pictures=[], mend=_mend(part.name, root))
+    try:
+        part = with_classes(part, root)
+        config = dataset_config(part, root)
+        built = DATASETS.build(dict(config, pipeline=[], lazy_init=True))
+        classes = list(class_names(part))
+        entries = list_images(config)
+    except UserError as error:
+        report['problems'].append(str(error))
+        return report
+    report.update(images=len(entries), classes=len(classes))
+    void = config.get('ignore_index', void_label(len(classes), built.reduce_zero_label))
+    values = len(classes) + built.reduce_zero_label
+    _tried(report, check_count, entries, report['known'])
+    missing = set(missing_files(entries))
+    if missing:
+        report['problems'].append(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {min(missing)}')
+        entries = [entry for entry in entries if not {entry['img_path'], entry['seg_map_path']} & missing]
+    key = tuple((entry['img_path'], entry['seg_map_path']) for entry in entries)
+    if key not in scans:
+        scans[key] = list(scan_images(entries, part.name, decode=True))
+    right = [scan.entry for scan in scans[key] if _tried(report, check_scan, scan, values, void)]
+    _count_pixels(report, scans[key], classes, built.reduce_zero_label, void)
+    if pictures:
+        _draw(report, right, built, classes, void, os.path.join(pictures, part.name))
+    return report
+
+
+def write_report(reports, path):
+    """Write the reports of `check_data` as JSON."""
+    with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
+        json.dump(reports, f, indent=1, allow_nan=False)
+
+
+def report_table(reports):
+    """Return the reports of `check_data` as a Markdown table, and what is wrong or worth a look below it."""
+    lines = ['| data set | images | known | labels | mode | classes seen | void | |', '|---|---:|---:|---|---|---:|---:|---|']
+    for report in reports:
+        known = report['known']
+        known = ' or '.join(map(str, known)) if isinstance(known, (list, tuple)) else known or '–'
+        void = '–' if report['void'] is None else f'{100 * report["void"]:.1f} %'
+        values = f'{report["values"][0]} to {report["values"][1]}' if report['values'] else '–'
+        lines.append(f'| {report["dataset"]} | {report["images"]} | {known} | {values} | {", ".join(report["modes"])} | '
+                     f'{report["classes_seen"]} of {report["classes"]} | {void} | {"WRONG" if report["problems"] else "right"} |')
+    for report in reports:
+        shown = report['problems'][:5]
+        more = [f'... and {len(report["problems"]) - 5} more'] if report['problems'][5:] else []
+        lines += ['', f'{report["dataset"]}:', *shown, *more, f'To mend it: {report["mend"]}'] if shown else []
+        lines += ['', *(f'{report["dataset"]}: {note}' for note in report['notes'])] if report['notes'] else []
+    return '\n'.join(lines)
+
+
+def _count_pixels(report, scans, classes, reduce_zero_label, void):
+    """Add to a report what its label images hold."""
+    total = np.zeros(max([len(scan.pixels) for scan in scans if not scan.error], default=0), np.int64)
+    for scan in scans:
+        if not scan.error:
+            report['modes'][scan.mode] = report['modes'].get(scan.mode, 0) + 1
+            total[:len(scan.pixels)] += scan.pixels
+    present = np.flatnonzero(total)
+    if not len(present):
+        return
+    counted = [value for value in present if value != void]
+    report['values'] = [int(min(counted)), int(max(counted))] if counted else []
+    of_class = np.zeros(len(classes), np.int64)
+    of_files = total[reduce_zero_label:][:len(classes)]
+    of_class[:len(of_files)] = of_files
+    if void < reduce_zero_label + len(classes):
+        of_class[void - reduce_zero_label] = 0
+    report['pixels'] = dict(zip(classes, of_class.tolist()))
+    report['classes_seen'] = int((of_class > 0).sum())
+    report['void'] = float(1 - of_class.sum() / total.sum())
+    if not of_class.any():
+        report['problems'].append('no pixel is of any class')
+    unseen = [name for name, pixels in report['pixels'].items() if not pixels]
+    if unseen:
+        report['notes'].append(f'{len(unseen)} classes are in no label image: {", ".join(unseen[:8])}' + (', ...' if unseen[8:] else ''))
+
+
+def _draw(report, entries, built, classes, void, folder):
+    """Draw some images with their labels."""
+    order = np.random.default_rng(SEED).permutation(len(entries))[:SAMPLES]
+    for i in sorted(order.tolist()):
+        labels = read_labels(entries[i]['seg_map_path'])
+        if built.reduce_zero_label:
+            labels = without_zero(labels, void)
+        name = os.path.splitext(os.path.basename(entries[i]['img_path']))[0] + '.png'
+        picture = panel(read_image(entries[i]['img_path']), dict(labels=labels), classes, built.metainfo['palette'])
+        write_picture(picture, os.path.join(folder, name))
+        report['pictures'].append(os.path.join(folder, name))
+
+
+def _tried(report, check, *arguments):
+    """Add what a check raises to a report's problems; return whether it passed."""
+    try:
+        check(*arguments)
+    except UserError as error:
+        report['problems'].append(str(error))
+        return False
+    return True
+
+
+def _mend(name, root):
+    for preparation, about in PREPARATIONS.items():
+        if name in about.benchmarks:
+            return (f'remove what is wrong, and run tools/prepare_dataset.py {preparation} --from DOWNLOADS --to {root} '
+                    f'({about.sources})')
+    return "mend the files, or the data set's config"
+
+
+def _label_folder(root, part):
+    return os.path.join(root, part.data_root, part.data_prefix.seg_map_path)

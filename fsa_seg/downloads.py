@@ -1,0 +1,233 @@
+"""Downloads as they come: archives and folders read as one tree, and files fetched from their publishers."""
+import errno
+import hashlib
+import http.client
+import os
+import re
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from typing import NamedTuple, Optional
+
+from tqdm import tqdm
+
+from fsa_seg.errors import UserError
+
+ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz')
+BLOCK = 1 << 20  # bytes read at once
+TRIES = 5  # connections for one file
+UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error)  # of damaged archives
+
+
+class File(NamedTuple):
+    """One file of the downloads.
+
+    Attributes:
+        key (str): the part of its path that was looked for, such as 'VOC2012/JPEGImages/2007_000033.jpg'.
+        container (str): the archive that it lies in, or its own path.
+        member (str): its name in the archive; None for a file of a folder.
+        size (int): in bytes.
+    """
+    key: str
+    container: str
+    member: Optional[str]
+    size: int
+
+    def __str__(self):
+        return self.container if self.member is None else f'{self.member} in {self.container}'
+
+
+class Downloads:
+    """Archives (.zip, .tar, .tar.gz, .tgz) and folders as one tree of files, that is only ever read.
+
+    An archive that cannot be read, or that has a member outside of itself ('../x', '/x'), is not used; why stands in
+    `problems`, and in the error when a file is missing.
+
+    Args:
+        paths (list of str): archives, other files, and folders that hold either, at any depth.
+        hint (str): what there should be, for errors.
+    """
+
+    def __init__(self, paths, hint=''):
+        self.paths, self.hint, self.problems = list(paths), hint, []
+        self._archives, self._files = {}, []  # path -> open archive; (name, container, member, size) of all files
+        for path in self.paths:
+            if not os.path.exists(path):
+                raise UserError(f'the download {path} does not exist; give the folder that holds the downloads')
+            for file in _walk(path):
+                if file.lower().endswith(ARCHIVES):
+                    self._add_archive(file)
+                else:
+                    self._files.append((os.path.abspath(file).replace(os.sep, '/'), file, None, os.path.getsize(file)))
+        self._files.sort(key=lambda file: file[2] is not None)  # folders first
+
+    def find(self, pattern):
+        """Return the files whose path ends in a regular expression, as a list of `File` in the order of their archives.
+
+        A file that a folder and an archive hold, or two archives, is taken once, from the folder or the first archive.
+
+        Raises:
+            UserError: such a file whose sizes differ, or two files whose paths differ by case alone.
+        """
+        folded = {}
+        for file in self.all(pattern):
+            other = folded.setdefault(file.key.lower(), file)
+            if other.key != file.key:
+                raise UserError(f'{other} and {file} differ by upper and lower case alone: on many file systems they would be '
+                                'one file; remove one')
+            if other.size != file.size:
+                raise UserError(f'{other} has {other.size} bytes, but {file} {file.size}: one of them is not whole; remove it')
+        return list(folded.values())
+
+    def all(self, pattern):
+        """Return every file whose path ends in a regular expression, those of folders first."""
+        ends = re.compile(f'(?:.*/)?({pattern})')
+        matches = ((ends.fullmatch(name), rest) for name, *rest in self._files)
+        return [File(match.group(1), *rest) for match, rest in matches if match]
+
+    def one(self, pattern, what):
+        """Return the one file whose path ends in a regular expression; none, or several, are a UserError."""
+        found = self.find(pattern)
+        if len(found) != 1:
+            raise self.lacking(what) if not found else UserError(
+                f'{len(found)} files could be {what}: ' + ', '.join(str(file) for file in found[:3]) + '; leave one')
+        return found[0]
+
+    def lacking(self, what):
+        """Return the UserError of something that was not found."""
+        unused = ''.join(f'\n  not used: {problem}' for problem in self.problems)
+        return UserError(f'{", ".join(self.paths)} lacks {what}{unused}' + (f'\n  {self.hint}' if self.hint else ''))
+
+    def read(self, file):
+        """Return the bytes of a `File`; those of an archive are checked as far as its format allows."""
+        try:
+            if file.member is None:
+                with open(file.container, 'rb') as f:
+                    return f.read()
+            archive = self._archives[file.container]
+            data = archive.read(file.member) if isinstance(archive, zipfile.ZipFile) else \
+                archive.extractfile(file.member).read()
+        except UNREADABLE as error:
+            raise UserError(f'{file} cannot be read ({error}); download it again') from None
+        if len(data) != file.size:
+            raise UserError(f'{file} has {len(data)} bytes in place of {file.size}; download it again')
+        return data
+
+    def _add_archive(self, path):
+        try:
+            if path.lower().endswith('.zip'):
+                archive = zipfile.ZipFile(path)
+                members = [(info.filename, info.file_size) for info in archive.infolist() if not info.is_dir()]
+            else:
+                archive = tarfile.open(path)
+                members = [(info.name, info.size) for info in archive.getmembers() if info.isreg()]
+                names = [info.name for info in archive.getmembers()]
+        except UNREADABLE as error:
+            self.problems.append(f'{path} is no whole archive ({error}); download it again')
+            return
+        names = archive.namelist() if path.lower().endswith('.zip') else names
+        outside = [name for name in names if name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name)]
+        if outside:
+            self.problems.append(f'{path} has a member outside of itself, {outside[0]!r}: its publisher made none like that')
+            return
+        self._archives[path] = archive
+        self._files += [(name.removeprefix('./'), path, name, size) for name, size in members]
+
+
+class Download(NamedTuple):
+    """A file that a publisher serves without a login.
+
+    Attributes:
+        url (str): where.
+        megabytes (int): about how large it is.
+        md5 (str): where one is published.
+    """
+    url: str
+    megabytes: int
+    md5: str = ''
+
+    @property
+    def name(self):
+        return os.path.basename(self.url)
+
+
+def fetch(download, folder):
+    """Download a file into a folder, with a progress bar, unless it is there; a broken download is gone on with.
+
+    The file appears under its name when its size is the one that the server said, and its MD5 the published one.
+
+    Returns:
+        str: its path.
+
+    Raises:
+        UserError: the server cannot be reached or refuses, the disk is full, or the MD5 differs.
+    """
+    path = os.path.join(folder, download.name)
+    if os.path.exists(path):
+        return path
+    os.makedirs(folder, exist_ok=True)
+    part = path + '.part'
+    for left in reversed(range(TRIES)):
+        try:
+            _receive(download.url, part)
+            break
+        except urllib.error.HTTPError as error:
+            raise UserError(f'{download.url} is refused ({error}); download it by hand to {path}') from None
+        except (OSError, EOFError, http.client.HTTPException) as error:
+            if not left or getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f'{download.url} cannot be downloaded to {part} ({getattr(error, "reason", error)}); what came '
+                                f'is kept, and the same command goes on from it; or download it by hand to {path}') from None
+    if download.md5 and (found := _md5(part)) != download.md5:
+        os.remove(part)
+        raise UserError(f'{download.url} came with the MD5 {found}, not {download.md5}; run the same command again')
+    os.replace(part, path)
+    return path
+
+
+def _receive(url, part):
+    """Append what is missing of a URL's content to a file; EOFError if the connection ends before the content does."""
+    start = os.path.getsize(part) if os.path.exists(part) else 0
+    request = urllib.request.Request(url, headers={'Range': f'bytes={start}-'} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get('Content-Range', '').endswith(f'/{start}'):
+            return  # it was whole
+        if error.code != 416:
+            raise
+        start, response = 0, urllib.request.urlopen(url, timeout=60)  # longer than the content: begin again
+    with response:
+        start = start if response.status == 206 else 0
+        total = int(response.headers['Content-Length']) + start if response.headers.get('Content-Length') else None
+        with open(part, 'r+b' if start else 'wb') as f, tqdm(desc=os.path.basename(url), initial=start, total=total, unit='B',
+                                                            unit_scale=True) as bar:
+            f.seek(start)
+            while block := response.read(BLOCK):
+                f.write(block)
+                bar.update(len(block))
+            if total is not None and f.tell() != total:
+                raise EOFError(f'{f.tell()} of {total} bytes came')
+
+
+def _md5(path):
+    digest = hashlib.md5()
+    with open(path, 'rb') as f:
+        while block := f.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _walk(path):
+    """Yield the files at or below a path, sorted; links are followed, each folder once."""
+    if os.path.isfile(path):
+        yield path
+    seen = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        folders.sort()
+        yield from (file for name in sorted(files) if os.path.isfile(file := os.path.join(folder, name)))

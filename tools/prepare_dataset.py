@@ -1,0 +1,68 @@
+"""Prepare data sets from their publishers' files, and check a data root.
+
+    python tools/prepare_dataset.py voc --from DOWNLOADS --to DATA_ROOT             # archives, or folders of what they hold
+    python tools/prepare_dataset.py ade20k --from DOWNLOADS --to DATA_ROOT --download
+    python tools/prepare_dataset.py --check DATA_ROOT                                # all that is there
+    python tools/prepare_dataset.py --check DATA_ROOT voc coco
+
+NAME is one of voc, context, coco, cityscapes, ade20k, context459, ade20k847, coco_stuff10k; data/README.md says what each
+needs. The downloads are only read. A preparation that was interrupted goes on where it was, and ends with the check.
+"""
+import argparse
+import os
+import sys
+
+from cli import main_wrapper
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', metavar='NAME', help="data sets; for --check also those of configs/datasets/, or files")
+    parser.add_argument('--from', dest='downloads', nargs='+', metavar='DOWNLOADS', help='archives, or folders of archives or files')
+    parser.add_argument('--to', metavar='DATA_ROOT', help='the folder of all data sets')
+    parser.add_argument('--download', action='store_true', help='first fetch what is not in DOWNLOADS (the first of them)')
+    parser.add_argument('--images', default='val', metavar='val|all', help='val is what the suite needs (default)')
+    parser.add_argument('--link', action='store_true', help='link images that lie in folders; they are copied else')
+    parser.add_argument('--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (default: one per core)')
+    parser.add_argument('--check', metavar='DATA_ROOT', help='check a data root, and prepare nothing')
+    parser.add_argument('--out', default=os.path.join('work_dirs', 'data_check'), metavar='DIR',
+                        help='where the report and the pictures of the check go (default: work_dirs/data_check)')
+    args = parser.parse_intermixed_args(argv)
+    if args.check and (args.downloads or args.to or args.download):
+        parser.error('--check takes no --from, --to or --download')
+    if not args.check and not (args.names and args.downloads and args.to):
+        parser.error('give NAME --from DOWNLOADS --to DATA_ROOT, or --check DATA_ROOT')
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    from fsa_seg.data_check import data_sets
+    from fsa_seg.errors import one_of
+    from fsa_seg.preparation import PREPARATIONS, download, prepare
+    if args.check:
+        return check(args.check, data_sets(args.check, args.names), args.out)
+    for name in args.names:
+        one_of(name, PREPARATIONS, 'data set to prepare')
+    for name in args.names:
+        if args.download:
+            download(name, args.downloads[0])
+        prepare(name, args.downloads, args.to, args.images, args.link, args.workers)
+    check(args.to, data_sets(args.to, args.names), args.out)
+
+
+def check(root, names, out):
+    """Check data sets of a data root, and print the report; a run that would be wrong is status 1."""
+    from fsa_seg.data_check import check_data, report_table, write_report
+    from fsa_seg.paths import make_folder
+    make_folder(out)
+    reports = check_data(root, names, os.path.join(out, 'pictures'))
+    path = os.path.join(out, 'report.json')
+    write_report(reports, path)
+    print(f'{report_table(reports)}\n\nreport: {path}\npictures to look at: {os.path.join(out, "pictures")}')
+    if any(report['problems'] for report in reports):
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main_wrapper(main)
