@@ -73,10 +73,9 @@ def check_data_set(root, name, scans, pictures=None):
                   pixels={}, problems=[], notes=[], pictures=[], mend=_mend(part.name, root))
     try:
         part = with_classes(part, root)
-        config = dataset_config(part, root)
+        config = dict(dataset_config(part, root), serialize_data=False)
+        entries, classes = list_images(config), list(class_names(part))
         built = DATASETS.build(dict(config, pipeline=[], lazy_init=True))
-        classes = list(class_names(part))
-        entries = list_images(config)
     except UserError as error:
         report['problems'].append(str(error))
         return report
@@ -181,4 +180,4 @@ def _mend(name, root):
 
 
 def _label_folder(root, part):
-    return os.path.join(root, part.data_root, part.data_prefix.seg_map_path)
+    return os.path.join(root, part.data_root, part.data_prefix.get('seg_map_path', ''))

@@ -80,6 +80,24 @@ def _by_name(folder, suffixes):
     return found
 
 
+def folder_dataset(images, labels, classes, reduce_zero_label=False):
+    """Return the part of a data set of one's own, as a file of configs/datasets/ would have it.
+
+    Args:
+        images, labels (str): folders, see `ImageFolderDataset`.
+        classes (str): text file of class names, see `fsa_seg.text.read_classes`.
+        reduce_zero_label (bool): label 0 is void, and the first class is 1.
+    """
+    for path, exists, what in ((images, os.path.isdir, 'folder'), (labels, os.path.isdir, 'folder'), (classes, os.path.isfile, 'file')):
+        if not exists(path):
+            raise UserError(f'the {what} {path} does not exist')
+    images, labels, classes = (os.path.abspath(path) for path in (images, labels, classes))
+    root = os.path.commonpath([images, labels])
+    prefix = dict(img_path=os.path.relpath(images, root), seg_map_path=os.path.relpath(labels, root))
+    return dict(name=f'own_{os.path.basename(root)}', type='ImageFolderDataset', data_root=root, data_prefix=prefix, classes=classes,
+                reduce_zero_label=reduce_zero_label)
+
+
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
     """mmcv's `LoadImageFromFile` (BGR, uint8), whose failure is a UserError that names the file."""

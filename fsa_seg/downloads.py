@@ -122,8 +122,10 @@ class Downloads:
                 members = [(info.filename, info.file_size) for info in archive.infolist() if not info.is_dir()]
             else:
                 archive = tarfile.open(path)
+                names = archive.getnames()
+                if archive.fileobj.tell() == archive.offset:  # no zero block ends it
+                    raise EOFError('it ends between two members')
                 members = [(info.name, info.size) for info in archive.getmembers() if info.isreg()]
-                names = [info.name for info in archive.getmembers()]
         except UNREADABLE as error:
             self.problems.append(f'{path} is no whole archive ({error}); download it again')
             return

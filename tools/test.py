@@ -2,6 +2,7 @@
 
     python tools/test.py configs/datasets/voc21.py --method sclip --no-fsa
     python tools/test.py voc21 --mini
+    python tools/test.py --images DIR --labels DIR --classes FILE     # data of your own
 
 CONFIG is a data set (its name or file), or a result or config of an earlier run, which is run again as it was. Writes
 one JSON file; a run that was interrupted goes on where it was.
@@ -21,7 +22,11 @@ RANK_VARIABLES = dict(
 def parse_args(argv=None):
     from mmengine.config import DictAction
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='a data set (name or file), or a saved result or config')
+    parser.add_argument('config', metavar='CONFIG', nargs='?', help='a data set (name or file), or a saved result or config')
+    parser.add_argument('--images', metavar='DIR', help='in place of CONFIG: a folder of images,')
+    parser.add_argument('--labels', metavar='DIR', help='one of label images of the same names,')
+    parser.add_argument('--classes', metavar='FILE', help="and the class names: a line per label from 0, synonyms by ';'")
+    parser.add_argument('--reduce-zero-label', action='store_true', help='with them: label 0 is void, and the first class is 1')
     add_model_options(parser)
     add_data_options(parser)
     parser.add_argument('--limit', type=int, metavar='N', help='evaluate a seeded subset; the result is marked partial')
@@ -32,7 +37,11 @@ def parse_args(argv=None):
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
                         help='set entries of the composed config, such as model.stride=56')
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    own = [args.images, args.labels, args.classes]
+    if not (args.config or all(own)) or args.config and (any(own) or args.reduce_zero_label):
+        parser.error('give CONFIG, or --images, --labels and --classes')
+    return args
 
 
 def main(argv=None):
@@ -61,11 +70,13 @@ def main(argv=None):
 def build_config(args):
     """Return the complete config that the arguments stand for."""
     from fsa_seg.config import compose, is_complete, merge_options, set_runtime
+    from fsa_seg.datasets import folder_dataset
     from fsa_seg.errors import UserError
     from fsa_seg.parts import load_file
     from fsa_seg.paths import make_folder
     given = model_options(args)
-    config = load_file(args.config) if os.path.isfile(args.config) else {}
+    dataset = args.config or folder_dataset(args.images, args.labels, args.classes, args.reduce_zero_label)
+    config = load_file(args.config) if args.config and os.path.isfile(args.config) else {}
     if is_complete(config):
         given.update({} if args.limit is None else dict(limit=args.limit))
         if given:
@@ -73,7 +84,7 @@ def build_config(args):
                             'config by --cfg-options')
         set_runtime(config, runtime_options(args))
     else:
-        config = compose(args.config, **given, limit=args.limit, runtime=runtime_options(args))
+        config = compose(dataset, **given, limit=args.limit, runtime=runtime_options(args))
     config.launcher = args.launcher
     if args.show_dir:
         make_folder(args.show_dir)

@@ -1,0 +1,139 @@
+import hashlib
+import http.server
+import os
+import threading
+
+import pytest
+
+from fsa_seg import preparation
+from fsa_seg.downloads import Download, Downloads, fetch
+from fsa_seg.errors import UserError
+from fsa_seg.preparation import PREPARATIONS
+
+CONTENT = bytes(range(256)) * 20000
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT, in ranges if asked; `cuts` are how many bytes come of the next answers; `plain` ignores ranges."""
+    cuts, asked, plain = [], [], False
+
+    def do_GET(self):
+        start = int(self.headers.get('Range', 'bytes=0-')[6:-1])
+        self.asked.append(start)
+        if self.path != '/data/all.tar':
+            return self.send_error(404)
+        if start >= len(CONTENT) and not self.plain:
+            self.send_response(416)
+            self.send_header('Content-Range', f'bytes */{len(CONTENT)}')
+            self.send_header('Content-Length', '0')
+            return self.end_headers()
+        start = 0 if self.plain else start
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Length', str(len(CONTENT) - start))
+        self.end_headers()
+        self.wfile.write(CONTENT[start:][:self.cuts.pop(0) if self.cuts else None])
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def url(monkeypatch):
+    Server.cuts, Server.asked, Server.plain = [], [], False
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
+    server.handle_error = lambda *_: None  # a client that goes away
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    yield f'http://127.0.0.1:{server.server_port}/data/all.tar'
+    server.shutdown()
+
+
+def test_download(url, tmp_path, capsys):
+    path = fetch(Download(url, 5, hashlib.md5(CONTENT).hexdigest()), str(tmp_path / 'new'))
+    assert path == str(tmp_path / 'new' / 'all.tar') and (tmp_path / 'new' / 'all.tar').read_bytes() == CONTENT
+    assert '100%' in capsys.readouterr().err and os.listdir(tmp_path / 'new') == ['all.tar']
+    fetch(Download(url, 5), str(tmp_path / 'new'))
+    assert Server.asked == [0]  # it was there
+
+
+def test_a_broken_download_goes_on_where_it_was(url, tmp_path):
+    Server.cuts = [10**6, 2 * 10**6]
+    fetch(Download(url, 5), str(tmp_path))
+    assert Server.asked == [0, 10**6, 3 * 10**6]
+    assert (tmp_path / 'all.tar').read_bytes() == CONTENT
+
+
+def test_a_download_that_keeps_breaking_goes_on_the_next_time(url, tmp_path):
+    Server.cuts = [1000] * 5
+    with pytest.raises(UserError, match='cannot be downloaded .*5000 of 5120000 bytes came.*goes on from it'):
+        fetch(Download(url, 5), str(tmp_path))
+    assert (tmp_path / 'all.tar.part').stat().st_size == 5000
+    fetch(Download(url, 5), str(tmp_path))
+    assert Server.asked[-1] == 5000 and (tmp_path / 'all.tar').read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize('part, asked', [(CONTENT, [len(CONTENT)]), (CONTENT + b'more', [len(CONTENT) + 4, 0])])
+def test_what_came_is_whole_or_too_long(url, tmp_path, part, asked):
+    (tmp_path / 'all.tar.part').write_bytes(part)
+    fetch(Download(url, 5), str(tmp_path))
+    assert Server.asked == asked and (tmp_path / 'all.tar').read_bytes() == CONTENT
+
+
+def test_a_server_that_knows_no_ranges(url, tmp_path):
+    Server.cuts, Server.plain = [10**6], True
+    fetch(Download(url, 5), str(tmp_path))
+    assert (tmp_path / 'all.tar').read_bytes() == CONTENT
+
+
+def test_a_wrong_md5_and_a_wrong_address(url, tmp_path):
+    with pytest.raises(UserError, match='came with the MD5 .*, not 000'):
+        fetch(Download(url, 5, '0' * 32), str(tmp_path))
+    with pytest.raises(UserError, match='is refused .*404.*download it by hand to'):
+        fetch(Download(url + '.gz', 5), str(tmp_path))
+    assert not os.listdir(tmp_path)
+
+
+def test_no_server_and_no_space(tmp_path, monkeypatch, url):
+    with pytest.raises(UserError, match='cannot be downloaded'):
+        fetch(Download('http://127.0.0.1:1/x.tar', 5), str(tmp_path))
+    os.symlink('/dev/full', tmp_path / 'all.tar.part')
+    with pytest.raises(UserError, match='No space left on device.*what came is kept'):
+        fetch(Download(url, 5), str(tmp_path))
+    assert len(Server.asked) == 1  # once is enough
+
+
+def test_downloads_of_a_data_set(url, tmp_path, monkeypatch):
+    monkeypatch.setitem(PREPARATIONS, 'voc', PREPARATIONS['voc']._replace(downloads=(Download(url, 5), )))
+    preparation.download('voc', str(tmp_path))
+    assert os.listdir(tmp_path) == ['all.tar']
+    with pytest.raises(UserError, match='cityscapes cannot be downloaded without a login: .*gtFine_trainvaltest.zip'):
+        preparation.download('cityscapes', str(tmp_path))
+
+
+def test_published_addresses_and_checksums():
+    """torchvision knows the same MD5s of the archives of VOC."""
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
+    for name, year in (('voc', '2012'), ('context', '2010'), ('context459', '2010')):
+        first = PREPARATIONS[name].downloads[0]
+        assert (first.name, first.md5) == (DATASET_YEAR_DICT[year]['filename'], DATASET_YEAR_DICT[year]['md5'])
+    for about in PREPARATIONS.values():
+        assert all(one.url.startswith(('http://', 'https://')) and one.name for one in about.downloads)
+        assert bool(about.downloads) != bool(about.by_hand)
+
+
+def test_a_tree_of_folders_links_and_files(tmp_path):
+    (tmp_path / 'a' / 'VOC').mkdir(parents=True)
+    (tmp_path / 'a' / 'VOC' / 'x.jpg').write_bytes(b'12')
+    (tmp_path / 'a' / 'VOC' / 'loop').symlink_to(tmp_path / 'a')
+    (tmp_path / 'a' / 'broken').symlink_to(tmp_path / 'nowhere')
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere' / 'y.jpg').write_bytes(b'3')
+    (tmp_path / 'a' / 'linked').symlink_to(tmp_path / 'elsewhere')
+    found = Downloads([str(tmp_path / 'a')])
+    assert [file.key for file in found.find(r'[a-z]\.jpg')] == ['x.jpg', 'y.jpg']
+    assert [found.read(file) for file in found.find(r'VOC/x\.jpg')] == [b'12']
+    one, = Downloads([str(tmp_path / 'a' / 'VOC' / 'x.jpg')]).find(r'VOC/[^/]+\.jpg')
+    assert one.size == 2 and str(one).endswith('x.jpg')
+    with pytest.raises(UserError, match='2 files could be the one: .*leave one'):
+        found.one(r'[a-z]\.jpg', 'the one')
