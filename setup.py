@@ -3,6 +3,7 @@ from setuptools import setup
 with open('requirements.txt', encoding='utf-8') as f:
     requirements = [line.split('#')[0].strip() for line in f]
 
+data = ['pycocotools>=2.0.6', 'cityscapesscripts>=2.2', 'scipy']  # what tools/prepare_dataset.py reads annotations with
 setup(
     name='fsa_seg',
     version='0.1.0',
@@ -11,4 +12,4 @@ setup(
     python_requires='>=3.10',
     packages=['fsa_seg'],
     install_requires=[line for line in requirements if line],
-    extras_require=dict(test=['pytest>=7']))
+    extras_require=dict(data=data, test=['pytest>=7', *data]))

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import functools
 import glob
+import importlib
 import io
 import json
 import multiprocessing
@@ -317,7 +318,7 @@ def _matlab(data, where, variable, table, dtype=np.uint8):
 
 def read_matlab(data, where, variable):
     """Return a variable of a MATLAB file's bytes; a file that has none, or is none, is a UserError."""
-    from scipy.io import loadmat
+    loadmat = _optional('scipy.io').loadmat
     try:
         return loadmat(io.BytesIO(data))[variable]
     except Exception as error:  # the reader raises many kinds
@@ -634,11 +635,10 @@ class _Unpickler(pickle.Unpickler):
 
 def _optional(module):
     """Return a module of a library that only preparations need; one that is not installed is a UserError."""
-    import importlib
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f'{error}: install it (pip install {module.split(".")[0]})') from None
+        raise UserError(f"{error}; what preparations need is installed by pip install -e '.[data]'") from None
 
 
 _VOC = 'http://host.robots.ox.ac.uk/pascal/VOC'

@@ -4,7 +4,7 @@ import torch
 
 from fsa_seg.parts import class_names, load_part, protocol_settings
 from fsa_seg.errors import UserError
-from fsa_seg.text import TEMPLATES, class_words, encode_queries, read_words
+from fsa_seg.text import TEMPLATES, class_words, encode_queries, read_classes, read_words
 
 CLASSES = ['background', 'boat', 'traffic light ', 'person']
 
@@ -115,3 +115,14 @@ def test_cache(clip, tmp_path, monkeypatch):
     for weights, word in (('one', 'cat'), ('other weights', 'cat'), ('one', 'dog')):
         encode_queries(model, tokenizer, [word], weights, cache_dir=str(tmp_path))
     assert len(calls) == 4
+
+
+def test_class_names_of_a_file(tmp_path):
+    """A class of several words is queried by each of them, unless a protocol names it."""
+    path = tmp_path / 'classes.txt'
+    path.write_bytes(b'\xef\xbb\xbfcat ;kitten\r\ntraffic light\r\n')  # as an editor on Windows leaves it
+    names = read_classes(str(path))
+    assert names == ['cat; kitten', 'traffic light']
+    assert class_words(names) == [['cat', 'kitten'], ['traffic light']]
+    assert class_words(names, join_spaces=True) == [['cat', 'kitten'], ['trafficlight']]
+    assert class_words(names, rename={'cat; kitten': 'feline'}) == [['feline'], ['traffic light']]
