@@ -5,7 +5,8 @@ import os
 import numpy as np
 from mmseg.registry import DATASETS
 
-from fsa_seg.datasets import check_count, check_scan, list_images, missing_files, read_labels, scan_images, void_label, without_zero
+from fsa_seg.datasets import (WIDE_VOID, check_count, check_scan, list_images, missing_files, read_labels, scan_images,
+                              void_label, without_zero)  # yapf: disable
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.parts import class_names, dataset_config, load_part, part_names, with_classes
 from fsa_seg.paths import TOY_MARK, new_file
@@ -123,11 +124,11 @@ def report_table(reports):
 
 def _count_pixels(report, scans, classes, reduce_zero_label, void):
     """Add to a report what its label images hold."""
-    total = np.zeros(max([len(scan.pixels) for scan in scans if not scan.error], default=0), np.int64)
+    total = np.zeros(WIDE_VOID + 1, np.int64)
     for scan in scans:
         if not scan.error:
             report['modes'][scan.mode] = report['modes'].get(scan.mode, 0) + 1
-            total[:len(scan.pixels)] += scan.pixels
+            total[scan.labels] += scan.pixels
     present = np.flatnonzero(total)
     if not len(present):
         return

@@ -169,6 +169,9 @@ def decode_labels(data, path):
     if labels.ndim != 2:
         raise UserError(f'the label image {path} has {labels.shape[2]} channels; a palette or a single-channel image is '
                         'needed, whose values are the labels')
+    wide = labels.dtype.itemsize > 2 and labels.size
+    if labels.dtype.kind not in 'uib' or wide and (labels.min() < 0 or labels.max() > WIDE_VOID):
+        raise UserError(f'the label image {path} has values of type {labels.dtype}, beyond the whole numbers 0 to {WIDE_VOID}')
     return labels.astype(np.int32)
 
 
@@ -243,13 +246,15 @@ class Scan(NamedTuple):
         image_size (tuple): height and width of the image, as it is decoded.
         label_size (tuple): those of the label image.
         mode (str): of the label image, as Pillow names it.
-        pixels (array): of each label, int64; as long as the greatest label asks.
+        labels (array): those that the label image holds, increasing.
+        pixels (array): of each of them, int64.
         error (str): why they cannot be read; the others are None then.
     """
     entry: dict
     image_size: tuple = None
     label_size: tuple = None
     mode: str = None
+    labels: np.ndarray = None
     pixels: np.ndarray = None
     error: str = None
 
@@ -269,21 +274,33 @@ def scan_images(entries, title, decode=False):
 
 def _scan(entry, decode):
     try:
-        with Image.open(entry['img_path']) as image:
-            size = image.size[::-1]
-            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # turned by a quarter when it is decoded
-                size = size[::-1]
-            if decode:
-                image.load()
-    except (OSError, UnidentifiedImageError) as error:
-        return Scan(entry, error=f'the image {entry["img_path"]} cannot be decoded: {error}')
-    try:
+        size = image_size(entry['img_path'], decode)
         labels = read_labels(entry['seg_map_path'])
     except UserError as error:
         return Scan(entry, error=str(error))
     with Image.open(entry['seg_map_path']) as image:
         mode = image.mode
-    return Scan(entry, size, labels.shape, mode, np.bincount(labels.ravel()))
+    pixels = np.bincount(labels.ravel())
+    present = np.flatnonzero(pixels)
+    return Scan(entry, size, labels.shape, mode, present, pixels[present])
+
+
+def image_size(path, decode=False):
+    """Return the height and width that an image has when it is decoded; one that cannot be is a UserError.
+
+    Args:
+        path (str): its file.
+        decode (bool): decode it too; else its head is read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if decode:
+                image.load()
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # by a quarter
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f'the image {path} cannot be decoded: {error}') from None
+    return (width, height) if turned else (height, width)
 
 
 def check_scan(scan, values, void):
@@ -292,12 +309,11 @@ def check_scan(scan, values, void):
         raise UserError(scan.error)
     path = scan.entry['seg_map_path']
     check_sizes(path, scan.label_size, scan.entry['img_path'], scan.image_size)
-    check_range(path, scan.pixels, values, void)
+    check_range(path, scan.labels, values, void)
 
 
-def check_range(path, pixels, values, void=VOID):
-    """Raise a UserError if a label image has labels (`pixels` counts each) that are neither below `values` nor void."""
-    present = np.flatnonzero(pixels)
+def check_range(path, present, values, void=VOID):
+    """Raise a UserError if a label image holds labels (`present`, an array) that are neither below `values` nor void."""
     wrong = present[(present >= values) & (present != void)]
     if len(wrong):
         raise UserError(f'the label image {path} has the labels {wrong[:5].tolist()}; the data set has 0 to {values - 1}, '

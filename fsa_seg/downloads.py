@@ -52,7 +52,7 @@ class Downloads:
 
     def __init__(self, paths, hint=''):
         self.paths, self.hint, self.problems = list(paths), hint, []
-        self._archives, self._files = {}, []  # path -> open archive; (name, container, member, size) of all files
+        self._archives, self._files = {}, []  # path -> (open archive, members); (name, container, member) of all files
         for path in self.paths:
             if not os.path.exists(path):
                 raise UserError(f'the download {path} does not exist; give the folder that holds the downloads')
@@ -60,7 +60,7 @@ class Downloads:
                 if file.lower().endswith(ARCHIVES):
                     self._add_archive(file)
                 else:
-                    self._files.append((os.path.abspath(file).replace(os.sep, '/'), file, None, os.path.getsize(file)))
+                    self._files.append((os.path.abspath(file).replace(os.sep, '/'), file, None))
         self._files.sort(key=lambda file: file[2] is not None)  # folders first
 
     def find(self, pattern):
@@ -83,9 +83,15 @@ class Downloads:
 
     def all(self, pattern):
         """Return every file whose path ends in a regular expression, those of folders first."""
-        ends = re.compile(f'(?:.*/)?({pattern})')
-        matches = ((ends.fullmatch(name), rest) for name, *rest in self._files)
-        return [File(match.group(1), *rest) for match, rest in matches if match]
+        ends, found = re.compile(f'(?:.*/)?({pattern})'), []
+        for name, container, member in self._files:
+            match = ends.fullmatch(name)
+            if match and member is not None:
+                size = self._archives[container][1][member][1]
+                found.append(File(match.group(1), container, member, size))
+            elif match and os.path.isfile(container):  # no broken link
+                found.append(File(match.group(1), container, None, os.path.getsize(container)))
+        return found
 
     def one(self, pattern, what):
         """Return the one file whose path ends in a regular expression; none, or several, are a UserError."""
@@ -106,9 +112,9 @@ class Downloads:
             if file.member is None:
                 with open(file.container, 'rb') as f:
                     return f.read()
-            archive = self._archives[file.container]
-            data = archive.read(file.member) if isinstance(archive, zipfile.ZipFile) else \
-                archive.extractfile(file.member).read()
+            archive, members = self._archives[file.container]
+            info, _ = members[file.member]
+            data = archive.read(info) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(info).read()
         except UNREADABLE as error:
             raise UserError(f'{file} cannot be read ({error}); download it again') from None
         if len(data) != file.size:
@@ -119,23 +125,23 @@ class Downloads:
         try:
             if path.lower().endswith('.zip'):
                 archive = zipfile.ZipFile(path)
-                members = [(info.filename, info.file_size) for info in archive.infolist() if not info.is_dir()]
+                names = archive.namelist()
+                members = {info.filename: (info, info.file_size) for info in archive.infolist() if not info.is_dir()}
             else:
                 archive = tarfile.open(path)
                 names = archive.getnames()
                 if archive.fileobj.tell() == archive.offset:  # no zero block ends it
                     raise EOFError('it ends between two members')
-                members = [(info.name, info.size) for info in archive.getmembers() if info.isreg()]
+                members = {info.name: (info, info.size) for info in archive.getmembers() if info.isreg()}
         except UNREADABLE as error:
             self.problems.append(f'{path} is no whole archive ({error}); download it again')
             return
-        names = archive.namelist() if path.lower().endswith('.zip') else names
         outside = [name for name in names if name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name)]
         if outside:
             self.problems.append(f'{path} has a member outside of itself, {outside[0]!r}: its publisher made none like that')
             return
-        self._archives[path] = archive
-        self._files += [(name.removeprefix('./'), path, name, size) for name, size in members]
+        self._archives[path] = archive, members
+        self._files += [(name.removeprefix('./'), path, name) for name in members]
 
 
 class Download(NamedTuple):
@@ -232,4 +238,4 @@ def _walk(path):
             continue
         seen.add(os.path.realpath(folder))
         folders.sort()
-        yield from (file for name in sorted(files) if os.path.isfile(file := os.path.join(folder, name)))
+        yield from (os.path.join(folder, name) for name in sorted(files))

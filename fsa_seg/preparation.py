@@ -24,7 +24,7 @@ from mmseg.datasets import PascalContextDataset, PascalVOCDataset
 from PIL import Image
 from tqdm import tqdm
 
-from fsa_seg.datasets import VOID, check_range, check_sizes, decode_labels
+from fsa_seg.datasets import VOID, check_range, check_sizes, decode_labels, image_size
 from fsa_seg.downloads import Download, Downloads, File, fetch
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.paths import make_folder, new_file
@@ -147,7 +147,7 @@ def prepare(name, paths, root, images='val', link=False, workers=1):
             _take_images(plan, folder, link)
             _make_labels(plan, folder, workers)
             for target, lines in plan.texts.items():
-                _write(os.path.join(folder, target), '\n'.join(lines).encode() + b'\n')
+                _write_lines(os.path.join(folder, target), lines)
         except OSError as error:
             raise UserError(f'{error.filename or folder} cannot be written ({error.strerror or error}); what is there stays, '
                             'and the same command goes on from it') from None
@@ -236,10 +236,8 @@ def _make_one(folder, job, data):
         return str(data)
     where, image = str(job.source or job.image), os.path.join(folder, job.image)
     try:
-        with Image.open(image) as f:
-            size = f.size[::-1]
         arrays = job.convert(data, where)
-        check_sizes(where, arrays[0].shape, image, size)
+        check_sizes(where, arrays[0].shape, image, image_size(image))
     except UserError as error:
         return str(error)
     for labels, target in zip(arrays, job.targets):
@@ -266,13 +264,23 @@ def _write(path, data):
         f.write(data)
 
 
+def _write_lines(path, lines):
+    """Write a text file, unless these are its lines."""
+    text = '\n'.join(lines) + '\n'
+    if os.path.exists(path):
+        with open(path, encoding='utf-8') as f:
+            if f.read() == text:
+                return
+    _write(path, text.encode())
+
+
 # Converters: functions (bytes, name for errors, ...) -> [label array, ...]
 
 
 def _as_it_is(data, where, values):
     """VOC and ADE20K: the labels are right; they are looked at all the same."""
     labels = decode_labels(data, where)
-    check_range(where, np.bincount(labels.ravel()), values)
+    check_range(where, np.unique(labels), values)
     return [labels]
 
 

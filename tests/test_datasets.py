@@ -8,7 +8,7 @@ from PIL import Image
 
 from conftest import MINI
 from fsa_seg.config import compose
-from fsa_seg.datasets import LoadLabels, check_images, list_images
+from fsa_seg.datasets import LoadLabels, check_images, list_images, read_labels
 from fsa_seg.errors import UserError
 
 CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, cityscapes=19,
@@ -149,6 +149,20 @@ def test_turned_pictures_are_measured_as_they_are_decoded(voc):
     picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     check_images(list_images(config), 21)
     assert DATASETS.build(config)[0]['data_samples'].ori_shape == picture.size[::-1]
+
+
+@pytest.mark.parametrize('labels, right', [
+    (np.array([[0, 65535]], np.int32), True), (np.array([[True, False]]), True), (np.array([[0, 65536]], np.int32), False),
+    (np.array([[0, -1]], np.int32), False), (np.array([[0, 1]], np.float32), False),
+])  # yapf: disable
+def test_types_of_labels(tmp_path, labels, right):
+    path = str(tmp_path / 'l.tif')
+    Image.fromarray(labels).save(path)
+    if right:
+        assert read_labels(path).tolist() == labels.astype(int).tolist()
+    else:
+        with pytest.raises(UserError, match='l.tif has values of type .*, beyond the whole numbers 0 to 65535'):
+            read_labels(path)
 
 
 def test_labels_of_more_than_eight_bits(tmp_path):
