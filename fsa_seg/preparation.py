@@ -649,7 +649,7 @@ def _optional(module):
         raise UserError(f"{error}; what preparations need is installed by pip install -e '.[data]'") from None
 
 
-_VOC = 'http://host.robots.ox.ac.uk/pascal/VOC'
+_VOC = 'https://thor.robots.ox.ac.uk/pascal/VOC'
 _VOC2010 = Download(f'{_VOC}/voc2010/VOCtrainval_03-May-2010.tar', 1300, 'da459979d0c395079b5c75ee67908abb')
 _CONTEXT = 'https://cs.stanford.edu/~roozbeh/pascal-context'
 _STUFF = 'http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset'

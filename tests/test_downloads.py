@@ -112,11 +112,11 @@ def test_downloads_of_a_data_set(url, tmp_path, monkeypatch):
 
 
 def test_published_addresses_and_checksums():
-    """torchvision knows the same MD5s of the archives of VOC."""
+    """torchvision knows the same addresses and MD5s of the archives of VOC."""
     from torchvision.datasets.voc import DATASET_YEAR_DICT
     for name, year in (('voc', '2012'), ('context', '2010'), ('context459', '2010')):
         first = PREPARATIONS[name].downloads[0]
-        assert (first.name, first.md5) == (DATASET_YEAR_DICT[year]['filename'], DATASET_YEAR_DICT[year]['md5'])
+        assert (first.url, first.md5) == (DATASET_YEAR_DICT[year]['url'], DATASET_YEAR_DICT[year]['md5'])
     for about in PREPARATIONS.values():
         assert all(one.url.startswith(('http://', 'https://')) and one.name for one in about.downloads)
         assert bool(about.downloads) != bool(about.by_hand)

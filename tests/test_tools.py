@@ -267,6 +267,7 @@ def test_mmsegs_own_metric_loading_and_visualization_hook(tmp_path):
 def data(tmp_path):
     """A copy of the mini data's VOC2012, to be damaged."""
     shutil.copytree(os.path.join(MINI, 'VOCdevkit', 'VOC2012'), tmp_path / 'mini' / 'VOCdevkit' / 'VOC2012')
+    (tmp_path / 'mini' / 'TOY_WORLD').touch()
     return tmp_path / 'mini' / 'VOCdevkit' / 'VOC2012'
 
 
