@@ -17,13 +17,12 @@ from mmseg.registry import DATASETS, MODELS
 from tqdm import tqdm
 
 from fsa_seg.clip import load_clip
-from fsa_seg.datasets import check_count, check_images, list_images
+from fsa_seg.datasets import check_count, check_images, file_classes, list_images
 from fsa_seg.device import device_name
 from fsa_seg.evaluation import read_journal
 from fsa_seg.panel import SHARED_KEYS, label_field
-from fsa_seg.parts import class_names
 from fsa_seg.paths import find_root, make_folder
-from fsa_seg.results import (cell_id, identity_hash, make_result, read_result, row_name, sources_digest,
+from fsa_seg.results import (cell_id, files_digest, identity_hash, make_result, read_result, row_name, sources_digest,
                              write_result)  # yapf: disable
 from fsa_seg.segmentor import check_window
 from fsa_seg.visualization import panel, read_image
@@ -45,7 +44,9 @@ def prepare(config):
         indices = np.random.default_rng(LIMIT_SEED).permutation(len(names))[:limit]
         dataset.indices = sorted(indices.tolist())
         names = [names[i] for i in dataset.indices]
-    return identity_hash(config, names)
+    own = dataset.type == 'ImageFolderDataset'  # what its label images hold is nowhere published
+    labels = files_digest(entry['seg_map_path'] for entry in list_images(dataset)) if own else None
+    return identity_hash(config, names, labels)
 
 
 def result_path(config, digest):
@@ -227,8 +228,7 @@ def _checked_names(dataset, known):
     check_count(entries, json.loads(known))
     if is_main_process():
         built = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
-        classes = built.label_map or class_names(dataset)  # of the files; a config may choose some of them
-        check_images(entries, len(classes), built.reduce_zero_label, built.ignore_index)
+        check_images(entries, len(file_classes(built)[0]), built.reduce_zero_label, built.ignore_index)
     return [entry['name'] for entry in entries]
 
 

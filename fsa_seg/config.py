@@ -12,7 +12,7 @@ from mmseg.registry import DATASETS, METRICS, MODELS
 
 from fsa_seg.attention import find_attention
 from fsa_seg.clip import BACKBONE_KEYS
-from fsa_seg.datasets import VOID, void_label
+from fsa_seg.datasets import VOID
 from fsa_seg.errors import UserError, check_keys
 from fsa_seg.parts import (check_constructor, class_names, dataset_config, feedback_of, load_file, load_part, load_parts,
                            load_protocol, part_config, protocol_settings, with_classes)  # yapf: disable
@@ -162,7 +162,7 @@ def set_runtime(config, runtime):
 
 def _add_loop(config, dataset, short):
     """Add the data loader, loop, metric and hooks that mmengine's test run needs."""
-    void = dataset.get('ignore_index', void_label(len(class_names(dataset)), dataset.get('reduce_zero_label', False)))
+    void = dataset.get('ignore_index', VOID)
     wide = {} if void == VOID else dict(void=void)
     pipeline = [
         dict(type='mmseg.LoadImage'),
@@ -170,8 +170,6 @@ def _add_loop(config, dataset, short):
         dict(type='mmseg.LoadLabels', **wide),
         dict(type='mmseg.PackSegInputs')
     ]
-    if wide:
-        dataset = dict(dataset, ignore_index=void)
     config.merge_from_dict(dict(
         test_dataloader=dict(sampler=dict(type='DefaultSampler', shuffle=False),
                              dataset=dict(dataset, test_mode=True, serialize_data=False, pipeline=pipeline)),

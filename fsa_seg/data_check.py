@@ -5,12 +5,12 @@ import os
 import numpy as np
 from mmseg.registry import DATASETS
 
-from fsa_seg.datasets import (WIDE_VOID, check_count, check_scan, list_images, missing_files, read_labels, scan_images,
-                              void_label, without_zero)  # yapf: disable
+from fsa_seg.datasets import (NO_LABELS, WIDE_VOID, check_count, check_scan, file_classes, list_images, missing_files,
+                              read_labels, scan_images, without_zero)  # yapf: disable
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.parts import class_names, dataset_config, load_part, part_names, with_classes
+from fsa_seg.formats import PREPARATIONS
+from fsa_seg.parts import dataset_config, load_part, part_names, with_classes
 from fsa_seg.paths import TOY_MARK, new_file
-from fsa_seg.preparation import PREPARATIONS
 from fsa_seg.visualization import panel, read_image, write_picture
 
 SAMPLES = 4  # pictures of each data set
@@ -75,15 +75,15 @@ def check_data_set(root, name, scans, pictures=None):
     try:
         part = with_classes(part, root)
         config = dict(dataset_config(part, root), serialize_data=False)
-        entries, classes = list_images(config), list(class_names(part))
+        entries = list_images(config)
         built = DATASETS.build(dict(config, pipeline=[], lazy_init=True))
     except UserError as error:
         report['problems'].append(str(error))
         return report
+    classes, palette = file_classes(built)
     report.update(images=len(entries), classes=len(classes))
-    void = config.get('ignore_index', void_label(len(classes), built.reduce_zero_label))
-    values = len(classes) + built.reduce_zero_label
-    _tried(report, check_count, entries, report['known'])
+    values, void = len(classes) + built.reduce_zero_label, built.ignore_index
+    _passes(report, check_count, entries, report['known'])
     missing = set(missing_files(entries))
     if missing:
         report['problems'].append(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {min(missing)}')
@@ -91,10 +91,10 @@ def check_data_set(root, name, scans, pictures=None):
     key = tuple((entry['img_path'], entry['seg_map_path']) for entry in entries)
     if key not in scans:
         scans[key] = list(scan_images(entries, part.name, decode=True))
-    right = [scan.entry for scan in scans[key] if _tried(report, check_scan, scan, values, void)]
+    right = [scan.entry for scan in scans[key] if _passes(report, check_scan, scan, values, void)]
     _count_pixels(report, scans[key], classes, built.reduce_zero_label, void)
     if pictures:
-        _draw(report, right, built, classes, void, os.path.join(pictures, part.name))
+        _draw(report, right, built, classes, palette, os.path.join(pictures, part.name))
     return report
 
 
@@ -117,8 +117,8 @@ def report_table(reports):
     for report in reports:
         shown = report['problems'][:5]
         more = [f'... and {len(report["problems"]) - 5} more'] if report['problems'][5:] else []
-        lines += ['', f'{report["dataset"]}:', *shown, *more, f'To mend it: {report["mend"]}'] if shown else []
-        lines += ['', *(f'{report["dataset"]}: {note}' for note in report['notes'])] if report['notes'] else []
+        said = [*shown, *more, *([f'to mend it, {report["mend"]}'] if shown else []), *report['notes']]
+        lines += ['', f'{report["dataset"]}:', *(f'- {line}' for line in said)] if said else []
     return '\n'.join(lines)
 
 
@@ -129,40 +129,40 @@ def _count_pixels(report, scans, classes, reduce_zero_label, void):
         if not scan.error:
             report['modes'][scan.mode] = report['modes'].get(scan.mode, 0) + 1
             total[scan.labels] += scan.pixels
-    present = np.flatnonzero(total)
-    if not len(present):
+    pixels = total.sum()
+    if not pixels:
         return
-    counted = [value for value in present if value != void]
+    counted = [value for value in np.flatnonzero(total) if value != void]
     report['values'] = [int(min(counted)), int(max(counted))] if counted else []
-    of_class = np.zeros(len(classes), np.int64)
-    of_files = total[reduce_zero_label:][:len(classes)]
-    of_class[:len(of_files)] = of_files
-    if void < reduce_zero_label + len(classes):
-        of_class[void - reduce_zero_label] = 0
-    report['pixels'] = dict(zip(classes, of_class.tolist()))
-    report['classes_seen'] = int((of_class > 0).sum())
-    report['void'] = float(1 - of_class.sum() / total.sum())
-    if not of_class.any():
-        report['problems'].append('no pixel is of any class')
-    unseen = [name for name, pixels in report['pixels'].items() if not pixels]
+    total[void] = 0
+    of_class = np.concatenate([total, np.zeros(len(classes), np.int64)])[reduce_zero_label:][:len(classes)]
+    names = [name.strip() for name in classes]
+    report.update(pixels=dict(zip(names, of_class.tolist())), classes_seen=int((of_class > 0).sum()),
+                  void=float(1 - of_class.sum() / pixels))
+    unseen = [name for name, count in zip(names, of_class) if not count]
+    if len(unseen) == len(classes):
+        report['problems'].append(NO_LABELS)
+    elif report['known'] and 2 * len(unseen) > len(classes):
+        report['problems'].append(f'more than half of the classes are in no label image: the labels {report["values"]} are none of '
+                                  f'{report["dataset"]}')
     if unseen:
         report['notes'].append(f'{len(unseen)} classes are in no label image: {", ".join(unseen[:8])}' + (', ...' if unseen[8:] else ''))
 
 
-def _draw(report, entries, built, classes, void, folder):
+def _draw(report, entries, built, classes, palette, folder):
     """Draw some images with their labels."""
     order = np.random.default_rng(SEED).permutation(len(entries))[:SAMPLES]
     for i in sorted(order.tolist()):
         labels = read_labels(entries[i]['seg_map_path'])
         if built.reduce_zero_label:
-            labels = without_zero(labels, void)
+            labels = without_zero(labels, built.ignore_index)
         name = os.path.splitext(os.path.basename(entries[i]['img_path']))[0] + '.png'
-        picture = panel(read_image(entries[i]['img_path']), dict(labels=labels), classes, built.metainfo['palette'])
+        picture = panel(read_image(entries[i]['img_path']), dict(labels=labels), classes, palette)
         write_picture(picture, os.path.join(folder, name))
         report['pictures'].append(os.path.join(folder, name))
 
 
-def _tried(report, check, *arguments):
+def _passes(report, check, *arguments):
     """Add what a check raises to a report's problems; return whether it passed."""
     try:
         check(*arguments)

@@ -13,7 +13,7 @@ from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio, list_from_file
 from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
 from mmseg.registry import DATASETS, TRANSFORMS
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from fsa_seg.errors import UserError
@@ -22,6 +22,7 @@ VOID, WIDE_VOID = 255, 65535
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 LABEL_SUFFIXES = ('.png', '.tif', '.tiff')
 EXIF_ORIENTATION = 274  # number of the tag
+NO_LABELS = 'no pixel of the label images is of any class'
 THINGS = 80  # of COCO-Stuff's 171 classes, the first
 
 
@@ -56,24 +57,27 @@ class ImageFolderDataset(BaseSegDataset):
     """
 
     def load_data_list(self):
-        images = _by_name(self.data_prefix['img_path'], IMAGE_SUFFIXES)
-        labels = _by_name(self.data_prefix['seg_map_path'], LABEL_SUFFIXES)
+        image_folder, label_folder = self.data_prefix['img_path'], self.data_prefix['seg_map_path']
+        if os.path.realpath(image_folder) == os.path.realpath(label_folder):
+            raise UserError(f'images and labels are both in {image_folder}; labels need a folder of their own')
+        images = _by_name(image_folder, IMAGE_SUFFIXES, label_folder)
+        labels = _by_name(label_folder, LABEL_SUFFIXES, image_folder)
         names = [line.strip() for line in list_from_file(self.ann_file)] if self.ann_file else sorted(images)
         for found, what in ((images, 'image'), (labels, 'label image')):
             missing = [name for name in names if name not in found]
             if missing:
-                folder = self.data_prefix['img_path' if found is images else 'seg_map_path']
+                folder = image_folder if found is images else label_folder
                 raise UserError(f'{len(missing)} of {len(names)} names have no {what} in {folder}; the first is {missing[0]!r}')
         return [dict(img_path=images[name], seg_map_path=labels[name], label_map=self.label_map,
                      reduce_zero_label=self.reduce_zero_label, seg_fields=[]) for name in names]
 
 
-def _by_name(folder, suffixes):
-    """Return the files of a folder and of those below it: path below the folder, without suffix -> path."""
-    found = {}
+def _by_name(folder, suffixes, other):
+    """Return the files of a folder and of those below it but `other`: path below the folder, without suffix -> path."""
+    found, other = {}, os.path.relpath(other, folder) + os.sep
     for file in sorted(fileio.list_dir_or_file(folder, list_dir=False, recursive=True)):
         name, suffix = os.path.splitext(file)
-        if suffix.lower() in suffixes:
+        if suffix.lower() in suffixes and not file.startswith(other):
             if name in found:
                 raise UserError(f'two files are called {name!r}: {found[name]} and {file}; labels need a folder of their own')
             found[name] = os.path.join(folder, file)
@@ -94,7 +98,7 @@ def folder_dataset(images, labels, classes, reduce_zero_label=False):
     images, labels, classes = (os.path.abspath(path) for path in (images, labels, classes))
     root = os.path.commonpath([images, labels])
     prefix = dict(img_path=os.path.relpath(images, root), seg_map_path=os.path.relpath(labels, root))
-    return dict(name=f'own_{os.path.basename(root)}', type='ImageFolderDataset', data_root=root, data_prefix=prefix, classes=classes,
+    return dict(name=f'own_{os.path.basename(root) or os.path.basename(images)}', type='ImageFolderDataset', data_root=root, data_prefix=prefix, classes=classes,
                 reduce_zero_label=reduce_zero_label)
 
 
@@ -212,7 +216,7 @@ def check_count(entries, known):
     known = [known] if isinstance(known, int) else known
     if known and len(entries) not in known:
         raise UserError(f'the split has {len(entries)} images, the data set {" or ".join(map(str, known))}: prepare it again '
-                        '(data/README.md); for a part of it, use --limit, or a config without `images`')
+                        '(data/README.md), or name a config without `images` where a part of it is meant')
 
 
 def check_images(entries, classes, reduce_zero_label=False, void=VOID):
@@ -229,8 +233,19 @@ def check_images(entries, classes, reduce_zero_label=False, void=VOID):
     missing = missing_files(entries)
     if missing:
         raise UserError(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {missing[0]}')
+    labelled = False
     for scan in scan_images(entries, 'checking the data'):
         check_scan(scan, classes + reduce_zero_label, void)
+        labelled |= bool(((scan.labels >= reduce_zero_label) & (scan.labels != void)).any())
+    if not labelled:
+        raise UserError(f'{NO_LABELS}: labels are 0 to {classes + reduce_zero_label - 1}'
+                        f'{", 0 is void" if reduce_zero_label else ""}')
+
+
+def file_classes(dataset):
+    """Return class names and palette of the label files of a data set (built); its config may choose some of them."""
+    meta = type(dataset).METAINFO if dataset.label_map else dataset.metainfo
+    return list(meta['classes']), meta['palette']
 
 
 def missing_files(entries):
@@ -298,7 +313,7 @@ def image_size(path, decode=False):
             if decode:
                 image.load()
             turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # by a quarter
-    except (OSError, UnidentifiedImageError) as error:
+    except Exception as error:  # the decoders raise many kinds
         raise UserError(f'the image {path} cannot be decoded: {error}') from None
     return (width, height) if turned else (height, width)
 

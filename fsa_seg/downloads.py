@@ -1,24 +1,32 @@
 """Downloads as they come: archives and folders read as one tree, and files fetched from their publishers."""
 import errno
+import functools
 import hashlib
 import http.client
 import os
 import re
+import shutil
 import tarfile
+import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections import Counter
 from typing import NamedTuple, Optional
 
 from tqdm import tqdm
 
 from fsa_seg.errors import UserError
 
-ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz')
+ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 BLOCK = 1 << 20  # bytes read at once
-TRIES = 5  # connections for one file
+TRIES, PAUSE = 5, 2.0  # connections for one file, and seconds between them
 UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error)  # of damaged archives
+
+
+class Missing(UserError):
+    """Something that the downloads lack."""
 
 
 class File(NamedTuple):
@@ -40,10 +48,10 @@ class File(NamedTuple):
 
 
 class Downloads:
-    """Archives (.zip, .tar, .tar.gz, .tgz) and folders as one tree of files, that is only ever read.
+    """Archives (zip, tar, compressed tar) and folders as one tree of files, that is only ever read.
 
-    An archive that cannot be read, or that has a member outside of itself ('../x', '/x'), is not used; why stands in
-    `problems`, and in the error when a file is missing.
+    An archive that cannot be read, that has a member outside of itself ('../x', '/x') or a member twice is not used; why
+    stands in `problems`, and in the error when a file is missing.
 
     Args:
         paths (list of str): archives, other files, and folders that hold either, at any depth.
@@ -53,15 +61,23 @@ class Downloads:
     def __init__(self, paths, hint=''):
         self.paths, self.hint, self.problems = list(paths), hint, []
         self._archives, self._files = {}, []  # path -> (open archive, members); (name, container, member) of all files
+        archives = []
         for path in self.paths:
             if not os.path.exists(path):
                 raise UserError(f'the download {path} does not exist; give the folder that holds the downloads')
             for file in _walk(path):
                 if file.lower().endswith(ARCHIVES):
-                    self._add_archive(file)
+                    archives.append(file)
                 else:
                     self._files.append((os.path.abspath(file).replace(os.sep, '/'), file, None))
-        self._files.sort(key=lambda file: file[2] is not None)  # folders first
+        for path in tqdm(archives, desc='looking into archives', unit='archive', delay=2, leave=False):
+            state = os.stat(path)
+            archive, members, problem = _open_archive(path, state.st_size, state.st_mtime_ns)
+            if problem:
+                self.problems.append(f'{path} {problem}')
+            else:
+                self._archives[path] = archive, members
+                self._files += [(name.removeprefix('./'), path, name) for name in members]
 
     def find(self, pattern):
         """Return the files whose path ends in a regular expression, as a list of `File` in the order of their archives.
@@ -102,9 +118,9 @@ class Downloads:
         return found[0]
 
     def lacking(self, what):
-        """Return the UserError of something that was not found."""
+        """Return the error of something that was not found."""
         unused = ''.join(f'\n  not used: {problem}' for problem in self.problems)
-        return UserError(f'{", ".join(self.paths)} lacks {what}{unused}' + (f'\n  {self.hint}' if self.hint else ''))
+        return Missing(f'{", ".join(self.paths)} lacks {what}{unused}' + (f'\n  {self.hint}' if self.hint else ''))
 
     def read(self, file):
         """Return the bytes of a `File`; those of an archive are checked as far as its format allows."""
@@ -121,27 +137,38 @@ class Downloads:
             raise UserError(f'{file} has {len(data)} bytes in place of {file.size}; download it again')
         return data
 
-    def _add_archive(self, path):
-        try:
-            if path.lower().endswith('.zip'):
-                archive = zipfile.ZipFile(path)
-                names = archive.namelist()
-                members = {info.filename: (info, info.file_size) for info in archive.infolist() if not info.is_dir()}
-            else:
-                archive = tarfile.open(path)
-                names = archive.getnames()
-                if archive.fileobj.tell() == archive.offset:  # no zero block ends it
-                    raise EOFError('it ends between two members')
-                members = {info.name: (info, info.size) for info in archive.getmembers() if info.isreg()}
-        except UNREADABLE as error:
-            self.problems.append(f'{path} is no whole archive ({error}); download it again')
-            return
-        outside = [name for name in names if name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name)]
-        if outside:
-            self.problems.append(f'{path} has a member outside of itself, {outside[0]!r}: its publisher made none like that')
-            return
-        self._archives[path] = archive, members
-        self._files += [(name.removeprefix('./'), path, name) for name in members]
+    def place(self, file):
+        """Return a key that sorts files in the order in which they are read without going back."""
+        if file is None or file.member is None:
+            return '', 0
+        info = self._archives[file.container][1][file.member][0]
+        return file.container, info.header_offset if isinstance(info, zipfile.ZipInfo) else info.offset
+
+
+@functools.lru_cache
+def _open_archive(path, size, modified):
+    """Return an archive (opened once for each state of its file), its files as name -> (info, bytes), and what is wrong."""
+    try:
+        if path.lower().endswith('.zip'):
+            archive = zipfile.ZipFile(path)
+            names = [name for name in archive.namelist() if not name.endswith('/')]
+            members = {info.filename: (info, info.file_size) for info in archive.infolist() if not info.is_dir()}
+        else:
+            archive = tarfile.open(path)
+            names = [info.name for info in archive.getmembers() if not info.isdir()]
+            if archive.fileobj.tell() == archive.offset:  # no zero block ends it
+                raise EOFError('it ends between two members')
+            members = {info.name: (info, info.size) for info in archive.getmembers() if info.isreg()}
+            members.update({info.name: (info, members[info.linkname][1]) for info in archive.getmembers()
+                            if info.islnk() and info.linkname in members})
+    except UNREADABLE as error:
+        return None, {}, f'is no whole archive ({str(error).splitlines()[0] if str(error) else error!r}); download it again'
+    outside = [name for name in names if name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name)]
+    if outside:
+        return None, {}, f'has a member outside of itself, {outside[0]!r}: its publisher made none like that'
+    if len(set(names)) < len(names):
+        return None, {}, f'has the member {Counter(names).most_common(1)[0][0]!r} more than once'
+    return archive, members, None
 
 
 class Download(NamedTuple):
@@ -164,34 +191,58 @@ class Download(NamedTuple):
 def fetch(download, folder):
     """Download a file into a folder, with a progress bar, unless it is there; a broken download is gone on with.
 
-    The file appears under its name when its size is the one that the server said, and its MD5 the published one.
+    The file appears under its name when it has the size that the server says, and the published MD5; one that is there
+    already is held to them too.
 
     Returns:
         str: its path.
 
     Raises:
-        UserError: the server cannot be reached or refuses, the disk is full, or the MD5 differs.
+        UserError: the server cannot be reached or refuses, the disk has no room, or size or MD5 differ.
     """
     path = os.path.join(folder, download.name)
     if os.path.exists(path):
-        return path
+        return _held_to(path, download, _size(download.url))
     os.makedirs(folder, exist_ok=True)
     part = path + '.part'
+    there = os.path.getsize(part) if os.path.exists(part) else 0
+    free = shutil.disk_usage(folder).free
+    if download.megabytes * 1e6 - there > free:
+        raise UserError(f'{folder} has {free / 1e9:.1f} GB left, and {download.name} has about {download.megabytes / 1e3:.1f}; '
+                        'make room')
     for left in reversed(range(TRIES)):
         try:
             _receive(download.url, part)
             break
-        except urllib.error.HTTPError as error:
-            raise UserError(f'{download.url} is refused ({error}); download it by hand to {path}') from None
         except (OSError, EOFError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                raise UserError(f'{download.url} is refused ({error}); download it by hand to {path}') from None
             if not left or getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(f'{download.url} cannot be downloaded to {part} ({getattr(error, "reason", error)}); what came '
                                 f'is kept, and the same command goes on from it; or download it by hand to {path}') from None
-    if download.md5 and (found := _md5(part)) != download.md5:
-        os.remove(part)
-        raise UserError(f'{download.url} came with the MD5 {found}, not {download.md5}; run the same command again')
-    os.replace(part, path)
+            time.sleep(PAUSE)
+    os.replace(_held_to(part, download), path)
     return path
+
+
+def _held_to(path, download, size=None):
+    """Return the path of a file that has this size (if it is known) and the published MD5; else raise a UserError."""
+    if size is not None and os.path.getsize(path) != size:
+        raise UserError(f'{path} has {os.path.getsize(path)} bytes, and {download.url} {size}; remove it, and run the same '
+                        'command again')
+    if download.md5 and (found := _md5(path)) != download.md5:
+        raise UserError(f'{path} has the MD5 {found}, and {download.url} {download.md5}; remove it, and run the same command '
+                        'again')
+    return path
+
+
+def _size(url):
+    """Return the bytes of what a URL serves, or None where the server does not say."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=60) as response:
+            return int(response.headers['Content-Length'])
+    except (OSError, TypeError, ValueError, http.client.HTTPException):
+        return None
 
 
 def _receive(url, part):

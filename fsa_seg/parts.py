@@ -12,6 +12,7 @@ from mmseg.registry import DATASETS, MODELS
 
 from fsa_seg.attention import attention_files, find_attention
 from fsa_seg.clip import BACKBONE_KEYS
+from fsa_seg.datasets import VOID, WIDE_VOID, void_label
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import METHODS, resolve_method
 from fsa_seg.paths import CONFIGS, find_root, local_path, part_files
@@ -169,10 +170,14 @@ def with_classes(dataset, data_root):
 def dataset_config(part, data_root):
     """Return what a data set is built from: its part (of `with_classes`) without what it says about itself.
 
+    Where 255 is a label, `ignore_index` is 65535 unless the part says another.
+
     Args:
         part (dict), data_root (str): as of `with_classes`.
     """
     config = {key: value for key, value in part.items() if key not in DATA_ABOUT}
+    if void_label(len(class_names(part)), part.get('reduce_zero_label', False)) != VOID:
+        config.setdefault('ignore_index', WIDE_VOID)
     return dict(config, data_root=os.path.join(data_root, part['data_root']))
 
 

@@ -21,7 +21,7 @@ TOY_NOTE = ('These are the numbers of toy models on the toy world that the repos
             'works, and are never comparable with published ones.')
 
 
-def identity(config, names):
+def identity(config, names, labels=None):
     """Return what can change a cell's number, as a JSON-ready dict.
 
     Method, feedback, protocol, words, prompts, weights, precision and split are in it; paths, launcher, workers and
@@ -30,6 +30,7 @@ def identity(config, names):
     Args:
         config: composed config.
         names (list of str): the split's images, in order.
+        labels (str): digest of the label images of a user's own data, which no name stands for.
     """
     model = json.loads(json.dumps(config.model))
     for key in ('text_cache', 'keep_scores', 'window_batch'):
@@ -48,13 +49,14 @@ def identity(config, names):
     for key in ('data_root', 'data_prefix', 'ann_file', 'indices', 'test_mode', 'serialize_data'):
         dataset.pop(key, None)
     evaluator = {key: value for key, value in config.test_evaluator.items() if key not in ('journal', 'root')}
-    return dict(model=model, prompts=templates_digest(), dataset=dataset, evaluator=evaluator, loop=config.test_cfg,
+    own = {} if labels is None else dict(labels=labels)
+    return dict(own, model=model, prompts=templates_digest(), dataset=dataset, evaluator=evaluator, loop=config.test_cfg,
                 split=hashlib.sha256('\n'.join(names).encode()).hexdigest())
 
 
-def identity_hash(config, names):
+def identity_hash(config, names, labels=None):
     """Return the SHA-256 of `identity`, as a hexadecimal string."""
-    return hashlib.sha256(json.dumps(identity(config, names), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity(config, names, labels), sort_keys=True).encode()).hexdigest()
 
 
 def row_name(cell):
@@ -93,7 +95,7 @@ def make_result(config, digest, metric, classes, weights, device, seconds):
     partial = config.test_dataloader.dataset.get('indices') is not None
     return dict(
         cell=dict(config.cell), partial=partial,
-        hash=digest, metrics={key: figures[key] for key in ('mIoU', 'mAcc', 'aAcc')},
+        hash=digest, metrics={key: _number(figures[key]) for key in ('mIoU', 'mAcc', 'aAcc')},
         classes=[dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
                  for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])],
         confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
@@ -140,7 +142,8 @@ def table(results, datasets):
     lines = [f'| method | backbone | VFM | protocol | {" | ".join(datasets)} | mean |',
              '|---|---|---|---|' + '---:|' * (len(datasets) + 1)]
     for row, cells in rows.items():
-        values = [cells[d]['metrics']['mIoU'] if d in cells else math.nan for d in datasets]
+        values = [cells[d]['metrics']['mIoU'] if d in cells else None for d in datasets]
+        values = [math.nan if value is None else value for value in values]
         mean = sum(values) / len(values)
         shown = ' | '.join('–' if math.isnan(value) else f'{value:.1f}' for value in [*values, mean])
         lines.append(f'| {" | ".join(row)} | {shown} |')
@@ -180,11 +183,16 @@ def _weights_identity(name):
         return name
     files = [path] if os.path.isfile(path) else sorted(glob.glob(os.path.join(path, '*')))
     files = [file for file in files if file.endswith(('.json', '.safetensors', '.bin', '.pt', '.pth'))]
-    digests = [_file_digest(file, os.path.getmtime(file), os.path.getsize(file)) for file in files]
-    return 'sha256:' + hashlib.sha256(''.join(digests).encode()).hexdigest()
+    return 'sha256:' + files_digest(files)
 
 
-@functools.lru_cache
+def files_digest(paths):
+    """Return the SHA-256 of files' contents, in order, as a hexadecimal string."""
+    digests = [_file_digest(file, os.path.getmtime(file), os.path.getsize(file)) for file in paths]
+    return hashlib.sha256(''.join(digests).encode()).hexdigest()
+
+
+@functools.lru_cache(None)
 def _file_digest(path, modified, size):
     """Return the SHA-256 of a file, read once for each state of it."""
     digest = hashlib.sha256()

@@ -60,6 +60,8 @@ def read_classes(path):
         UserError: the file is missing or empty, a line is empty, or two are the same.
     """
     names = ['; '.join(split_words(line)) for line in _lines(path, 'names')]
+    while names and not names[-1]:  # blank lines at the end
+        names.pop()
     if not names:
         raise UserError(f'{path} is empty; give one line per class, in the order of the labels')
     for i, name in enumerate(names):

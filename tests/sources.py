@@ -13,8 +13,6 @@ from PIL import Image
 from pycocotools import mask
 from scipy.io import savemat
 
-from fsa_seg.preparation import DETAIL_CATEGORIES
-
 SIZE = (4, 6)  # height and width of all images
 CONTEXT = ('aeroplane bag bed bedclothes bench bicycle bird boat book bottle building bus cabinet car cat ceiling chair cloth '
            'computer cow cup curtain dog door fence floor flower food grass ground horse keyboard light motorbike mountain '
@@ -147,7 +145,7 @@ def ade20k(folder):
 def ade20k847(folder):
     """Objects 1, 11 to 855 and 857 are in both splits, 847; 2 in training alone, 3 in validation as a part alone."""
     root = f'{folder}/ADE20K_2021_17_01'
-    stems = ['ADE_train_00000001', 'ADE_val_00000001']
+    stems = ['ADE_frame_00000001', 'ADE_val_00000001']
     present, part = np.zeros((900, 2)), np.zeros((900, 2))
     for number in (1, *range(11, 856), 857):
         present[number - 1] = 1
@@ -190,11 +188,10 @@ EXPECTED = dict(
           'annotations/val2017/000000000139_instanceTrainIds.png': rows(1, (12, 13), 0, 0),
           'annotations/val2017/000000000285_labelTrainIds.png': rows(79, 80, 1, 10),
           'annotations/val2017/000000000285_instanceTrainIds.png': rows(80, 0, 2, 11)},
-    cityscapes={f'gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png': CITY,
-                f'gtFine/val/munster/munster_000001_000019_gtFine_labelTrainIds.png': CITY},
+    cityscapes={'gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png': CITY,
+                'gtFine/val/munster/munster_000001_000019_gtFine_labelTrainIds.png': CITY},
     ade20k={'annotations/validation/ADE_val_00000001.png': rows(0, 150, 1, (2, 3))},
     context459={'SegmentationClassContext459/2008_000002.png': rows(459, (452, 1), 53, 255),
                 'SegmentationClassContext459/2008_000007.png': rows(0, 431, 256, 2)},
     ade20k847={'annotations/validation/ADE_val_00000001.png': rows(0, 1, (291, 0), 847)},
     coco_stuff10k={'annotations/test2014/COCO_train2014_000000000077_labelTrainIds.png': rows(0, (11, 12), 171, 1)})  # yapf: disable
-assert len(CONTEXT) == len(DETAIL_CATEGORIES)

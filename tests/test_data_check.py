@@ -9,8 +9,11 @@ from PIL import Image
 
 import sources
 from conftest import MINI
+from fsa_seg.config import compose
 from fsa_seg.data_check import check_data, data_sets, report_table
+from fsa_seg.datasets import check_images, list_images
 from fsa_seg.errors import UserError
+from fsa_seg.paths import CONFIGS
 from test_datasets import DAMAGE
 
 VOC = os.path.join('VOCdevkit', 'VOC2012')
@@ -50,8 +53,8 @@ def test_pixels_of_each_class(root):
 
 def test_a_known_number_of_images(root):
     report, = check_data(str(root), ['voc21'])
-    assert report['problems'] == ['the split has 10 images, the data set 1449: prepare it again (data/README.md); for a part '
-                                  'of it, use --limit, or a config without `images`']
+    assert report['problems'] == ['the split has 10 images, the data set 1449: prepare it again (data/README.md), or name a '
+                                  'config without `images` where a part of it is meant']
     assert 'tools/prepare_dataset.py voc --from' in report['mend'] and '| WRONG |' in report_table([report])
     (root / 'TOY_WORLD').touch()
     assert not check_data(str(root), ['voc21'])[0]['problems']
@@ -86,8 +89,42 @@ def test_labels_without_a_class(root):
     for path in (root / VOC / 'SegmentationClass').iterdir():
         Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
     report, = check_data(str(root), ['voc21'])
-    assert report['problems'] == ['no pixel is of any class'] and report['void'] == 1
+    assert report['problems'] == ['no pixel of the label images is of any class'] and report['void'] == 1
     assert report['notes'][0].startswith('21 classes are in no label image: background, aeroplane')
+    config = compose('voc21', 'clip', None, 'toy', data_root=str(root)).test_dataloader.dataset
+    with pytest.raises(UserError, match='no pixel of the label images is of any class: labels are 0 to 20'):
+        check_images(list_images(config), 21)
+
+
+def test_labels_that_are_none_of_the_data_sets(root, tmp_path):
+    """In range, but of a few classes alone, though the split is whole: another data set's, or not converted."""
+    config = (tmp_path / 'mine.py')
+    config.write_text(open(os.path.join(CONFIGS, 'datasets', 'voc21.py')).read().replace('1449', '10'))
+    assert not check_data(str(root), [str(config)])[0]['problems']
+    for path in (root / VOC / 'SegmentationClass').iterdir():
+        Image.fromarray(np.array(Image.open(path)) % 10).save(path)
+    report, = check_data(str(root), [str(config)])
+    assert report['problems'] == ['more than half of the classes are in no label image: the labels [0, 9] are none of voc21']
+
+
+def test_a_config_that_chooses_some_of_the_classes(root, tmp_path):
+    """The label files are those of all classes, and are reported as such."""
+    (root / 'TOY_WORLD').touch()
+    (tmp_path / 'mine.py').write_text(
+        open(os.path.join(CONFIGS, 'datasets', 'voc21.py')).read().replace('images=1449', "metainfo=dict(classes=['cat', 'dog'])"))
+    some, every = check_data(str(root), [str(tmp_path / 'mine.py'), 'voc21'], str(tmp_path / 'pictures'))
+    assert not some['problems'] and some['pixels'] == every['pixels'] and some['classes'] == 21
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:len(data) // 2] + bytes(len(data) // 2), lambda data: data[:40] + b'????' + data[44:]])
+def test_damaged_png_images(tmp_path, damage):
+    """Pillow raises other errors for them than for JPEGs."""
+    shutil.copytree(os.path.join(MINI, 'cityscapes'), tmp_path / 'cityscapes')
+    (tmp_path / 'TOY_WORLD').touch()
+    path = sorted((tmp_path / 'cityscapes' / 'leftImg8bit').rglob('*.png'))[0]
+    path.write_bytes(damage(path.read_bytes()))
+    report, = check_data(str(tmp_path), ['cityscapes'])
+    assert len(report['problems']) == 1 and f'{path.name} cannot be decoded' in report['problems'][0]
 
 
 def test_sixteen_bits(tmp_path):
@@ -121,7 +158,8 @@ def test_the_tool(run_tool, root, tmp_path):
     status, printed = run_tool('prepare_dataset', '--check', root, '--out', 'out')
     assert status == 1 and 'WRONG' in printed and 'the split has 10 images, the data set 1449' in printed
     status, printed = run_tool('prepare_dataset', 'voc', '--check', root, '--to', root)
-    assert status == 2 and '--check takes no --from, --to' in printed
+    assert status == 2 and '--check takes data sets and --out alone' in printed
+    assert run_tool('prepare_dataset', '--check', root, '--link')[0] == 2
     status, printed = run_tool('prepare_dataset', 'voc', '--from', root)
     assert status == 2 and 'give NAME --from DOWNLOADS --to DATA_ROOT, or --check DATA_ROOT' in printed
 
@@ -136,6 +174,9 @@ def test_the_tool_prepares_and_checks(run_tool, tmp_path):
     assert status == 0 and '| voc20 | 2 | – | 0 to 15 | P | 3 of 20 |' in printed, printed
     status, printed = run_tool('prepare_dataset', 'cityscapes', '--from', 'downloads', '--to', 'root', '--download')
     assert status == 1 and 'cityscapes cannot be downloaded without a login: log in at' in printed
+    (tmp_path / 'file').touch()
+    status, printed = run_tool('prepare_dataset', 'ade20k', '--from', 'downloads', '--to', 'root2', '--out', 'file')
+    assert status == 1 and 'the folder file cannot be made' in printed and not (tmp_path / 'root2').exists()
     status, printed = run_tool('prepare_dataset', 'cityscapes', '--from', 'downloads', '--to', 'root')
     assert status == 1 and 'lacks images of leftImg8bit/val' in printed and 'fetch leftImg8bit_trainvaltest.zip' in printed
 

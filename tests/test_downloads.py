@@ -5,19 +5,29 @@ import threading
 
 import pytest
 
-from fsa_seg import preparation
+import sources
+
+from fsa_seg import downloads
 from fsa_seg.downloads import Download, Downloads, fetch
 from fsa_seg.errors import UserError
-from fsa_seg.preparation import PREPARATIONS
+from fsa_seg.formats import PREPARATIONS
+from fsa_seg.preparation import prepare
 
 CONTENT = bytes(range(256)) * 20000
 
 
 class Server(http.server.BaseHTTPRequestHandler):
     """Serves CONTENT, in ranges if asked; `cuts` are how many bytes come of the next answers; `plain` ignores ranges."""
-    cuts, asked, plain = [], [], False
+    cuts, asked, busy, plain = [], [], [], False
+
+    def do_HEAD(self):
+        self.send_response(200 if self.path == '/data/all.tar' else 404)
+        self.send_header('Content-Length', str(len(CONTENT)))
+        self.end_headers()
 
     def do_GET(self):
+        if self.busy:
+            return self.send_error(self.busy.pop())
         start = int(self.headers.get('Range', 'bytes=0-')[6:-1])
         self.asked.append(start)
         if self.path != '/data/all.tar':
@@ -40,7 +50,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url(monkeypatch):
-    Server.cuts, Server.asked, Server.plain = [], [], False
+    Server.cuts, Server.asked, Server.busy, Server.plain = [], [], [], False
+    monkeypatch.setattr(downloads, 'PAUSE', 0)
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
     server.handle_error = lambda *_: None  # a client that goes away
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -87,16 +98,38 @@ def test_a_server_that_knows_no_ranges(url, tmp_path):
 
 
 def test_a_wrong_md5_and_a_wrong_address(url, tmp_path):
-    with pytest.raises(UserError, match='came with the MD5 .*, not 000'):
+    with pytest.raises(UserError, match='all.tar.part has the MD5 .*, and .* 000.*; remove it'):
         fetch(Download(url, 5, '0' * 32), str(tmp_path))
+    os.remove(tmp_path / 'all.tar.part')
     with pytest.raises(UserError, match='is refused .*404.*download it by hand to'):
         fetch(Download(url + '.gz', 5), str(tmp_path))
     assert not os.listdir(tmp_path)
 
 
-def test_no_server_and_no_space(tmp_path, monkeypatch, url):
+def test_a_busy_server_is_asked_again(url, tmp_path):
+    Server.busy = [503, 500]
+    fetch(Download(url, 5), str(tmp_path))
+    assert (tmp_path / 'all.tar').read_bytes() == CONTENT
+
+
+def test_what_is_there_is_held_to_size_and_md5(url, tmp_path):
+    (tmp_path / 'all.tar').write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match='all.tar has 5119999 bytes, and .*all.tar 5120000; remove it'):
+        fetch(Download(url, 5), str(tmp_path))
+    (tmp_path / 'all.tar').write_bytes(CONTENT[:-1] + b'x')
+    fetch(Download(url, 5), str(tmp_path))
+    with pytest.raises(UserError, match='all.tar has the MD5 .*; remove it'):
+        fetch(Download(url, 5, hashlib.md5(CONTENT).hexdigest()), str(tmp_path))
+    assert not Server.asked
+    fetch(Download('http://127.0.0.1:1/all.tar', 5), str(tmp_path))  # offline it is taken as it is
+
+
+def test_no_server_and_no_space(tmp_path, url):
     with pytest.raises(UserError, match='cannot be downloaded'):
         fetch(Download('http://127.0.0.1:1/x.tar', 5), str(tmp_path))
+    with pytest.raises(UserError, match='GB left, and all.tar has about 900000.0; make room'):
+        fetch(Download(url, 9 * 10**8), str(tmp_path))
+    assert not Server.asked
     os.symlink('/dev/full', tmp_path / 'all.tar.part')
     with pytest.raises(UserError, match='No space left on device.*what came is kept'):
         fetch(Download(url, 5), str(tmp_path))
@@ -104,11 +137,15 @@ def test_no_server_and_no_space(tmp_path, monkeypatch, url):
 
 
 def test_downloads_of_a_data_set(url, tmp_path, monkeypatch):
+    """They are fetched only where something is missing."""
     monkeypatch.setitem(PREPARATIONS, 'voc', PREPARATIONS['voc']._replace(downloads=(Download(url, 5), )))
-    preparation.download('voc', str(tmp_path))
-    assert os.listdir(tmp_path) == ['all.tar']
-    with pytest.raises(UserError, match='cityscapes cannot be downloaded without a login: .*gtFine_trainvaltest.zip'):
-        preparation.download('cityscapes', str(tmp_path))
+    with pytest.raises(UserError, match='lacks .*\n  not used: .*all.tar is no whole archive'):
+        prepare('voc', [str(tmp_path / 'new')], str(tmp_path / 'root'), download=True)
+    assert os.listdir(tmp_path / 'new') == ['all.tar'] and Server.asked == [0]
+    os.remove(tmp_path / 'new' / 'all.tar')
+    sources.voc(str(tmp_path / 'new'))
+    prepare('voc', [str(tmp_path / 'new')], str(tmp_path / 'root'), download=True)
+    assert Server.asked == [0]
 
 
 def test_published_addresses_and_checksums():
@@ -117,9 +154,7 @@ def test_published_addresses_and_checksums():
     for name, year in (('voc', '2012'), ('context', '2010'), ('context459', '2010')):
         first = PREPARATIONS[name].downloads[0]
         assert (first.url, first.md5) == (DATASET_YEAR_DICT[year]['url'], DATASET_YEAR_DICT[year]['md5'])
-    for about in PREPARATIONS.values():
-        assert all(one.url.startswith(('http://', 'https://')) and one.name for one in about.downloads)
-        assert bool(about.downloads) != bool(about.by_hand)
+    assert all(bool(about.downloads) != bool(about.by_hand) for about in PREPARATIONS.values())
 
 
 def test_a_tree_of_folders_links_and_files(tmp_path):

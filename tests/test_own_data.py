@@ -111,11 +111,49 @@ def test_more_than_255_labels(run_tool, own, tmp_path, void, reduce_zero_label):
     assert (tmp_path / 'shown' / 'a.png').exists()
 
 
+def test_other_labels_of_the_same_images(run_tool, own, tmp_path):
+    """Two results, not one under the name of the other; and an interrupted run of the one is not gone on with by the other."""
+    command = ('test', *options(own), *TOY, '--no-fsa')
+    assert run_tool(*command)[0] == 0
+    path = own / 'labels' / 'a.png'
+    Image.fromarray((np.array(Image.open(path)) == 0).astype(np.uint8)).save(path)
+    assert run_tool(*command)[0] == 0
+    assert len(list((tmp_path / 'work_dirs' / 'results').iterdir())) == 2
+    shutil.copytree(own, tmp_path / 'elsewhere' / 'mine')  # where it lies does not matter
+    assert run_tool('test', *options(tmp_path / 'elsewhere' / 'mine'), *TOY, '--no-fsa')[0] == 0
+    assert len(list((tmp_path / 'work_dirs' / 'results').iterdir())) == 2
+
+
+def test_labels_below_the_images(run_tool, own):
+    shutil.move(own / 'labels', own / 'images' / 'labels')
+    given = ('--images', own / 'images', '--labels', own / 'images' / 'labels', '--classes', own / 'classes.txt')
+    status, printed = run_tool('test', *given, *TOY, '--no-fsa', '--limit', 1)
+    assert status == 0 and 'own_images' in printed, printed
+
+
+def test_a_part_without_a_labelled_pixel(run_tool, own, tmp_path):
+    """The labels of one image are all void: a subset of that image has no mIoU, and says so."""
+    for path, value in ((own / 'labels' / 'a.png', 255), (own / 'labels' / 'more' / 'b.x.png', 0)):
+        Image.fromarray(np.full_like(np.array(Image.open(path)), value)).save(path)
+    statuses = []
+    for limit in (1, 2):
+        status, printed = run_tool('test', *options(own), *TOY, '--no-fsa', '--limit', limit, '--out', f'{limit}.json')
+        statuses.append(status)
+    assert statuses == [0, 0], printed
+    found = {limit: json.loads((tmp_path / f'{limit}.json').read_text()) for limit in (1, 2)}
+    assert found[2]['metrics']['mIoU'] is not None
+    void = found[1]['images'][0]['name'] == 'images/a.PNG'
+    assert (found[1]['metrics']['aAcc'] is None) == void
+
+
 @pytest.mark.parametrize('damage, message', [
+    (lambda own: [Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path) for path in (own / 'labels').rglob('*.png')],
+     'no pixel of the label images is of any class: labels are 0 to 20'),
+    (lambda own: (shutil.rmtree(own / 'labels'), os.symlink(own / 'images', own / 'labels')), 'images and labels are both in'),
     (lambda own: (own / 'labels' / 'a.png').unlink(), "1 of 2 names have no label image in .*labels; the first is 'a'"),
     (lambda own: shutil.copyfile(own / 'images' / 'a.PNG', own / 'images' / 'a.bmp'), "two files are called 'a'"),
     (lambda own: (own / 'classes.txt').write_text('\n'.join(NAMES[:5])), r'labels \[\d+.*\]; the data set has 0 to 4, and 255 for void'),
-    (lambda own: (own / 'classes.txt').write_text('cat\n\ndog'), 'line 2 of .*classes.txt is empty'),
+    (lambda own: (own / 'classes.txt').write_text('cat\n\ndog\n\n'), 'line 2 of .*classes.txt is empty'),
     (lambda own: (own / 'classes.txt').write_text('cat\ndog;\ndog'), "line 3 of .*classes.txt is 'dog', as line 2"),
     (lambda own: (own / 'classes.txt').write_text(''), 'classes.txt is empty'),
     (lambda own: (own / 'classes.txt').write_bytes(b'\xff\xfe\xff'), 'classes.txt.* cannot be read as UTF-8 text'),

@@ -20,7 +20,8 @@ from conftest import ROOT
 from fsa_seg.config import compose
 from fsa_seg.datasets import list_images
 from fsa_seg.errors import UserError
-from fsa_seg.preparation import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS, prepare
+from fsa_seg.formats import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS
+from fsa_seg.preparation import prepare
 from sources import EXPECTED, SIZE, SOURCES, png, rows
 
 every_source = pytest.mark.parametrize('source', SOURCES)
@@ -57,7 +58,7 @@ def pack(folder, kind):
             for name in names:
                 archive.write(folder / name, name)
     else:
-        with tarfile.open(folder / f'all.{kind}', 'w:gz' if kind.endswith('gz') else 'w') as archive:
+        with tarfile.open(folder / f'all.{kind}', dict(tar='w').get(kind, 'w:' + kind[4:])) as archive:
             for name in names:
                 archive.add(folder / name, './' + name)
     for entry in list(folder.iterdir()):
@@ -340,6 +341,30 @@ def evil_index(folder):
     (folder / 'ADE20K_2021_17_01/index_ade20k.pkl').write_bytes(pickle.dumps(dict(objectnames=Evil())))
 
 
+def polygon_mask(content):
+    content['annos_segmentation'][4]['segmentation'] = [[1, 2, 3, 4]]
+
+
+def no_height(content):
+    content['images'][0]['height'] = None
+
+
+def no_phase(content):
+    for image in content['images']:
+        image['phase'] = 'train'
+
+
+def not_utf8(path):
+    return lambda folder: (folder / path).write_bytes(b'2007_000033\xff\n')
+
+
+def foreign_labels(folder):
+    """Other data sets have a labels.txt too."""
+    (folder / 'a').mkdir()
+    (folder / 'a' / 'labels.txt').write_bytes(b'\xff')
+    (folder / 'labels.txt').write_text('0: unlabeled\n1: person\n')
+
+
 def remove(path):
     return lambda folder: (folder / path).unlink()
 
@@ -351,6 +376,8 @@ WRONG = [
     ('voc', remove('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt'), 'lacks the split VOC2012/ImageSets/Segmentation/val.txt'),
     ('voc', edit_text('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt', lambda text: text + text), 'names 2007_000033 more than once'),
     ('voc', edit_text('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt', lambda text: ''), 'val.txt is empty'),
+    ('voc', not_utf8('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt'), 'val.txt is no UTF-8 text'),
+    ('context_mat', foreign_labels, 'lacks labels.txt of PASCAL-Context'),
     ('ade20k', wrong_labels('ade20k', ADE, RGB), 'has 3 channels'),
     ('ade20k', wrong_labels('ade20k', ADE, rows(0, 151, 1, 1)), r'has the labels \[151\]; the data set has 0 to 150'),
     ('coco', wrong_labels('coco', STUFF, RGB), 'has 3 channels'),
@@ -362,6 +389,9 @@ WRONG = [
     ('context', edit_json('trainval_merged.json', set_image), 'annotation 5 is of the image 99, which is not in the file'),
     ('context', edit_json('trainval_merged.json', set_mask_size), r'annotation 5 of .*2008_000007.jpg is of \[4, 7\] pixels'),
     ('context', edit_json('trainval_merged.json', break_mask), 'annotation 5 of .* is no run-length mask'),
+    ('context', edit_json('trainval_merged.json', polygon_mask), r'annotation 5 has no run-length mask, dict.size, counts., but \[\[1, 2'),
+    ('context', edit_json('trainval_merged.json', no_height), 'is no Detail file of PASCAL-Context'),
+    ('context', edit_json('trainval_merged.json', no_phase), "has no image of the phase 'val'"),
     ('context', edit_json('trainval_merged.json', repeat_image), r'has the image 11 \(2008_000007\) more than once'),
     ('context', edit_json('trainval_merged.json', repeat_annotation), 'has the annotation 1 more than once'),
     ('context_mat', cut(MAT), '2008_000002.mat is no MATLAB file with the variable LabelMap'),
@@ -399,6 +429,47 @@ def test_a_list_of_the_847(downloads, tmp_path):
     (folder / 'ade20k847_labels.txt').write_text('1: thing 1\n300: thing 300\n')
     made = prepared(folder, tmp_path / 'root', 'ade20k847')
     assert made['annotations/validation/ADE_val_00000001.png'].tolist() == rows(0, 1, (2, 0), 0).tolist()
+
+
+def test_labels_that_would_be_made_in_another_way(downloads, tmp_path):
+    """A list that changed shifts all labels after it, so that labels of both would be mixed without a word."""
+    folder, root = downloads('ade20k847'), tmp_path / 'root'
+    prepared(folder, root, 'ade20k847')
+    (folder / 'ade20k847_labels.txt').write_text('1: thing 1\n300: thing 300\n')
+    classes = root / 'ade/ADE20K_2021_17_01/classes.txt'
+    before = classes.read_text()
+    message = 'made from 847 objects .SHA-256 .*, and would now be made from 2 objects .*; remove annotations/validation and '
+    with pytest.raises(UserError, match=message + 'ade20k847_labels_made_from.txt'):
+        prepare('ade20k847', [str(folder)], str(root))
+    assert classes.read_text() == before
+    shutil.rmtree(classes.parent / 'annotations')
+    (classes.parent / 'ade20k847_labels_made_from.txt').unlink()
+    assert prepared(folder, root, 'ade20k847')['annotations/validation/ADE_val_00000001.png'].max() == 2
+    shutil.rmtree(folder)
+    prepared(downloads('context_mat'), root, 'context_mat')
+    with pytest.raises(UserError, match='made from the .mat files, and would now be made from trainval_merged.json; remove Segm'):
+        prepare('context', [str(downloads('context'))], str(root))
+
+
+def test_a_member_that_stands_twice(downloads, tmp_path):
+    archive = pack(downloads('ade20k'), 'tar')
+    with tarfile.open(archive, 'a') as f:
+        f.add(__file__, './ADEChallengeData2016/objectInfo150.txt')
+    assert 'has the member' in refused(archive, tmp_path, 'ade20k', 'objectInfo150.txt. more than once')
+
+
+def test_links_within_a_tar(downloads, tmp_path):
+    folder = downloads('voc')
+    os.link(folder / 'VOCdevkit/VOC2012/JPEGImages/2007_000033.jpg', folder / 'first.jpg')
+    (folder / 'VOCdevkit/VOC2012/JPEGImages/2007_000042.jpg').unlink()
+    os.link(folder / 'first.jpg', folder / 'VOCdevkit/VOC2012/JPEGImages/2007_000042.jpg')
+    archive = pack(folder, 'tar.xz')
+    with tarfile.open(archive) as f:
+        assert sum(info.islnk() for info in f.getmembers()) == 2
+    made = prepared(archive, tmp_path / 'root', 'voc')
+    assert sorted(made) == sorted(EXPECTED['voc'])
+    one, two = sorted((tmp_path / 'root').rglob('*.jpg'))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_files_that_differ_by_case_alone(downloads, tmp_path):
@@ -453,8 +524,27 @@ def test_no_space_left(downloads, tmp_path, monkeypatch):
     assert times == {path: os.stat(path).st_mtime_ns for path in made}  # nothing was made twice
 
 
-def test_a_preparation_that_is_killed_goes_on(downloads, tmp_path):
-    """Killed while it converts; its half-written files are removed by the next one, and what was made stays."""
+def workers_of(process):
+    with open(f'/proc/{process.pid}/task/{process.pid}/children') as f:
+        return [int(pid) for pid in f.read().split()]
+
+
+def is_alive(pid):
+    try:
+        with open(f'/proc/{pid}/stat') as f:
+            return f.read().split()[2] != 'Z'
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize('how, status, message', [
+    (lambda process: process.send_signal(signal.SIGINT), 130, 'the same command goes on'),
+    (lambda process: process.send_signal(signal.SIGKILL), -signal.SIGKILL, ''),
+    (lambda process: process.send_signal(signal.SIGTERM), -signal.SIGTERM, ''),
+    (lambda process: os.kill(workers_of(process)[0], signal.SIGKILL), 1, 'a process that converts was ended from outside'),
+])  # yapf: disable
+def test_a_preparation_that_is_ended_goes_on(downloads, tmp_path, how, status, message):
+    """Ended while it converts; its half-written files are removed by the next one, and what was made stays."""
     folder = downloads('coco')
     for i in range(400):
         name = f'{1000 + i:012d}'
@@ -465,10 +555,16 @@ def test_a_preparation_that_is_killed_goes_on(downloads, tmp_path):
                                 str(tmp_path / 'root'), '--workers', '2'], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (target.is_dir() and len(list(target.iterdir())) > 20):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    printed = process.communicate()[1]
-    assert process.returncode == 130 and 'goes on' in printed and 'Traceback' not in printed, printed
-    made = {path: path.stat().st_mtime_ns for path in target.iterdir()}
+    workers = workers_of(process)
+    how(process)
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == status and message in printed and 'Traceback' not in printed, printed
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, workers)):  # they end with it, and hold nothing
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    made = {path: path.stat().st_mtime_ns for path in target.glob('*.png')}
     assert 20 < len(made) < 804
     (target / 'x.png.7.part').write_bytes(b'half')
     prepare('coco', [str(folder)], str(tmp_path / 'root'))
@@ -492,8 +588,10 @@ def test_two_preparations_of_one_data_set_at_once(downloads, tmp_path):
     (dict(name='vco'), "unknown data set to prepare 'vco' .did you mean 'voc'"),
     (dict(images='vla'), "unknown choice of --images 'vla' .did you mean 'val'"),
     (dict(workers=0), '--workers is 0'),
+    (dict(paths=[__file__], download=True), 'test_preparation.py is a file; name a folder first'),
+    (dict(name='cityscapes', download=True), 'cityscapes cannot be downloaded without a login: .*gtFine_trainvaltest.zip'),
     (dict(paths=['nowhere']), 'the download nowhere does not exist'),
-    (dict(paths=[]), 'lacks the split VOC2012'),
+    (dict(paths=[]), 'lacks images of VOC2012/JPEGImages'),
 ])  # yapf: disable
 def test_bad_choices(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):

@@ -20,16 +20,17 @@ def parse_args(argv=None):
     parser.add_argument('names', nargs='*', metavar='NAME', help="data sets; for --check also those of configs/datasets/, or files")
     parser.add_argument('--from', dest='downloads', nargs='+', metavar='DOWNLOADS', help='archives, or folders of archives or files')
     parser.add_argument('--to', metavar='DATA_ROOT', help='the folder of all data sets')
-    parser.add_argument('--download', action='store_true', help='first fetch what is not in DOWNLOADS (the first of them)')
-    parser.add_argument('--images', default='val', metavar='val|all', help='val is what the suite needs (default)')
+    parser.add_argument('--download', action='store_true',
+                        help='fetch what can be fetched where something is missing, into the first of DOWNLOADS')
+    parser.add_argument('--images', choices=('val', 'all'), help='val is what the suite needs (default)')
     parser.add_argument('--link', action='store_true', help='link images that lie in folders; they are copied else')
-    parser.add_argument('--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (default: one per core)')
+    parser.add_argument('--workers', type=int, metavar='N', help='processes that convert (default: one per core)')
     parser.add_argument('--check', metavar='DATA_ROOT', help='check a data root, and prepare nothing')
     parser.add_argument('--out', default=os.path.join('work_dirs', 'data_check'), metavar='DIR',
                         help='where the report and the pictures of the check go (default: work_dirs/data_check)')
     args = parser.parse_intermixed_args(argv)
-    if args.check and (args.downloads or args.to or args.download):
-        parser.error('--check takes no --from, --to or --download')
+    if args.check and (args.downloads or args.to or args.download or args.images or args.link or args.workers is not None):
+        parser.error('--check takes data sets and --out alone')
     if not args.check and not (args.names and args.downloads and args.to):
         parser.error('give NAME --from DOWNLOADS --to DATA_ROOT, or --check DATA_ROOT')
     return args
@@ -39,23 +40,23 @@ def main(argv=None):
     args = parse_args(argv)
     from fsa_seg.data_check import data_sets
     from fsa_seg.errors import one_of
-    from fsa_seg.preparation import PREPARATIONS, download, prepare
+    from fsa_seg.formats import PREPARATIONS
+    from fsa_seg.paths import make_folder
+    from fsa_seg.preparation import prepare
+    make_folder(args.out)
     if args.check:
         return check(args.check, data_sets(args.check, args.names), args.out)
     for name in args.names:
         one_of(name, PREPARATIONS, 'data set to prepare')
     for name in args.names:
-        if args.download:
-            download(name, args.downloads[0])
-        prepare(name, args.downloads, args.to, args.images, args.link, args.workers)
+        workers = os.cpu_count() if args.workers is None else args.workers
+        prepare(name, args.downloads, args.to, args.images or 'val', args.link, workers, args.download)
     check(args.to, data_sets(args.to, args.names), args.out)
 
 
 def check(root, names, out):
     """Check data sets of a data root, and print the report; a run that would be wrong is status 1."""
     from fsa_seg.data_check import check_data, report_table, write_report
-    from fsa_seg.paths import make_folder
-    make_folder(out)
     reports = check_data(root, names, os.path.join(out, 'pictures'))
     path = os.path.join(out, 'report.json')
     write_report(reports, path)

@@ -56,7 +56,7 @@ def main(argv=None):
     if result is None:
         return
     cell = result['cell']
-    figures = '  '.join(f'{key} {value:.2f}' for key, value in result['metrics'].items())
+    figures = '  '.join(f'{key} {"–" if value is None else f"{value:.2f}"}' for key, value in result['metrics'].items())
     print(f'{row_name(cell)} on {cell["dataset"]} ({cell["protocol"]}): {figures}')
     if cell['toy']:
         print(TOY_NOTE)
