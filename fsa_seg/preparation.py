@@ -190,8 +190,9 @@ def _make_one(folder, job, data):
         check_sizes(where, arrays[0].shape, image, image_size(image))
     except UserError as error:
         return str(error)
-    for labels, target in zip(arrays, job.targets):
-        _write(os.path.join(folder, target), data if job.as_is else _png(labels))
+    for labels, path in zip(arrays, (os.path.join(folder, target) for target in job.targets)):
+        if not os.path.exists(path):
+            _write(path, data if job.as_is else _png(labels))
     return None
 
 

@@ -8,6 +8,7 @@ CONFIG is a data set (its name or file), or a result or config of an earlier run
 one JSON file; a run that was interrupted goes on where it was.
 """
 import argparse
+import atexit
 import os
 import shutil
 import subprocess
@@ -116,9 +117,11 @@ def start_processes(launcher):
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     os.environ.setdefault('MASTER_PORT', '29500')
     if gpus:
-        return init_dist(launcher, backend='nccl')
-    os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=local_rank)
-    torch.distributed.init_process_group('gloo')
+        init_dist(launcher, backend='nccl')
+    else:
+        os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=local_rank)
+        torch.distributed.init_process_group('gloo')
+    atexit.register(torch.distributed.destroy_process_group)  # gloo's threads can abort a process that ends without
 
 
 if __name__ == '__main__':
