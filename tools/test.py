@@ -121,7 +121,7 @@ def start_processes(launcher):
     else:
         os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=local_rank)
         torch.distributed.init_process_group('gloo')
-    atexit.register(torch.distributed.destroy_process_group)  # gloo's threads can abort a process that ends without
+    atexit.register(torch.distributed.destroy_process_group)  # a thread of gloo's that frees a tensor while Python ends aborts it
 
 
 if __name__ == '__main__':
