@@ -38,15 +38,15 @@ def prepare(config):
     """
     dataset = config.test_dataloader.dataset
     dataset.data_root = find_root(dataset.data_root)
-    names = _checked_names(json.dumps(dataset), json.dumps(config.get('known_images')))
+    entries = _checked_images(json.dumps(dataset), json.dumps(config.get('known_images')))
     limit = config.cell.limit
-    if limit and limit < len(names):
-        indices = np.random.default_rng(LIMIT_SEED).permutation(len(names))[:limit]
+    if limit and limit < len(entries):
+        indices = np.random.default_rng(LIMIT_SEED).permutation(len(entries))[:limit]
         dataset.indices = sorted(indices.tolist())
-        names = [names[i] for i in dataset.indices]
+        entries = [entries[i] for i in dataset.indices]
     own = dataset.type == 'ImageFolderDataset'  # what its label images hold is nowhere published
-    labels = files_digest(entry['seg_map_path'] for entry in list_images(dataset)) if own else None
-    return identity_hash(config, names, labels)
+    labels = files_digest(entry['seg_map_path'] for entry in entries) if own else None
+    return identity_hash(config, [entry['name'] for entry in entries], labels)
 
 
 def result_path(config, digest):
@@ -221,15 +221,15 @@ def picture_of_rows(configs, index=0, columns=4):
 
 
 @functools.lru_cache
-def _checked_names(dataset, known):
-    """Return the names of a data set's images (config and known numbers as JSON); the main process checks the files, once."""
+def _checked_images(dataset, known):
+    """Return `list_images` of a data set (config and known numbers as JSON); the main process checks the files, once."""
     dataset = json.loads(dataset)
     entries = list_images(dataset)
     check_count(entries, json.loads(known))
     if is_main_process():
         built = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
         check_images(entries, len(file_classes(built)[0]), built.reduce_zero_label, built.ignore_index)
-    return [entry['name'] for entry in entries]
+    return entries
 
 
 def _check_models(models):

@@ -1,5 +1,4 @@
 """The check of a data root: is every file of a data set there, and does it hold what the data set's config says?"""
-import json
 import os
 
 import numpy as np
@@ -10,7 +9,7 @@ from fsa_seg.datasets import (NO_LABELS, WIDE_VOID, check_count, check_scan, fil
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.formats import PREPARATIONS
 from fsa_seg.parts import dataset_config, load_part, part_names, with_classes
-from fsa_seg.paths import TOY_MARK, new_file
+from fsa_seg.paths import TOY_MARK
 from fsa_seg.visualization import panel, read_image, write_picture
 
 SAMPLES = 4  # pictures of each data set
@@ -32,7 +31,8 @@ def data_sets(root, names):
     if not names:
         found = [name for name in part_names('dataset') if os.path.isdir(_label_folder(root, load_part('dataset', name)))]
         if not found:
-            raise UserError(f'{root} has the folder of no data set; give the data root, which holds VOCdevkit, cityscapes, ade, ...')
+            raise UserError(f'{root} has the folder of no data set; give the data root, which holds VOCdevkit, cityscapes, '
+                            'ade, ...')
         return found
     out = []
     for name in names:
@@ -98,12 +98,6 @@ def check_data_set(root, name, scans, pictures=None):
     return report
 
 
-def write_report(reports, path):
-    """Write the reports of `check_data` as JSON."""
-    with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
-        json.dump(reports, f, indent=1, allow_nan=False)
-
-
 def report_table(reports):
     """Return the reports of `check_data` as a Markdown table, and what is wrong or worth a look below it."""
     lines = ['| data set | images | known | labels | mode | classes seen | void | |', '|---|---:|---:|---|---|---:|---:|---|']
@@ -143,10 +137,11 @@ def _count_pixels(report, scans, classes, reduce_zero_label, void):
     if len(unseen) == len(classes):
         report['problems'].append(NO_LABELS)
     elif report['known'] and 2 * len(unseen) > len(classes):
-        report['problems'].append(f'more than half of the classes are in no label image: the labels {report["values"]} are none of '
-                                  f'{report["dataset"]}')
+        report['problems'].append('more than half of the classes are in no label image: '
+                                  f'the labels {report["values"]} are none of {report["dataset"]}')
     if unseen:
-        report['notes'].append(f'{len(unseen)} classes are in no label image: {", ".join(unseen[:8])}' + (', ...' if unseen[8:] else ''))
+        shown = ', '.join(unseen[:8] + ['...'] * bool(unseen[8:]))
+        report['notes'].append(f'{len(unseen)} classes are in no label image: {shown}')
 
 
 def _draw(report, entries, built, classes, palette, folder):

@@ -92,13 +92,14 @@ def folder_dataset(images, labels, classes, reduce_zero_label=False):
         classes (str): text file of class names, see `fsa_seg.text.read_classes`.
         reduce_zero_label (bool): label 0 is void, and the first class is 1.
     """
-    for path, exists, what in ((images, os.path.isdir, 'folder'), (labels, os.path.isdir, 'folder'), (classes, os.path.isfile, 'file')):
-        if not exists(path):
+    for path, what in ((images, 'folder'), (labels, 'folder'), (classes, 'file')):
+        if not (os.path.isfile if what == 'file' else os.path.isdir)(path):
             raise UserError(f'the {what} {path} does not exist')
     images, labels, classes = (os.path.abspath(path) for path in (images, labels, classes))
     root = os.path.commonpath([images, labels])
     prefix = dict(img_path=os.path.relpath(images, root), seg_map_path=os.path.relpath(labels, root))
-    return dict(name=f'own_{os.path.basename(root) or os.path.basename(images)}', type='ImageFolderDataset', data_root=root, data_prefix=prefix, classes=classes,
+    name = f'own_{os.path.basename(root) or os.path.basename(images)}'
+    return dict(name=name, type='ImageFolderDataset', data_root=root, data_prefix=prefix, classes=classes,
                 reduce_zero_label=reduce_zero_label)
 
 
@@ -260,7 +261,7 @@ class Scan(NamedTuple):
         entry (dict): of `list_images`.
         image_size (tuple): height and width of the image, as it is decoded.
         label_size (tuple): those of the label image.
-        mode (str): of the label image, as Pillow names it.
+        mode (str): of the label image, as Pillow names it; None if images are not decoded.
         labels (array): those that the label image holds, increasing.
         pixels (array): of each of them, int64.
         error (str): why they cannot be read; the others are None then.
@@ -280,7 +281,7 @@ def scan_images(entries, title, decode=False):
     Args:
         entries (list of dict): of `list_images`.
         title (str): of the progress bar.
-        decode (bool): decode the images too; else their heads are read.
+        decode (bool): decode the images too, and tell modes; else the images' heads are read.
     """
     with ThreadPoolExecutor() as pool:
         scans = pool.map(lambda entry: _scan(entry, decode), entries)
@@ -293,8 +294,10 @@ def _scan(entry, decode):
         labels = read_labels(entry['seg_map_path'])
     except UserError as error:
         return Scan(entry, error=str(error))
-    with Image.open(entry['seg_map_path']) as image:
-        mode = image.mode
+    mode = None
+    if decode:
+        with Image.open(entry['seg_map_path']) as image:
+            mode = image.mode
     pixels = np.bincount(labels.ravel())
     present = np.flatnonzero(pixels)
     return Scan(entry, size, labels.shape, mode, present, pixels[present])

@@ -358,7 +358,8 @@ def _numbered(downloads, file):
     for line in _lines_of(downloads, file):
         match = re.fullmatch(r'(\d+)\s*:\s*(.+)', line)
         if not match or int(match.group(1)) in names:
-            raise UserError(f'{file}: {line!r} is {"not of the form NUMBER: name" if not match else "a second line of its number"}')
+            wrong = 'a second line of its number' if match else 'not of the form NUMBER: name'
+            raise UserError(f'{file}: {line!r} is {wrong}')
         names[int(match.group(1))] = match.group(2)
     names.pop(0, None)
     return names
@@ -372,9 +373,11 @@ def _coco(downloads, splits):
     plan = Plan(downloads)
     for split in splits:
         images = _index(downloads, rf'{split}2017/\d{{12}}\.jpg', '.jpg', f'images of {split}2017')
-        labels = _index(downloads, rf'{split}2017/\d{{12}}\.png', '.png', f'annotations of stuffthingmaps_trainval2017, {split}2017')
+        labels = _index(downloads, rf'{split}2017/\d{{12}}\.png', '.png',
+                        f'annotations of stuffthingmaps_trainval2017, {split}2017')
+        target = f'annotations/{split}2017/{{name}}'
         plan.add(sorted(images), images, f'images/{split}2017/{{name}}.jpg', labels, _stuff_maps,
-                 f'annotations/{split}2017/{{name}}_labelTrainIds.png', f'annotations/{split}2017/{{name}}_instanceTrainIds.png')
+                 f'{target}_labelTrainIds.png', f'{target}_instanceTrainIds.png')
     return plan
 
 
@@ -454,8 +457,8 @@ def _ade20k847(downloads, splits):
         unknown = [name for name in images if name not in columns]
         if unknown:
             raise UserError(f'{file} lacks {len(unknown)} of the images, such as {unknown[0]}')
-        convert = {name: functools.partial(_ade_objects, table=table, present=set((np.flatnonzero(whole[:, columns[name]]) + 1).tolist()))
-                   for name in images}  # yapf: disable
+        present = {name: set((np.flatnonzero(whole[:, columns[name]]) + 1).tolist()) for name in images}
+        convert = {name: functools.partial(_ade_objects, table=table, present=present[name]) for name in images}
         plan.add(sorted(images), images, f'images/{folder}/{{name}}.jpg', labels, convert, f'annotations/{folder}/{{name}}.png')
     plan.texts['classes.txt'] = ['; '.join(word.strip() for word in names[i - 1].split(',')) for i in chosen]
     return plan

@@ -55,8 +55,9 @@ def prepare(name, paths, root, images='val', link=False, workers=1, download=Fal
         try:
             _check_recipe(plan, folder, name)
             _remove_parts(plan, folder)
-            _take_images(plan, folder, link)
-            _make_labels(plan, folder, workers, lock)
+            jobs = [job for job in plan.labels if not all(os.path.exists(os.path.join(folder, target)) for target in job.targets)]
+            _take_images(plan, jobs, folder, link)
+            _make_labels(plan, jobs, folder, workers, lock)
             for target, lines in plan.texts.items():
                 _write_lines(os.path.join(folder, target), lines)
         except OSError as error:
@@ -100,16 +101,17 @@ def _alone(folder, name):
 
 def _check_recipe(plan, folder, name):
     """Raise a UserError if label images are there that were made in another way than they would be made now."""
+    if not plan.recipe:
+        return
     path = os.path.join(folder, f'{name}_labels_made_from.txt')
-    if plan.recipe and os.path.exists(path):
-        with open(path, encoding='utf-8') as f:
-            before = f.read().strip()
-        if before != plan.recipe:
-            labels = sorted({os.path.dirname(target) for job in plan.labels for target in job.targets})
-            raise UserError(f'{folder} has label images that were made from {before}, and would now be made from {plan.recipe}; '
-                            f'remove {", ".join(labels)} and {os.path.basename(path)} there to make them anew')
-    if plan.recipe:
-        _write_lines(path, [plan.recipe])
+    if not os.path.exists(path):
+        return _write_lines(path, [plan.recipe])
+    with open(path, encoding='utf-8') as f:
+        before = f.read().strip()
+    if before != plan.recipe:
+        labels = sorted({os.path.dirname(target) for job in plan.labels for target in job.targets})
+        raise UserError(f'{folder} has label images that were made from {before}, and would now be made from {plan.recipe}; '
+                        f'remove {", ".join(labels)} and {os.path.basename(path)} there to make them anew')
 
 
 def _remove_parts(plan, folder):
@@ -120,11 +122,10 @@ def _remove_parts(plan, folder):
             os.remove(part)
 
 
-def _take_images(plan, folder, link):
-    """Copy, extract or link the images that are not there, or are of another size."""
+def _take_images(plan, jobs, folder, link):
+    """Copy, extract or link the images that are not there, or are of another size, if there is room for the jobs too."""
     todo = [(file, path) for file, target in plan.images
             if not os.path.exists(path := os.path.join(folder, target)) or os.path.getsize(path) != file.size]
-    jobs = [job for job in plan.labels if not _made(job, folder)]
     need = sum(file.size for file, _ in todo if not (link and file.member is None))
     need += sum(job.source.size for job in jobs if job.source)
     free = shutil.disk_usage(folder).free
@@ -140,10 +141,9 @@ def _take_images(plan, folder, link):
             _write(path, plan.downloads.read(file))
 
 
-def _make_labels(plan, folder, workers, lock):
-    """Make the label images that are not there, in processes; a UserError at the end lists those that cannot be."""
-    todo = [job for job in plan.labels if not _made(job, folder)]
-    todo.sort(key=lambda job: plan.downloads.place(job.source))
+def _make_labels(plan, jobs, folder, workers, lock):
+    """Make the label images of the jobs, in processes; a UserError at the end lists those that cannot be."""
+    todo = sorted(jobs, key=lambda job: plan.downloads.place(job.source))
     problems = []
     bar = tqdm(desc='labels', unit='image', total=len(plan.labels), initial=len(plan.labels) - len(todo), delay=1)
     with contextlib.ExitStack() as stack:
@@ -166,10 +166,6 @@ def _make_labels(plan, folder, workers, lock):
     if problems:
         raise UserError(f'{len(problems)} of {len(plan.labels)} annotations cannot be used, and nothing was written for them:'
                         + ''.join(f'\n  {problem}' for problem in problems[:10]) + ('\n  ...' if problems[10:] else ''))
-
-
-def _made(job, folder):
-    return all(os.path.exists(os.path.join(folder, target)) for target in job.targets)
 
 
 def _start_worker(lock):

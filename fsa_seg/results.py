@@ -104,7 +104,7 @@ def make_result(config, digest, metric, classes, weights, device, seconds):
 
 
 def write_result(result, path):
-    """Write a result as JSON; a half-written one never appears under `path`."""
+    """Write a result, or what else is JSON; a half-written one never appears under `path`."""
     with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         json.dump(result, f, allow_nan=False)
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fsa_seg.errors import UserError
+from fsa_seg.paths import new_file
 
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
 
@@ -123,10 +124,8 @@ def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=No
     text = open_clip.build_zero_shot_classifier(clip.to(device), tokenizer, list(queries), TEMPLATES, device=device)
     text = text.T.float().cpu().contiguous()
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        part = f'{path}.{os.getpid()}.part'
-        save_file(dict(text=text), part)
-        os.replace(part, path)
+        with new_file(path) as part:
+            save_file(dict(text=text), part)
     except OSError as error:
         print_log(f'the text embeddings are not kept: {error}; FSA_SEG_CACHE names another folder', 'current',
                   logging.WARNING)

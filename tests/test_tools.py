@@ -68,6 +68,15 @@ def test_one_process_and_two_give_the_same_counts(tmp_path):
     assert one['images'] == two['images'] and one['confusion'] == two['confusion'] and one['hash'] == two['hash']
 
 
+def test_processes_leave_their_group_before_python_ends():
+    """A thread of gloo's that still frees a tensor then would abort the process, after its result was written."""
+    code = ('import atexit, sys; sys.path.insert(0, sys.argv[1]); import torch.distributed as d; '
+            'atexit.register(lambda: print(d.is_initialized())); import test; test.start_processes("pytorch"); print(d.is_initialized())')
+    environment = dict(os.environ, RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='29612')
+    done = subprocess.run([sys.executable, '-c', code, os.path.join(ROOT, 'tools')], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[-2:] == ['True', 'False'], done.stdout + done.stderr
+
+
 def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch):
     from fsa_seg import segmentor
     label_rows, calls = segmentor.label_rows, []

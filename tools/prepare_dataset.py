@@ -17,8 +17,10 @@ from cli import main_wrapper
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('names', nargs='*', metavar='NAME', help="data sets; for --check also those of configs/datasets/, or files")
-    parser.add_argument('--from', dest='downloads', nargs='+', metavar='DOWNLOADS', help='archives, or folders of archives or files')
+    parser.add_argument('names', nargs='*', metavar='NAME', 
+                        help='data sets; for --check also those of configs/datasets/, or files')
+    parser.add_argument('--from', dest='downloads', nargs='+', metavar='DOWNLOADS',
+                        help='archives, or folders of archives or files')
     parser.add_argument('--to', metavar='DATA_ROOT', help='the folder of all data sets')
     parser.add_argument('--download', action='store_true',
                         help='fetch what can be fetched where something is missing, into the first of DOWNLOADS')
@@ -56,10 +58,11 @@ def main(argv=None):
 
 def check(root, names, out):
     """Check data sets of a data root, and print the report; a run that would be wrong is status 1."""
-    from fsa_seg.data_check import check_data, report_table, write_report
+    from fsa_seg.data_check import check_data, report_table
+    from fsa_seg.results import write_result
     reports = check_data(root, names, os.path.join(out, 'pictures'))
     path = os.path.join(out, 'report.json')
-    write_report(reports, path)
+    write_result(reports, path)
     print(f'{report_table(reports)}\n\nreport: {path}\npictures to look at: {os.path.join(out, "pictures")}')
     if any(report['problems'] for report in reports):
         sys.exit(1)
