@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from cli import add_data_options, add_model_options, add_run_options, main_wrapper, model_options, runtime_options
+from cli import add_data_options, add_model_options, add_run_options, main_wrapper, model_options, place, runtime_options
 
 
 def parse_args(argv=None):
@@ -26,7 +26,7 @@ def parse_args(argv=None):
     parser.add_argument('--force', action='store_true', help='run cells again whose result is there')
     parser.add_argument('--panel', type=int, metavar='N',
                         help='cells that share one pass over the data, at most (default: 32; 1 shares nothing)')
-    parser.add_argument('--picture', metavar='FILE', help='also draw one image under every row')
+    parser.add_argument('--picture', type=place, metavar='FILE', help='also draw one image under every row')
     parser.add_argument('--picture-of', metavar='D', help='the data set whose first image is drawn (default: the first)')
     return parser.parse_args(argv)
 

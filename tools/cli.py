@@ -1,4 +1,5 @@
 """What the command-line tools share: options, and errors as one line."""
+import argparse
 import contextlib
 import ctypes
 import os
@@ -8,6 +9,31 @@ import warnings
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 MINI = dict(data_root='data/mini', backbone='toy', vfm='toy')
+
+
+def place(text):
+    """Return a path given as an option; an empty one is an error of the parser."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError('is empty; name a file or folder')
+    return text
+
+
+def options_action():
+    """Return the parser's action of --cfg-options: KEY=VALUE pairs as a dict."""
+    from mmengine.config import DictAction
+
+    class Options(DictAction):
+
+        def __call__(self, parser, namespace, values, option_string=None):
+            for text in values:
+                if '=' not in text or not text.split('=')[0].strip('.'):
+                    parser.error(f'{option_string}: {text!r} is not KEY=VALUE, such as model.stride=56')
+            try:
+                super().__call__(parser, namespace, values, option_string)
+            except Exception as error:  # what does not parse: an open bracket
+                parser.error(f'{option_string}: {" ".join(values)} cannot be read ({error}); write lists as [a,b]')
+
+    return Options
 
 
 def add_model_options(parser, one_method=True):
@@ -25,7 +51,7 @@ def add_model_options(parser, one_method=True):
 
 def add_data_options(parser):
     """Add the options of a cell that a single picture does not have."""
-    parser.add_argument('--data-root', metavar='DIR', help='folder of all data sets (default: data)')
+    parser.add_argument('--data-root', type=place, metavar='DIR', help='folder of all data sets (default: data)')
     parser.add_argument('--words', metavar='FILE',
                         help="class words in place of the protocol's: a line per class, synonyms by ';'")
     parser.add_argument('--random-weights', type=int, metavar='SEED',
@@ -43,7 +69,7 @@ def model_options(args):
 
 def add_run_options(parser):
     """Add the options that do not change what is computed (batches and compilation move its rounding)."""
-    parser.add_argument('--work-dir', metavar='W', help='folder of results and logs (default: work_dirs)')
+    parser.add_argument('--work-dir', type=place, metavar='W', help='folder of results and logs (default: work_dirs)')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that load images (default: 4, mini: 0)')
     parser.add_argument('--batch-size', type=int, metavar='N', help='images per step and process (default: 1, on a GPU 8)')
     parser.add_argument('--window-batch', metavar='N',
@@ -75,6 +101,8 @@ def main_wrapper(main):
     try:
         main()
     except UserError as error:
+        if os.environ.get('FSA_SEG_TRACEBACK'):
+            raise
         # one that a data loader's process raised comes with its traceback before the message
         sys.exit('error: ' + str(error).rsplit('UserError: ', 1)[-1].strip())
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 
-from cli import ROOT, main_wrapper
+from cli import ROOT, main_wrapper, place
 
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler, which memory is seen by, logs each start and end
 
@@ -25,7 +25,7 @@ def parse_args(argv=None):
     parser.add_argument('--vfm', default='dino_vit-b8', metavar='V', help='vision foundation model (default: dino_vit-b8)')
     parser.add_argument('--precision', default='auto', metavar='P', help='auto, fp32, fp16 or bf16 (default: auto)')
     parser.add_argument('--repeats', type=int, default=5, metavar='N', help='runs of each function (default: 5)')
-    parser.add_argument('--work-dir', default='work_dirs', metavar='W', help='folder of results (default: work_dirs)')
+    parser.add_argument('--work-dir', type=place, default='work_dirs', metavar='W', help='folder of results (default: work_dirs)')
     parser.add_argument('--force', action='store_true', help='measure sections again whose figures are there')
     return parser.parse_args(argv)
 
@@ -38,7 +38,8 @@ def main(argv=None):
     from fsa_seg.paths import make_folder
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
-    from fsa_seg.results import sources_digest, versions, write_result
+    from fsa_seg.fingerprint import sources_digest, versions
+    from fsa_seg.results import write_result
     from fsa_seg.segmentor import resolve_precision
     from fsa_seg.smoke import reference_digest
     names = args.sections or [name for name in SECTIONS if name != 'throughput' or get_device() == 'cuda']

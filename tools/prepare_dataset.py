@@ -12,22 +12,22 @@ import argparse
 import os
 import sys
 
-from cli import main_wrapper
+from cli import main_wrapper, place
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME', 
                         help='data sets; for --check also those of configs/datasets/, or files')
-    parser.add_argument('--from', dest='downloads', nargs='+', metavar='DOWNLOADS',
+    parser.add_argument('--from', type=place, dest='downloads', nargs='+', metavar='DOWNLOADS',
                         help='archives, or folders of archives or files')
-    parser.add_argument('--to', metavar='DATA_ROOT', help='the folder of all data sets')
+    parser.add_argument('--to', type=place, metavar='DATA_ROOT', help='the folder of all data sets')
     parser.add_argument('--download', action='store_true',
                         help='fetch what can be fetched where something is missing, into the first of DOWNLOADS')
     parser.add_argument('--images', choices=('val', 'all'), help='val is what the suite needs (default)')
     parser.add_argument('--link', action='store_true', help='link images that lie in folders; they are copied else')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that convert (default: one per core)')
-    parser.add_argument('--check', metavar='DATA_ROOT', help='check a data root, and prepare nothing')
+    parser.add_argument('--check', type=place, metavar='DATA_ROOT', help='check a data root, and prepare nothing')
     parser.add_argument('--out', default=os.path.join('work_dirs', 'data_check'), metavar='DIR',
                         help='where the report and the pictures of the check go (default: work_dirs/data_check)')
     args = parser.parse_intermixed_args(argv)

@@ -6,7 +6,7 @@
 """
 import argparse
 
-from cli import add_model_options, main_wrapper, model_options
+from cli import add_model_options, main_wrapper, model_options, place
 
 PARTS = ('method', 'backbone', 'vfm', 'protocol', 'precision')  # those of a cell's that a picture has too
 
@@ -19,7 +19,7 @@ def parse_args(argv=None):
     parser.add_argument('--prob-thd', type=float, default=0.0, help='pixels scored below it get the first class')
     parser.add_argument('--attention', metavar='X,Y', type=pixel,
                         help="draw the patch's rows of A, S before and after pruning, W and Â at this pixel")
-    parser.add_argument('--out', default='segmented.png', metavar='FILE', help='picture (default: segmented.png)')
+    parser.add_argument('--out', type=place, default='segmented.png', metavar='FILE', help='picture (default: segmented.png)')
     return parser.parse_args(argv)
 
 
