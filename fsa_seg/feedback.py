@@ -220,7 +220,8 @@ class FSA:
         return ensemble(attention, apply_adapted, values, self.terms, attended)
 
     def _isolated(self, z, z_uniform):
-        return isolate(z, z_uniform if self.isolation else None, self.scale, self.uniform_scale)
+        """Return Δ without NaN, which pruning could not order; what came of NaN stays NaN in the values."""
+        return isolate(z, z_uniform if self.isolation else None, self.scale, self.uniform_scale).nan_to_num_()
 
 
 def _check(fits, key, value, allowed):

@@ -13,9 +13,11 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
 
+from fsa_seg.errors import UserError
 from fsa_seg.methods import LastBlock
 from fsa_seg.windows import OverlapAdd, cut_window, windows
 
+STAGES = ("CLIP's trunk", 'the VFM', 'the last block (attention, FSA, readout)')
 SHARED_KEYS = ('backbone', 'precision', 'window', 'stride', 'window_batch', 'compile', 'text_cache')  # by a panel's members
 
 
@@ -53,6 +55,7 @@ class Panel(BaseSegmentor):
         for sample, cosines in zip(samples, overlap_adds(self.members, inputs, original_sizes(inputs, samples))):
             for i, (member, own) in enumerate(zip(self.members, cosines)):
                 sample.set_field(PixelData(data=member.labels(own)[0][None]), label_field(i), PixelData)
+                sample.set_field(own.finite, finite_field(label_field(i)), torch.Tensor)
         return samples
 
     def loss(self, inputs, data_samples):
@@ -68,6 +71,11 @@ class Panel(BaseSegmentor):
 def label_field(member):
     """Return the field of a data sample that holds the labels of a panel's member (int)."""
     return f'pred_sem_seg_{member}'
+
+
+def finite_field(labels):
+    """Return the field of a data sample that says whether the stages behind a field of labels gave finite numbers."""
+    return labels.replace(label_field('')[:-1], 'finite')
 
 
 def original_sizes(images, samples):
@@ -93,9 +101,9 @@ def overlap_adds(segmentors, images, sizes):
         for i, _, _ in batch:
             if i not in adds:
                 adds[i] = [OverlapAdd(images[i].shape[1:], s.window, s.stride, s.multiple, sizes[i]) for s in segmentors]
-        for member, cosines, grid in window_cosines(segmentors, [(images[i], *one) for i, *one in batch]):
-            for (i, rows, columns), window in zip(batch, cosines):
-                adds[i][member].add(rows, columns, window, grid)
+        for member, cosines, grid, finite in window_cosines(segmentors, [(images[i], *one) for i, *one in batch]):
+            for (i, rows, columns), window, flags in zip(batch, cosines, finite):
+                adds[i][member].add(rows, columns, window, grid, flags)
         return adds
 
     left = collections.Counter(i for i, _, _ in jobs)
@@ -108,13 +116,15 @@ def overlap_adds(segmentors, images, sizes):
 
 
 def window_cosines(segmentors, crops):
-    """Yield (index of a segmentor, cosines (B, N, Q), grid) of windows of one size: trunk and VFMs run once each.
+    """Yield (index of a segmentor, cosines (B, N, Q), grid, flags) of windows of one size: trunk and VFMs run once each.
+
+    The flags (B, 3) bool say which of STAGES gave finite numbers; they stay on the device, so that it is not waited for.
 
     Args:
         segmentors (sequence): that share the trunk.
         crops (list of (image (3, height, width), (top, bottom), (left, right))): the windows, in pixels.
     """
-    groups, cut, tokens, features = {}, {}, {}, {}
+    groups, cut, tokens, features, fine = {}, {}, {}, {}, {}
     for i, s in enumerate(segmentors):  # those that share the last block, but for their feedback
         groups.setdefault((s.vfm, s.multiple, *s.method.values(), s.queries), []).append(i)
     for group in groups.values():
@@ -125,13 +135,36 @@ def window_cosines(segmentors, crops):
         size = images.shape[2:]  # it tells the padding, and so what is in the images
         if size not in tokens:
             tokens[size] = segmentors[0].trunk(s.visual, images)
+            fine[size] = _finite(tokens[size][0])
         if (s.vfm, size) not in features:
             features[s.vfm, size] = s.features(images)
+            fine[s.vfm, size] = fine[size] if s.vfm is None else _finite(features[s.vfm, size])
         block = LastBlock(s.visual, *tokens[size], s.text, s.method, features[s.vfm, size])
         for i in group:
+            last = []
             for cosines in block.rounds(segmentors[i].feedback):
-                pass
-            yield i, cosines, block.grid
+                last.append(_finite(cosines))
+            yield i, cosines, block.grid, torch.stack([fine[size], fine[s.vfm, size], torch.stack(last).all(0)], 1)
+
+
+def _finite(values):
+    """Return for each of a batch whether all its values are finite, (B,) bool."""
+    return values.isfinite().flatten(1).all(1)
+
+
+def check_finite_stages(flags, image, settings):
+    """Raise a UserError that names the first stage whose numbers are not finite.
+
+    Args:
+        flags (3): bool, of `window_cosines`, of all windows of an image.
+        image (str): name of the image.
+        settings (str): what the segmentor ran under, such as 'SCLIP + FSA, fp16'.
+    """
+    wrong = [stage for stage, fine in zip(STAGES, flags.tolist()) if not fine]
+    if wrong:
+        raise UserError(f'{image}: {wrong[0]} under {settings} gave numbers that are not finite (NaN or infinite), so that there are '
+                        'no labels. In half precision use --precision fp32 or bf16; else look at the weights (tools/weights.py check) '
+                        'and at settings far from the published ones')
 
 
 def _batches(jobs, most):

@@ -12,7 +12,9 @@ from PIL import Image
 from fsa_seg.config import MAX_LONG_SIDE, model_config
 from fsa_seg.errors import UserError
 from fsa_seg.methods import Inspection
+from fsa_seg.panel import check_finite_stages, finite_field
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
+from fsa_seg.segmentor import resolve_precision
 from fsa_seg.text import split_words
 from fsa_seg.visualization import attention_panel, even_palette, panel
 from fsa_seg.windows import cut_window, patch_at, to_window, window_spans
@@ -73,6 +75,7 @@ class Segmenter:
         settings = protocol_settings(load_protocol(protocol, parts), None)
         self.resize = Resize(scale=(MAX_LONG_SIDE, settings['short']), keep_ratio=True)
         device = device or get_device()
+        self.settings = f'{parts["method"].name}{" + FSA" if feedback else ""}, {resolve_precision(precision, device)}'
         self.model = MODELS.build(model_config(parts, settings, precision, device)).to(device)
 
     @torch.no_grad()
@@ -149,7 +152,9 @@ class Segmenter:
 
     def _segmented(self, data, prob_thd, keep_scores=False):
         self.model.prob_thd, self.model.keep_scores = prob_thd, keep_scores
-        return self.model.test_step(data)[0]
+        sample = self.model.test_step(data)[0]
+        check_finite_stages(sample.get(finite_field('pred_sem_seg')), 'the image', self.settings)
+        return sample
 
 
 def _as_array(image):

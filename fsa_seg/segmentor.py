@@ -15,12 +15,13 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from fsa_seg.attention import find_attention
-from fsa_seg.clip import BACKBONE_KEYS, load_clip, trunk, weights_digest
-from fsa_seg.device import batch_that_fits
+from fsa_seg.clip import BACKBONE_KEYS, check_finite, load_clip, trunk, weights_digest
+from fsa_seg.device import batch_that_fits, exact_float32
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.feedback import FSA
 from fsa_seg.methods import METHODS, inspect_patch, resolve_method
-from fsa_seg.panel import original_sizes, overlap_adds
+from fsa_seg.panel import finite_field, original_sizes, overlap_adds
+from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 from fsa_seg.text import encode_queries
 from fsa_seg.windows import class_scores, label_map, label_rows
 
@@ -46,16 +47,12 @@ def resolve_precision(precision, device=None):
     return precision
 
 
-def check_settings(window, stride, logit_scale, window_batch='auto', compile=False):
-    """Raise a UserError if a setting of the sliding windows or the scores is out of its range."""
-    if not (isinstance(window, int) and isinstance(stride, int) and 0 < stride <= window):
-        raise UserError(f'window {window} and stride {stride}: both have to be whole pixels, 0 < stride <= window')
-    if not logit_scale > 0:
-        raise UserError(f'logit_scale is {logit_scale}; it has to be above 0 (published: 40 to 65)')
-    if window_batch != 'auto' and not (isinstance(window_batch, int) and window_batch >= 1):
-        raise UserError(f'window_batch is {window_batch!r}; it has to be a whole number of windows, at least 1, or auto')
-    if not isinstance(compile, bool):
-        raise UserError(f'compile is {compile!r}; it has to be True or False')
+def check_settings(settings):
+    """Raise a UserError if one of a segmentor's settings (dict) is of a wrong type or out of its range."""
+    check_values(settings, SEGMENTOR, 'model')
+    if settings['stride'] > settings['window']:
+        raise UserError(f'model: window is {settings["window"]} and stride {settings["stride"]}; the stride has to be at most the '
+                        'window, or pixels between windows would have no score')
 
 
 @functools.lru_cache
@@ -147,7 +144,10 @@ class TrainingFreeSegmentor(BaseSegmentor):
         needs_vfm = find_attention(method['attention'])[1]
         if needs_vfm and vfm is None:
             raise UserError(f'the attention map {method["attention"]!r} needs a VFM: name one, such as --vfm dino_vit-b8')
-        check_settings(window, stride, logit_scale, window_batch, compile)
+        check_settings(dict(window=window, stride=stride, logit_scale=logit_scale, prob_thd=prob_thd, area_thd=area_thd,
+                            precision=precision, keep_scores=keep_scores, text_cache=text_cache, window_batch=window_batch,
+                            compile=compile, words=words))
+        check_values(backbone, BACKBONE, 'model.backbone')
         feedback = MODELS.build(feedback) if feedback else None
         check_keys(backbone, BACKBONE_KEYS, 'backbone')
         precision, models = resolve_precision(precision), {} if models is None else models
@@ -222,6 +222,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         for sample, (cosines, ) in zip(samples, overlap_adds([self], inputs, original_sizes(inputs, samples))):
             labels, scores = self.labels(cosines)
             sample.pred_sem_seg = PixelData(data=labels[None])
+            sample.set_field(cosines.finite, finite_field('pred_sem_seg'), torch.Tensor)
             if self.keep_scores:
                 sample.seg_logits = PixelData(data=scores)
         return samples
@@ -327,19 +328,22 @@ def _once(made, make, *arguments):
 
 def _load_backbone(config, precision):
     """Return a CLIP model with its image tower in a precision, its tokenizer, and the digest of its weights."""
-    if precision == 'fp32':
-        torch.backends.cudnn.allow_tf32 = False  # the patch embedding would be rounded to 10 bits
+    exact_float32()
     clip, tokenizer = load_clip(**config)
+    what = f'the backbone {config["model"]!r} ({config.get("checkpoint") or config.get("pretrained") or "its folder"})'
+    check_finite(clip, what)
     digest = weights_digest(clip)
-    clip.visual.to(PRECISIONS[precision])
+    check_finite(clip.visual.to(PRECISIONS[precision]), what, precision)
     return clip, tokenizer, digest
 
 
 def _load_vfm(config, precision, compile):
     """Return a VFM in a precision, and the digest of its weights."""
     vfm = MODELS.build(config)
+    what = f'the VFM {config.get("model", config["type"])!r} ({config.get("checkpoint") or "its download"})'
+    check_finite(vfm, what)
     digest = weights_digest(vfm)
-    vfm.to(PRECISIONS[precision])
+    check_finite(vfm.to(PRECISIONS[precision]), what, precision)
     if compile:
         vfm.compile()
     return vfm, digest

@@ -52,16 +52,18 @@ class OverlapAdd:
         self.shape, self.size = tuple(shape), tuple(size or shape)
         self._spans = [window_spans(side, window, stride) for side in shape]
         self._pads = [_padding(spans[0], side) for spans, side in zip(self._spans, multiple)]  # all windows are of one size
-        self._parts, self._matrices = {}, None
+        self._parts, self._matrices, self.finite = {}, None, None
 
-    def add(self, rows, columns, cosines, grid):
+    def add(self, rows, columns, cosines, grid, finite=None):
         """Add one window.
 
         Args:
             rows (int, int), columns (int, int): its first and last + 1 row and column, of `windows`.
             cosines (N, Q): of its patches.
             grid (int, int): (h, w) of the patches.
+            finite (any): bool flags of the stages behind the cosines; `self.finite` is those that all windows have.
         """
+        self.finite = finite if self.finite is None or finite is None else self.finite & finite
         if self._matrices is None:
             self._matrices = [_to_pixels(grid[axis], tuple(self._spans[axis]), self._pads[axis], self.shape[axis],
                                          self.size[axis], cosines.device) for axis in (0, 1)]  # yapf: disable
