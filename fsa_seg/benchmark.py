@@ -1,9 +1,9 @@
 """Running cells: check first, run by mmengine's test loop, write one result file each; skip what is there."""
+import contextlib
 import copy
 import functools
 import json
 import os
-import shutil
 import time
 
 import numpy as np
@@ -18,56 +18,74 @@ from tqdm import tqdm
 
 from fsa_seg.clip import load_clip
 from fsa_seg.datasets import check_count, check_images, file_classes, list_images
-from fsa_seg.device import device_name
-from fsa_seg.evaluation import read_journal
-from fsa_seg.panel import SHARED_KEYS, label_field
-from fsa_seg.paths import find_root, make_folder
-from fsa_seg.results import (cell_id, files_digest, identity_hash, make_result, read_result, row_name, sources_digest,
-                             write_result)  # yapf: disable
+from fsa_seg.device import device_name, exact_float32
+from fsa_seg.errors import UserError, built, say
+from fsa_seg.evaluation import Journal
+from fsa_seg.fingerprint import Data, differences, fingerprint, shared_key, sources_digest, with_files
+from fsa_seg.panel import label_field
+from fsa_seg.paths import check_file, cut_name, find_root, locked, make_folder
+from fsa_seg.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
+from fsa_seg.saved import to_json
 from fsa_seg.segmentor import check_window
-from fsa_seg.visualization import panel, read_image
+from fsa_seg.visualization import panel, picture_path, read_image
 
 LIMIT_SEED = 0
 
 
 def prepare(config):
-    """Check the data of a composed config, take the subset of `limit`, and return the hash of the cell.
+    """Check the data of a composed config, take the subset of `limit`, and return the `Cell` that can be run.
 
     Raises:
         UserError: the data is not as the config says.
     """
+    exact_float32()
     dataset = config.test_dataloader.dataset
     dataset.data_root = find_root(dataset.data_root)
-    entries = _checked_images(json.dumps(dataset), json.dumps(config.get('known_images')))
+    whole = {key: value for key, value in dataset.items() if key != 'indices'}
+    entries, contents = _checked_images(json.dumps(whole), json.dumps(config.get('known_images')))
     limit = config.cell.limit
     if limit and limit < len(entries):
         indices = np.random.default_rng(LIMIT_SEED).permutation(len(entries))[:limit]
         dataset.indices = sorted(indices.tolist())
         entries = [entries[i] for i in dataset.indices]
-    own = dataset.type == 'ImageFolderDataset'  # what its label images hold is nowhere published
-    labels = files_digest(entry['seg_map_path'] for entry in entries) if own else None
-    return identity_hash(config, [entry['name'] for entry in entries], labels)
+    data = Data([entry['name'] for entry in entries], contents)
+    return Cell(config, fingerprint(config, data), data)
 
 
-def result_path(config, digest):
+def result_path(cell):
     """Return where a cell's result lies by default: `work_dir`/results/ID.json."""
-    return os.path.join(config.work_dir, 'results', cell_id(config.cell, digest) + '.json')
+    return os.path.join(cell.config.work_dir, 'results', cell_id(cell.config.cell, cell.hash) + '.json')
 
 
-def run_cell(config, digest, path):
-    """Run one prepared config, see `run_panel`; return its result (None on other processes than the main one)."""
-    results = run_panel([(config, digest, path)])
+def check_out(path, cell):
+    """Raise a UserError unless a cell's result can be written under a path that holds no other cell's."""
+    check_file(path, '--out')
+    if os.path.exists(path):
+        try:
+            other = read_result(path)
+        except UserError:
+            raise UserError(f'--out {path} is there and is no result of this suite; name another file, or remove it') from None
+        rows = differences(other['fingerprint'], cell.fingerprint, 'number')
+        if rows:
+            raise UserError(f'--out {path} holds the result of another cell, which differs in {", ".join(row[0] for row in rows[:5])}; '
+                            'name another file, or remove it')
+
+
+def run_cell(cell, path=None):
+    """Run one prepared cell, see `run_panel`; return its result (None on other processes than the main one)."""
+    results = run_panel([cell], [path or result_path(cell)])
     return results and results[0]
 
 
-def run_panel(cells):
-    """Run prepared configs that differ in the last block alone in one pass through `Runner.test()`, and write a result each.
+def run_panel(cells, paths=None):
+    """Run prepared cells that differ in the last block alone in one pass through `Runner.test()`, and write a result each.
 
-    The counts of each image are kept as they come; a run that was interrupted goes on from them.
+    The counts of each image are kept as they come; a run that was interrupted goes on from them. A cell that another
+    process runs is waited for; where that process has written the result then, the result is taken.
 
     Args:
-        cells (list of (config, digest, path)): composed and prepared; digest of `prepare`; file of the result. Several
-            are alike in `panel_key`.
+        cells (list of Cell): of `prepare`; several are alike in their `shared_key`.
+        paths (list of str): files of the results; by default those of `result_path`.
 
     Returns:
         list of dict: the results; None on other processes than the main one.
@@ -75,48 +93,72 @@ def run_panel(cells):
     Raises:
         UserError: a place that cannot be written to, or what shows when images are read and models built.
     """
-    first, digest, _ = cells[0]
-    name = cell_id(first.cell, digest) + (f'_and_{len(cells) - 1}_more' if len(cells) > 1 else '')
+    paths = paths or [result_path(cell) for cell in cells]
+    folders = [os.path.join(cell.config.work_dir, 'logs', cell_id(cell.config.cell, cell.settings_hash)) for cell in cells]
+    for path, folder in zip(paths, folders):
+        make_folder(os.path.dirname(os.path.abspath(path)))
+        make_folder(folder)
+    with contextlib.ExitStack() as stack:
+        waited = any([stack.enter_context(locked(folder)) for folder in sorted(set(folders))]) if is_main_process() else False
+        kept = [[usable(path, cell) for path, cell in zip(paths, cells)] if waited else None]
+        broadcast_object_list(kept)
+        if kept[0] and all(kept[0]):
+            print_log('another process has written the results meanwhile; they are taken', 'current')
+            return kept[0] if is_main_process() else None
+        return _run_pass(cells, paths, folders)
+
+
+def usable(path, cell):
+    """Return the result in a file if it is the cell's, and made by the same code and weights; else None."""
+    try:
+        result = read_result(path)
+    except UserError:
+        return None
+    return None if stale(result, cell) else result
+
+
+def _run_pass(cells, paths, folders):
+    """Run the cells of one pass, whose folders are locked, and return their results."""
+    first = cells[0].config
+    name = os.path.basename(folders[0]) + (f'_and_{len(cells) - 1}_more' if len(cells) > 1 else '')
     run = copy.deepcopy(first)
     run.work_dir = os.path.join(first.work_dir, 'logs', name)
-    run.experiment_name = f'{name}_{time.time_ns()}'
+    run.experiment_name = f'{cut_name(name)}_{time.time_ns()}'
     run.test_dataloader.pin_memory = torch.cuda.is_available()
-    journals = [os.path.join(config.work_dir, 'logs', cell_id(config.cell, digest), f'journal_{sources_digest()[:10]}')
-                for config, digest, _ in cells]
-    for journal, (_, _, path) in zip(journals, cells):
-        make_folder(os.path.dirname(os.path.abspath(path)))
-        make_folder(journal)
-    done, names = _skip_done(run, journals)
-    metrics = [dict(config.test_evaluator, journal=journal, root=run.test_dataloader.dataset.data_root)
-               for journal, (config, _, _) in zip(journals, cells)]
+    journals = [Journal(os.path.join(folder, f'journal_{sources_digest()[:10]}'), cell.settings_hash, cell.data.contents)
+                for folder, cell in zip(folders, cells)]
+    done = _skip_done(run, journals, cells[0].data.names)
+    metrics = [dict(cell.config.test_evaluator, root=run.test_dataloader.dataset.data_root) for cell in cells]
     if len(cells) > 1:
-        run.model = dict(type='Panel', members=[config.model for config, _, _ in cells])
-        metrics = [dict(metric, field=label_field(i), prefix=f'{i} {row_name(config.cell)}')
-                   for i, (metric, (config, _, _)) in enumerate(zip(metrics, cells))]
+        run.model = dict(type='Panel', members=[cell.config.model for cell in cells])
+        metrics = [dict(metric, field=label_field(i), prefix=f'{i} {row_name(cell.config.cell)}')
+                   for i, (metric, cell) in enumerate(zip(metrics, cells))]
     run.test_evaluator = metrics
 
-    runner = Runner.from_cfg(run)
+    runner = built('the run of this config', lambda: Runner.from_cfg(run))
     metrics = runner.test_loop.evaluator.metrics
-    for metric, counted in zip(metrics, done):
-        metric.done = counted
+    for metric, counted, journal, cell in zip(metrics, done, journals, cells):
+        metric.done, metric.journal = counted, journal
+        metric.settings = f'{row_name(cell.config.cell)}, {cell.config.model.precision}'
     if run.log_level == 'ERROR':  # mmengine's own lines of progress are not shown
         runner.register_hook(ImageBar())
     start = time.perf_counter()
     runner.test()
     seconds = time.perf_counter() - start
     for metric in metrics:
-        if metric.images != sorted(names):
-            raise RuntimeError(f'{len(metric.images)} images were evaluated, not the {len(names)} of the split')
+        if metric.images != sorted(cells[0].data.names):
+            raise RuntimeError(f'{len(metric.images)} images were evaluated, not the {len(cells[0].data.names)} of the split')
     if not is_main_process():
         return None
     model = getattr(runner.model, 'module', runner.model)
     members = model.members if len(cells) > 1 else [model]
     device, results = device_name(members[0].text.device), []
-    for (config, digest, path), metric, member, journal in zip(cells, metrics, members, journals):
-        result = make_result(config, digest, metric, metric.dataset_meta['classes'], member.weights, device, seconds)
+    for cell, path, metric, member, journal in zip(cells, paths, metrics, members, journals):
+        cell = cell._replace(fingerprint=with_files(cell.fingerprint, cell.config))
+        result = make_result(cell, metric, metric.dataset_meta['classes'], member.weights, device, seconds)
         result.update(panel=len(cells), window_batch=members[0].batch_size(None))
         write_result(result, path)
-        shutil.rmtree(journal, ignore_errors=True)
+        journal.remove()
         results.append(result)
     return results
 
@@ -126,18 +168,12 @@ def _member_name(cell):
     return ' '.join(filter(None, (row_name(cell), cell['vfm'] and f'({cell["vfm"]})')))
 
 
-def panel_key(config):
-    """Return what cells have to have in common to run in one pass, as a string."""
-    shared = dict(config.to_dict(), model={key: config.model.get(key) for key in SHARED_KEYS})
-    return json.dumps({key: value for key, value in shared.items() if key not in ('cell', 'custom_imports')}, sort_keys=True)
-
-
 def run_cells(configs, progress, force=False, most=32):
     """Run cells and return their results; those that differ in the last block alone share one pass over the data.
 
-    A cell whose result is there is not run again. Cells that differ in their names alone (a setting under two protocols
-    that agree on a data set) are run once. The data of all cells is checked, and each backbone and VFM loaded once, before
-    the first cell runs.
+    A cell whose result is there is not run again, unless the result is stale: made by other code or weights. Cells that
+    differ in their names alone (a setting under two protocols that agree on a data set) are run once. The data of all cells
+    is checked, and each backbone and VFM loaded once, before the first cell runs.
 
     Args:
         configs (list): composed configs.
@@ -149,38 +185,55 @@ def run_cells(configs, progress, force=False, most=32):
     Raises:
         UserError: as of `prepare` and `run_panel`.
     """
-    prepared = []
-    for config in configs:
-        digest = prepare(config)
-        prepared.append((config, digest, result_path(config, digest)))
-    there = {path: read_result(path) for _, _, path in prepared if os.path.exists(path) and not force}
-    if any(result['sources'] != sources_digest() for result in there.values()):
-        print_log('some of the results that are there were made by other sources of fsa_seg; --force runs them again',
-                  'current')
-    _check_models([config.model for config, _, path in prepared if path not in there])
-    done = {_number_key(config, digest): there[path] for config, digest, path in prepared if path in there}
+    cells = [prepare(config) for config in configs]
+    there = {} if force else _kept_results(cells)
+    _check_models([cell.config.model for cell in cells if result_path(cell) not in there])
+    done = {cell.hash: there[result_path(cell)] for cell in cells if result_path(cell) in there}
     panels, seen = {}, set(done)
-    for cell in prepared:
-        key = _number_key(*cell[:2])
-        if key not in seen:
-            panels.setdefault(panel_key(cell[0]), []).append(cell)
-            seen.add(key)
-    passes = [cells[start:start + most] for cells in panels.values() for start in range(0, len(cells), most)]
-    shared = [f'\n  {cells[0][0].cell.dataset}: ' + ', '.join(_member_name(config.cell) for config, _, _ in cells)
-              for cells in passes if len(cells) > 1]
-    print_log(f'{len(prepared)} cells: {len(there)} are there, {sum(map(len, passes))} run in {len(passes)} passes over the '
+    for cell in cells:
+        if cell.hash not in seen:
+            panels.setdefault(shared_key(cell.fingerprint), []).append(cell)
+            seen.add(cell.hash)
+    passes = [group[start:start + most] for group in panels.values() for start in range(0, len(group), most)]
+    shared = [f'\n  {group[0].config.cell.dataset}: ' + ', '.join(_member_name(cell.config.cell) for cell in group)
+              for group in passes if len(group) > 1]
+    print_log(f'{len(cells)} cells: {len(there)} are there, {sum(map(len, passes))} run in {len(passes)} passes over the '
               'data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else ''), 'current')
-    for cells in progress(passes):
-        for (config, digest, _), result in zip(cells, run_panel(cells)):
-            done[_number_key(config, digest)] = result
-    results = []
-    for config, digest, path in prepared:
-        result = there.get(path) or done[_number_key(config, digest)]
-        if path not in there and result['cell'] != dict(config.cell):  # cells under protocols that agree here: one number, two names
-            result = dict(result, cell=dict(config.cell), config=config.pretty_text)
-            write_result(result, path)
-        results.append(result)
-    return results
+    for group in progress(passes):
+        done.update((cell.hash, result) for cell, result in zip(group, run_panel(group)))
+    return [_named_result(cell, there.get(result_path(cell)) or done[cell.hash]) for cell in cells]
+
+
+def _kept_results(cells):
+    """Return the results that are there and can be used, by their path; what is stale or may have moved is said."""
+    there, stales, moves = {}, {}, {}
+    for cell in cells:
+        path = result_path(cell)
+        if not os.path.exists(path):
+            continue
+        result = read_result(path)
+        why = stale(result, cell)
+        if why:
+            stales.setdefault('; '.join(why[:3]), []).append(path)
+            continue
+        there[path] = result
+        for text in moved(result, cell):
+            moves.setdefault(text, []).append(path)
+    for why, paths in stales.items():
+        say(f'{len(paths)} results are stale and run again, {paths[0]} the first: {why}')
+    if moves:
+        say('results that are there may differ in their last digits from new ones: '
+            + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moves.items())[:5]))
+    return there
+
+
+def _named_result(cell, result):
+    """Return a result under a cell's own names, and write it there: cells under protocols that agree here have one number."""
+    if result['cell'] == dict(cell.config.cell):
+        return result
+    result = dict(result, cell=dict(cell.config.cell), config=to_json(cell.config))
+    write_result(result, result_path(cell))
+    return result
 
 
 class ImageBar(Hook):
@@ -209,7 +262,7 @@ def picture_of_rows(configs, index=0, columns=4):
     maps = dict(truth=sample.gt_sem_seg.data[0].numpy(), **{row_name(config.cell): None for config in configs})
     panels = {}
     for config in configs:
-        panels.setdefault(panel_key(config), []).append(config)
+        panels.setdefault(shared_key(fingerprint(config)), []).append(config)
     for members in panels.values():
         data = DATASETS.build(members[0].test_dataloader.dataset)[index]
         model = MODELS.build(dict(type='Panel', members=[config.model for config in members])).to(get_device())
@@ -222,14 +275,19 @@ def picture_of_rows(configs, index=0, columns=4):
 
 @functools.lru_cache
 def _checked_images(dataset, known):
-    """Return `list_images` of a data set (config and known numbers as JSON); the main process checks the files, once."""
+    """Return `list_images` of a data set (config and known numbers as JSON), and the digest of each entry's content by name.
+
+    The main process checks the files and reads them, once.
+    """
     dataset = json.loads(dataset)
     entries = list_images(dataset)
     check_count(entries, json.loads(known))
+    contents = [None]
     if is_main_process():
-        built = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
-        check_images(entries, len(file_classes(built)[0]), built.reduce_zero_label, built.ignore_index)
-    return entries
+        made = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
+        contents = [check_images(entries, len(file_classes(made)[0]), made.reduce_zero_label, made.ignore_index)]
+    broadcast_object_list(contents)
+    return entries, contents[0]
 
 
 def _check_models(models):
@@ -237,31 +295,26 @@ def _check_models(models):
     patches = {key: load_clip(**model.backbone)[0].visual.patch_size
                for key, model in {json.dumps(model.backbone): model for model in models}.items()}
     for vfm, config in {json.dumps(model.vfm): model.vfm for model in models}.items():
-        built = MODELS.build(config) if config else None
+        made = built('the VFM', lambda config=config: MODELS.build(config)) if config else None
         for model in models:
             if json.dumps(model.vfm) == vfm:
-                check_window(model.window, patches[json.dumps(model.backbone)], built)
+                check_window(model.window, patches[json.dumps(model.backbone)], made)
 
 
-def _number_key(config, digest):
-    """Return what tells a cell's number: its hash, and where its data lies, which is not in the hash."""
-    data = config.test_dataloader.dataset
-    return json.dumps([digest, *(data.get(name) for name in ('type', 'data_root', 'data_prefix', 'ann_file'))])
+def _skip_done(config, journals, names):
+    """Leave the images out that an interrupted run of the same cells has counted in all of them; return their counts.
 
-
-def _skip_done(config, journals):
-    """Leave the images out that an interrupted run of the same cells has counted in all of them.
-
-    Return the counts of each cell's journal, and all names. The last image is always run, so that no process is without
-    one.
+    The last image is always run, so that no process is without one.
     """
     dataset = config.test_dataloader.dataset
-    names = [entry['name'] for entry in list_images(dataset)]
-    found = [[read_journal(journal) for journal in journals] if is_main_process() else None]
+    found = [[journal.read() for journal in journals] if is_main_process() else None]
     broadcast_object_list(found)
     everywhere = set(names[:-1]).intersection(*found[0])
+    pictures = config.default_hooks.get('pictures')
+    if pictures:
+        everywhere = {name for name in everywhere if os.path.exists(picture_path(pictures.folder, name))}
     if everywhere:
         print_log(f'{len(everywhere)} of {len(names)} images were counted by an interrupted run', 'current')
         chosen = dataset.get('indices') or range(len(names))
         dataset.indices = [index for index, name in zip(chosen, names) if name not in everywhere]
-    return [{name: counts for name, counts in one.items() if name in everywhere} for one in found[0]], names
+    return [{name: counts for name, counts in kept.items() if name in everywhere} for kept in found[0]]

@@ -118,11 +118,12 @@ def loading_weights(what, source, cache_dir=None):
 @contextmanager
 def _quiet():
     """Hold back the libraries' own log of what they load."""
+    before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def weights_digest(module):
@@ -132,6 +133,39 @@ def weights_digest(module):
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else str(tensor.item()).encode())
     return digest.hexdigest()
+
+
+def architecture_digest(module):
+    """Return the SHA-256 of what a module computes beside its weights: classes, plain attributes, buffers that are not saved.
+
+    Two text towers of the same weights that differ in mask, pooling, heads or activation differ here.
+    """
+    digest = hashlib.sha256()
+    for name, child in module.named_modules():
+        plain = {key: repr(value) for key, value in vars(child).items() if key != 'training' and _is_plain(value)}
+        digest.update(json.dumps([name, type(child).__module__, type(child).__qualname__, plain], sort_keys=True).encode())
+    saved = module.state_dict().keys()
+    for name, buffer in module.named_buffers():
+        if name not in saved:
+            digest.update(f'{name} {buffer.dtype} {tuple(buffer.shape)}'.encode() + buffer.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_finite(module, what, precision='fp32'):
+    """Raise a UserError that names the first weight which is no finite number.
+
+    Args:
+        module: the model.
+        what (str): its name and the source of its weights, for the message.
+        precision (str): of the weights as they are now; half precision has no room for large ones.
+    """
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            wrong = int((~tensor.isfinite()).sum())
+            mend = ('the file is damaged: get it again, or name another by `checkpoint`' if precision == 'fp32' else
+                    f'they do not fit into {precision}: use --precision fp32 or bf16')
+            raise UserError(f'the weights of {what}: {wrong} of {tensor.numel()} values of {name!r} are no finite numbers '
+                            f'(NaN or infinite); {mend}')
 
 
 def check_tower(visual):
@@ -201,6 +235,13 @@ def resize_position_embedding(embedding, grid, new_grid, prefix=1, offset=POSITI
     if tuple(patches.shape[2:]) != tuple(new_grid):
         raise RuntimeError(f'position embeddings of {tuple(grid)} became {tuple(patches.shape[2:])}, not {new_grid}')
     return torch.cat([embedding[:prefix].float(), patches[0].flatten(1).T]).to(embedding.dtype)
+
+
+def _is_plain(value):
+    """Return whether a value prints the same in every process."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _pretrained_tag(model, pretrained):

@@ -8,26 +8,26 @@ import os
 
 from mmengine import Config
 from mmengine.device import get_device
-from mmseg.registry import DATASETS, METRICS, MODELS
+from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.attention import find_attention
 from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.datasets import VOID
-from fsa_seg.errors import UserError, check_keys
+from fsa_seg.errors import UserError, built, check_keys
+from fsa_seg.fingerprint import differences, fingerprint, shown
 from fsa_seg.parts import (check_constructor, class_names, dataset_config, feedback_of, load_file, load_part, load_parts,
                            load_protocol, part_config, protocol_settings, with_classes)  # yapf: disable
 from fsa_seg.paths import CONFIGS, TOY_MARK, find_root
 from fsa_seg.segmentor import check_settings, resolve_precision
+from fsa_seg.settings import DATASET, LOADER, LOOP, METRIC, RUNTIME as RUNTIME_RULES, SEED, check_values, whole
 from fsa_seg.text import check_words, class_words, read_words
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
 RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # of configs/runtime.py that a tool's option sets
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
+ABOUT = ('cell', 'known_images')  # what a run is, not how it is carried out
 CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
            'test_dataloader.dataset', 'test_evaluator')  # dicts that --cfg-options may add a key to: it is checked
-NUMBERED = (*CHECKED, 'test_dataloader.dataset.pipeline', 'test_cfg')  # dicts that can change a number
-# but these keys of theirs
-BLIND = ('model.keep_scores', 'model.text_cache', 'model.window_batch', 'model.feedback.block', 'test_evaluator.journal')
 
 
 def is_complete(config):
@@ -57,16 +57,16 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     parts, data = load_parts(method, feedback, backbone, vfm), with_classes(load_part('dataset', dataset), data_root)
     protocol = load_protocol(protocol, parts)
     settings = protocol_settings(protocol, data.name)
-    if limit is not None and limit < 1:
-        raise UserError(f'--limit is {limit}; it has to be at least 1')
+    check_values(dict(limit=limit, random_weights=random_weights), {
+        **({} if limit is None else dict(limit=whole(1))), **({} if random_weights is None else dict(random_weights=SEED))}, 'options')
     classes = class_names(data)
-    queries = read_words(words, classes) if words else class_words(classes, **settings['words'])
+    queries = read_words(words, classes) if words is not None else class_words(classes, **settings['words'])
     model = dict(model_config(parts, settings, precision, random_weights=random_weights), words=queries)
     names = {kind: part and part.name for kind, part in parts.items()}
     toy = any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm'))
     drawn = os.path.exists(os.path.join(find_root(data_root), TOY_MARK))
     cell = dict(names, dataset=data.name, protocol=protocol.name, limit=limit, random_weights=random_weights, changed=[],
-                words=_words_name(words, queries) if words else protocol.name, toy=toy or drawn)
+                words=_words_name(words, queries) if words is not None else protocol.name, toy=toy or drawn)
     runtime = dict(load_file(RUNTIME), **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
     config.merge_from_dict(dict(cell=cell, model=model, known_images=None if drawn else data.get('images')))
@@ -97,9 +97,16 @@ def model_config(parts, settings, precision='auto', device=None, random_weights=
 
 
 def check_config(config):
-    """Raise a UserError if a composed config has a key that the class it goes to does not take, or words missing."""
+    """Raise a UserError if a composed config has a key that the class it goes to does not take, a value of a wrong type or out
+    of its range, or words missing."""
+    check_values(config, RUNTIME_RULES, 'the config')
+    check_values(config.test_dataloader, LOADER, 'test_dataloader')
+    check_values(config.test_evaluator, METRIC, 'test_evaluator')
+    check_values(config.test_cfg, LOOP, 'test_cfg')
     dataset = _without(config.test_dataloader.dataset, 'pipeline')
+    check_values(config.test_dataloader.dataset, DATASET, 'the data set')
     check_constructor(config.model, MODELS, 'model')
+    check_settings(config.model)
     if config.model.get('attention'):
         find_attention(config.model.attention)
     for key in ('vfm', 'feedback'):
@@ -110,21 +117,23 @@ def check_config(config):
     check_constructor(dataset, DATASETS, 'dataset')
     check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
     check_keys(config.model.backbone, BACKBONE_KEYS, 'model.backbone')
-    check_settings(*(config.model[key] for key in ('window', 'stride', 'logit_scale', 'window_batch', 'compile')))
     check_words(config.model.words, class_names(dataset), 'model.words')
-    if not isinstance(config.test_dataloader.batch_size, int) or config.test_dataloader.batch_size < 1 or config.workers < 0:
-        raise UserError(f'batch_size {config.batch_size} has to be at least 1, workers {config.workers} at least 0')
+    built('the pipeline', lambda: [TRANSFORMS.build(step) for step in config.test_dataloader.dataset.pipeline])
 
 
 def merge_options(config, options):
-    """Set `--cfg-options` in a composed config, and note in its cell those that can change a number.
+    """Set `--cfg-options` in a composed config, and note in its cell what they changed of the number's fingerprint.
 
     Raises:
         UserError: a key that is not there, or a value where the config has a dict or a list.
     """
-    for key, value in (options or {}).items():
-        if key in RUN_OPTIONS:
+    options = options or {}
+    before = fingerprint(config) if options else []
+    for key, value in options.items():
+        if key in (*RUN_OPTIONS, 'launcher'):
             raise UserError(f'--cfg-options {key}: use --{key.replace("_", "-")}')
+        if key.split('.')[0] in ABOUT:
+            raise UserError(f'--cfg-options {key}: it tells what the run is, and follows from the other options')
         if key.endswith('.random_weights'):
             raise UserError(f'--cfg-options {key}: use --random-weights SEED, which marks the result')
         node = config._cfg_dict
@@ -134,15 +143,35 @@ def merge_options(config, options):
             if not isinstance(node, (dict, list)):
                 raise UserError(f'--cfg-options {key}: there is no {".".join(path[:depth + 1])!r} in the config')
         old = _child(node, last)
+        _check_kind(key, old, value)
         if old is None and isinstance(node, dict) and '.'.join(path) not in CHECKED:
             check_keys([last], list(node), f'--cfg-options {key}')
-        if isinstance(old, (dict, list)) and not isinstance(value, type(old).__mro__[-2]):
-            raise UserError(f'--cfg-options {key}={value}: it holds a {type(old).__mro__[-2].__name__}; set what is in it')
-    if options:
-        config.merge_from_dict(dict(options))
-        changed = {key for key in options if key.startswith(tuple(f'{name}.' for name in NUMBERED)) and key not in BLIND}
-        config.cell.changed = sorted({*config.cell.changed, *changed})
-    check_config(config)
+        if isinstance(node, dict):
+            node[last] = value
+        elif last.isdigit() and int(last) < len(node):
+            node[int(last)] = value
+        else:
+            raise UserError(f'--cfg-options {key}: {".".join(path)} is a list of {len(node)}; {last!r} is no place in it')
+    try:
+        check_config(config)
+    except UserError as error:
+        raise UserError(f'--cfg-options {", ".join(options)}: {error}' if options else str(error)) from error
+    if not options:
+        return
+    changed = {key: shown(key, now) for key, _, now in differences(before, fingerprint(config), 'number')}
+    kept = [text for text in config.cell.changed if text.split('=')[0] not in changed]
+    config.cell.changed = sorted([*kept, *changed.values()])
+
+
+def _check_kind(key, old, value):
+    """Raise a UserError if an option's value is of another kind than the value it replaces."""
+    kinds = ((bool, 'True or False'), ((int, float), 'a number'), (str, 'a text'), ((list, tuple), 'a list'), (dict, 'a dict'))
+    for kind, name in kinds:
+        if isinstance(old, kind):
+            if not isinstance(value, kind) or kind != bool and isinstance(value, bool):
+                mend = '; set what is in it' if kind in (dict, (list, tuple)) else ''
+                raise UserError(f'--cfg-options {key}={value}: it holds {name}{mend}')
+            return
 
 
 def set_runtime(config, runtime):

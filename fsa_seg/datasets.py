@@ -2,6 +2,7 @@
 
 A label image holds the labels 0 to K − 1 of K classes, or 0 to K where 0 is made void; and void, see `void_label`.
 """
+import hashlib
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image
 from tqdm import tqdm
 
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, built
+from fsa_seg.paths import file_digest
 
 VOID, WIDE_VOID = 255, 65535
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -196,8 +198,8 @@ def list_images(dataset):
     split = dataset.get('ann_file') and os.path.join(root, dataset['ann_file'])
     if split and not os.path.isfile(split):
         raise UserError(f'the split file {split} does not exist; data/README.md says where it comes from')
-    built = DATASETS.build(dict(dataset, pipeline=[]))
-    entries = [built.get_data_info(i) for i in range(len(built))]
+    made = built(f'the data set of {root}', lambda: DATASETS.build(dict(dataset, pipeline=[])))
+    entries = [made.get_data_info(i) for i in range(len(made))]
     if not entries:
         raise UserError(f'no image found: {split or os.path.join(root, prefix["img_path"])} is empty')
     repeated = [path for path, count in Counter(entry['img_path'] for entry in entries).items() if count > 1]
@@ -221,9 +223,10 @@ def check_count(entries, known):
 
 
 def check_images(entries, classes, reduce_zero_label=False, void=VOID):
-    """Raise a UserError unless every image and label image is there, of one size, and every label in its range.
+    """Return a digest of what each image and label image holds, by name; raise a UserError unless all are right.
 
-    Decodes the label images, and reads the heads of the images.
+    Every file has to be there, image and label image of one size, and every label in its range. Decodes the label images;
+    images are read and not decoded.
 
     Args:
         entries (list of dict): of `list_images`.
@@ -234,13 +237,15 @@ def check_images(entries, classes, reduce_zero_label=False, void=VOID):
     missing = missing_files(entries)
     if missing:
         raise UserError(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {missing[0]}')
-    labelled = False
+    labelled, contents = False, {}
     for scan in scan_images(entries, 'checking the data'):
         check_scan(scan, classes + reduce_zero_label, void)
         labelled |= bool(((scan.labels >= reduce_zero_label) & (scan.labels != void)).any())
+        contents[scan.entry['name']] = scan.content
     if not labelled:
         raise UserError(f'{NO_LABELS}: labels are 0 to {classes + reduce_zero_label - 1}'
                         f'{", 0 is void" if reduce_zero_label else ""}')
+    return contents
 
 
 def file_classes(dataset):
@@ -264,6 +269,7 @@ class Scan(NamedTuple):
         mode (str): of the label image, as Pillow names it; None if images are not decoded.
         labels (array): those that the label image holds, increasing.
         pixels (array): of each of them, int64.
+        content (str): digest of the image's bytes and the label image's values; None if images are decoded.
         error (str): why they cannot be read; the others are None then.
     """
     entry: dict
@@ -272,6 +278,7 @@ class Scan(NamedTuple):
     mode: str = None
     labels: np.ndarray = None
     pixels: np.ndarray = None
+    content: str = None
     error: str = None
 
 
@@ -294,13 +301,16 @@ def _scan(entry, decode):
         labels = read_labels(entry['seg_map_path'])
     except UserError as error:
         return Scan(entry, error=str(error))
-    mode = None
-    if decode:
+    mode = content = None
+    if not decode:
+        values = hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()
+        content = f'{file_digest(entry["img_path"])[:24]}{values[:24]}'
+    else:
         with Image.open(entry['seg_map_path']) as image:
             mode = image.mode
     pixels = np.bincount(labels.ravel())
     present = np.flatnonzero(pixels)
-    return Scan(entry, size, labels.shape, mode, present, pixels[present])
+    return Scan(entry, size, labels.shape, mode, present, pixels[present], content)
 
 
 def image_size(path, decode=False):

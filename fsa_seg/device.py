@@ -17,6 +17,20 @@ def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu ({torch.get_num_threads()} threads)'
 
 
+def exact_float32():
+    """Have float32 products computed in float32, whatever the environment sets: no TF32 on a GPU, no bfloat16 on a CPU."""
+    if not torch.cuda.is_initialized():  # CUDA's libraries read these when they start
+        os.environ['NVIDIA_TF32_OVERRIDE'] = '0'
+    torch.set_float32_matmul_precision('highest')
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def tf32_state():
+    """Return the switches that decide how float32 products are rounded, as a JSON-ready dict."""
+    return dict(matmul=torch.get_float32_matmul_precision(), cudnn=torch.backends.cudnn.allow_tf32,
+                override=os.environ.get('NVIDIA_TF32_OVERRIDE'))
+
+
 def to_device(tensor, device):
     """Return a tensor on a device; one of the host goes to a GPU without waiting for it."""
     if torch.device(device).type == 'cuda' and tensor.device.type == 'cpu':

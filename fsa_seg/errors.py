@@ -1,5 +1,7 @@
 """Errors that a user can mend, and the checks that raise them."""
 import difflib
+import os
+import sys
 
 
 class UserError(ValueError):
@@ -7,6 +9,22 @@ class UserError(ValueError):
 
     The tools print the message alone and exit with status 1.
     """
+
+
+def say(text):
+    """Print a warning to standard error, whatever the loggers' levels are; only the main one of several processes does."""
+    if os.environ.get('RANK', '0') == '0':
+        print(f'warning: {text}', file=sys.stderr, flush=True)
+
+
+def built(what, make):
+    """Return what `make` returns; whatever a class of a library or of a user's own raises is a UserError that names `what`."""
+    try:
+        return make()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'{what} cannot be built: {type(error).__name__}: {" ".join(str(error).split())[:300]}') from error
 
 
 def one_of(name, allowed, kind):

@@ -4,9 +4,11 @@ Shape legend: K classes; a confusion matrix is (K truth, K predicted), in pixels
 """
 import contextlib
 import glob
+import hashlib
 import json
 import os
-import time
+import secrets
+import shutil
 
 import numpy as np
 import torch
@@ -17,6 +19,54 @@ from mmseg.registry import METRICS
 
 from fsa_seg.device import count_labels, to_device, to_host
 from fsa_seg.errors import UserError
+from fsa_seg.panel import check_finite_stages, finite_field
+
+
+class Journal:
+    """The counts of an interrupted run: files of one line an image, one for each process and run.
+
+    A line is tied to the cell and to what the image and its label image held; a line that is torn, garbled, of another cell
+    or of files that have changed since is not believed, and its image is counted anew.
+
+    Args:
+        folder (str): of the files; made with the first line.
+        cell (str): hash of the cell's settings.
+        contents (dict): image name -> digest of what its image and label image hold now.
+    """
+
+    def __init__(self, folder, cell, contents):
+        self.folder, self._cell, self._contents = folder, cell, contents
+        self._path = os.path.join(folder, f'{get_rank()}_{secrets.token_hex(8)}.jsonl')
+
+    def keep(self, name, counts):
+        """Append the sparse confusion matrix of an image; a full disk is a UserError."""
+        line = [name, self._contents[name], counts.tolist()]
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            with open(self._path, 'a', encoding='utf-8') as f:
+                f.write(json.dumps([*line, self._seal(line)]) + '\n')
+        except OSError as error:
+            raise UserError(f'{self._path} cannot be written: {error.strerror}; make room, and run the same command again: it goes '
+                            'on with what is counted') from None
+
+    def read(self):
+        """Return what all files hold and can be believed: image name -> sparse confusion matrix."""
+        found = {}
+        for path in sorted(glob.glob(os.path.join(glob.escape(self.folder), '*.jsonl'))):
+            with open(path, encoding='utf-8', errors='replace') as f:
+                for text in f:
+                    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
+                        name, content, counts, seal = json.loads(text)
+                        if content == self._contents[name] and seal == self._seal([name, content, counts]):
+                            found[name] = np.array(counts, np.int64)
+        return found
+
+    def remove(self):
+        """Remove the files: the result is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _seal(self, line):
+        return hashlib.sha256(json.dumps([self._cell, *line]).encode()).hexdigest()[:16]
 
 
 @METRICS.register_module()
@@ -25,24 +75,22 @@ class ExactIoUMetric(IoUMetric):
 
     An image that a distributed sampler repeats counts once. After `evaluate`, `images` holds the names (paths below
     `root`), sorted, and `confusions` the sparse confusion matrices in that order. `done` can hold those of images that
-    an interrupted run has already evaluated (`read_journal`).
+    an interrupted run has already evaluated, and `journal`, a `Journal`, keeps the counts of every image as they come;
+    `settings` is what errors call the segmentor's.
 
     Args:
         ignore_index (int): label of pixels that do not count.
-        journal (str): folder of files, one per process and run, that keep the counts of every image as soon as they
-            are there. None keeps nothing.
         root (str): the data root; images are named by their paths below it.
         field (str): of the data samples, that holds the predicted labels.
 
     Raises (while processing):
-        UserError: a label or a prediction outside the classes; the file is named.
+        UserError: a label or a prediction outside the classes, or numbers that are not finite; the file is named.
     """
 
-    def __init__(self, ignore_index=255, prefix=None, journal=None, root='', field='pred_sem_seg'):
+    def __init__(self, ignore_index=255, prefix=None, root='', field='pred_sem_seg'):
         super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix)
-        self.images, self.confusions, self.done = [], [], {}
-        self.root, self.field = root, field
-        self.journal = journal and os.path.join(journal, f'{get_rank()}_{time.time_ns()}.jsonl')
+        self.images, self.confusions, self.done, self.journal = [], [], {}, None
+        self.root, self.field, self.settings = root, field, 'the given settings'
         self._pending = []
 
     def process(self, data_batch, data_samples):
@@ -54,19 +102,21 @@ class ExactIoUMetric(IoUMetric):
                 sample['truth'] = to_device(truth, predicted.device)
             with _named(sample['seg_map_path']):
                 counts = _counting(sample['truth'], predicted, classes, self.ignore_index)
-            self._pending.append((sample['img_path'], sample['seg_map_path'], truth, counts))
+            finite = sample.get(finite_field(self.field))  # another segmentor's samples have none
+            self._pending.append((sample['img_path'], sample['seg_map_path'], truth, counts, finite is not None and to_host(finite)))
         self._settle(before if predicted.is_cuda else len(self._pending))
 
     def _settle(self, count):
         """Keep the counts of the first so many images that wait."""
-        for image, labels, truth, counts in self._pending[:count]:
+        for image, labels, truth, counts, finite in self._pending[:count]:
+            if finite:
+                check_finite_stages(finite(), image, self.settings)
             with _named(labels):
                 counts = _sparse(truth, counts(), self.ignore_index)
             name = os.path.relpath(image, self.root or '.')
             self.results.append((name, counts))
             if self.journal:
-                with open(self.journal, 'a', encoding='utf-8') as f:
-                    f.write(json.dumps([name, counts.tolist()]) + '\n')
+                self.journal.keep(name, counts)
         del self._pending[:count]
 
     def evaluate(self, size):
@@ -89,18 +139,6 @@ class ExactIoUMetric(IoUMetric):
         rows = [f'{name:>20}  {iou:6.2f}' if iou == iou else f'{name:>20}       –'
                 for name, iou in zip(self.dataset_meta['classes'], figures['IoU'])]
         print_log('per-class IoU in percent (– where absent from truth and prediction):\n' + '\n'.join(rows), 'current')
-
-
-def read_journal(journal):
-    """Return what a journal's folder holds: image name -> sparse confusion matrix. A half-written line is left out."""
-    found = {}
-    for path in sorted(glob.glob(os.path.join(glob.escape(journal), '*.jsonl'))):
-        with open(path, encoding='utf-8') as f:
-            for line in f:
-                if line.endswith('\n'):
-                    name, counts = json.loads(line)
-                    found[name] = np.array(counts, np.int64)
-    return found
 
 
 def confusion(truth, predicted, classes, ignore_index=255):

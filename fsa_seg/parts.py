@@ -16,6 +16,9 @@ from fsa_seg.datasets import VOID, WIDE_VOID, void_label
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import METHODS, resolve_method
 from fsa_seg.paths import CONFIGS, find_root, local_path, part_files
+from fsa_seg.saved import from_json
+from fsa_seg.settings import (BACKBONE, DATASET, IMPORTS, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values,
+                              dict_of)  # yapf: disable
 from fsa_seg.text import read_classes
 from fsa_seg.visualization import even_palette
 
@@ -28,6 +31,8 @@ REQUIRED = dict(
 # what a backbone or a VFM part says about itself, beside how it is built
 ABOUT = ('name', 'fsa', 'toy', 'licence', 'custom_imports')
 DATA_ABOUT = ('name', 'images', 'custom_imports')  # the same of a data set
+RULES = dict(dataset=DATASET, backbone=BACKBONE, vfm=VFM, protocol=dict(name=TEXT, default=MAPPING, datasets=dict_of(MAPPING)),
+             method=dict(name=TEXT, protocol=TEXT, fsa_protocol=TEXT, segmentor=MAPPING, custom_imports=IMPORTS))  # yapf: disable
 METHOD_KEYS = ('attention', 'residual', 'mlp')
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 'words')
 
@@ -63,13 +68,20 @@ def load_part(kind, name):
     return _checked(part, kind, path)
 
 
-def load_file(path):
-    """Return the mmengine config in a file, or in a result's JSON; one that cannot be read is a UserError."""
+def load_file(path, modules=()):
+    """Return the mmengine config in a file, or in a result's JSON, which is read as data; a bad one is a UserError.
+
+    Args:
+        path (str): a result ends in .json; any other file is a config, a Python program that is run.
+        modules (sequence of str): modules of a user's own that a result's config may import.
+    """
     try:
         if path.endswith('.json'):
             with open(path, encoding='utf-8') as f:
-                return Config.fromstring(json.load(f)['config'], '.py')
+                return from_json(json.load(f)['config'], path, modules)
         return Config.fromfile(path, format_python_code=False)
+    except UserError:
+        raise
     except Exception as error:  # the file is executed: anything can be raised
         raise UserError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
 
@@ -131,10 +143,13 @@ def protocol_settings(protocol, dataset):
         UserError: a key that is no setting, or a setting that is missing.
     """
     settings = {'words': {}, **protocol['default'], **protocol['datasets'].get(dataset, {})}
-    check_keys(settings, SETTINGS, f'protocol {protocol["name"]!r} for {dataset!r}')
+    where = f'protocol {protocol["name"]!r} for {dataset!r}'
+    _check_protocol(settings, where)
     missing = [key for key in SETTINGS if key not in settings]
     if missing:
         raise UserError(f'protocol {protocol["name"]!r} has no {", ".join(missing)} for {dataset!r}')
+    if settings['stride'] > settings['window']:
+        raise UserError(f'{where}: stride is {settings["stride"]}; it has to be at most the window, {settings["window"]}')
     return settings
 
 
@@ -201,6 +216,14 @@ def check_constructor(config, registry, where):
     check_keys({key: value for key, value in config.items() if key != 'type'}, allowed, where)
 
 
+def _check_protocol(settings, where):
+    """Raise a UserError if a protocol's settings, or its words' rules, have a key that is none, or a wrong value."""
+    check_keys(settings, SETTINGS, where)
+    check_values(settings, PROTOCOL, where)
+    check_keys(settings.get('words', {}), WORD_RULES, f'words of {where}')
+    check_values(settings.get('words', {}), WORD_RULES, f'words of {where}')
+
+
 def _checked(part, kind, path):
     """Return a part of a file; keys that it cannot have are UserErrors."""
     if kind in ('method', 'protocol'):
@@ -208,6 +231,9 @@ def _checked(part, kind, path):
     missing = [key for key in REQUIRED[kind] if key not in part]
     if missing:
         raise UserError(f'{kind} in {path} lacks the keys {", ".join(missing)}')
+    check_values(part, RULES.get(kind, dict(name=TEXT)), f'{kind} in {path}')
+    for settings in (part.default, *part.datasets.values()) if kind == 'protocol' else ():
+        _check_protocol(settings, f'protocol in {path}')
     if kind in ('backbone', 'vfm') and 'random_weights' in part:
         raise UserError(f'{kind} in {path}: random_weights is no key of a part; use --random-weights SEED, which marks the '
                         'result')

@@ -1,11 +1,19 @@
 """Where the repository's own files lie, and where parts are looked for."""
 import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
 import os
+import secrets
+import sys
 
 from fsa_seg.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONFIGS = os.path.join(ROOT, 'configs')
+MAX_NAME = 255  # bytes of a file's name
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 
 
@@ -34,18 +42,79 @@ def make_folder(path):
         raise UserError(f'the folder {path} cannot be written to')
 
 
+def file_digest(path):
+    """Return the SHA-256 of a file, which is read once for each state of the file (size and time of change)."""
+    state = os.stat(path)
+    return _file_digest(os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@functools.lru_cache(None)
+def _file_digest(path, size, modified, inode):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Hold a folder's lock, which ends with the process; yield whether another process had to be waited for."""
+    handle, waited = os.open(folder, os.O_RDONLY), False
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waited = True
+                print(f'another process runs this cell ({folder}); waiting for it', file=sys.stderr, flush=True)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield waited
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def new_file(path):
-    """Yield a name beside `path`; what is written there takes its place when the block ends well, and is removed else."""
+    """Yield a name beside `path`; what is written there takes its place when the block ends well, and is removed else.
+
+    A disk that is full, or a folder that cannot be written to, is a UserError.
+    """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    part = f'{path}.{os.getpid()}.part'
+    folder, name = os.path.split(os.path.abspath(path))
+    part = os.path.join(folder, f'{cut_name(name, MAX_NAME - 22)}.{secrets.token_hex(8)}.part')  # unique, also over hosts
     try:
         yield part
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(part)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise UserError(f'{path} cannot be written: {error.strerror}; make room or name another place, and run the same '
+                            'command again') from None
         raise
+
+
+def check_file(path, what):
+    """Raise a UserError unless a file can be written under `path`; its folder is made.
+
+    Args:
+        path (str): the file.
+        what (str): the option or setting that names the file, for the message.
+    """
+    folder, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
+    if not name or path.endswith(os.sep) or os.path.isdir(path):
+        raise UserError(f'{what} {path} is a folder; name a file in it')
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise UserError(f'{what}: the name {name[:40]}... has {len(os.fsencode(name))} bytes; file systems allow {MAX_NAME}')
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UserError(f'{what} {path} is there and is no file; name another')
+    make_folder(folder)
+
+
+def cut_name(name, most=160):
+    """Return a file's name, or the part of it that takes at most so many bytes."""
+    return os.fsencode(name)[:most].decode(errors='ignore')
 
 
 def config_folders():

@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fsa_seg.clip import architecture_digest
 from fsa_seg.errors import UserError
 from fsa_seg.paths import new_file
 
@@ -99,7 +100,7 @@ def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=No
     """Return the unit embedding of each query, (Q, E) float32: the mean over `open_clip`'s 80 ImageNet templates.
 
     Built by `open_clip.build_zero_shot_classifier` in float32 and kept on disk, under a key of the weights, the
-    architecture, the words and their tokens, the templates and open_clip's version.
+    architecture (mask and pooling included), the words and their tokens, the templates and open_clip's version.
 
     Args:
         clip: an `open_clip` model whose text tower is float32; it is moved to `device` if it has to work.
@@ -111,25 +112,35 @@ def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=No
     """
     cache_dir = cache_dir or os.environ.get('FSA_SEG_CACHE', os.path.expanduser('~/.cache/fsa_seg'))
     tokens = tokenizer([template('') for template in TEMPLATES] + list(queries))
-    heads = [m.num_heads for m in clip.modules() if hasattr(m, 'num_heads')]
-    architecture = [type(m).__name__ for m in clip.modules()]  # weights do not tell the activation
-    key = [weights, architecture, heads, open_clip.__version__, templates_digest(), list(queries), tokens.tolist()]
+    key = [weights, architecture_digest(clip), open_clip.__version__, templates_digest(), list(queries), tokens.tolist()]
     path = os.path.join(cache_dir, 'text', hashlib.sha256(json.dumps(key).encode()).hexdigest() + '.safetensors')
     if os.path.exists(path):
         try:
-            return load_file(path)['text']
-        except SafetensorError:
-            print_log(f'{path} is damaged and is built again', 'current', logging.WARNING)
+            text = load_file(path)['text']
+            if len(text) == len(queries) and _are_units(text):
+                return text
+        except (SafetensorError, KeyError, OSError):
+            pass
+        print_log(f'{path} is damaged and is built again', 'current', logging.WARNING)
     print_log(f'embedding {len(queries)} queries with {len(TEMPLATES)} templates', 'current')
     text = open_clip.build_zero_shot_classifier(clip.to(device), tokenizer, list(queries), TEMPLATES, device=device)
     text = text.T.float().cpu().contiguous()
+    if not _are_units(text):
+        wrong = [query for query, row in zip(queries, text) if not _are_units(row[None])]
+        raise UserError(f'the text embeddings of {len(wrong)} of {len(queries)} words, {wrong[0]!r} the first, are no finite unit '
+                        'vectors: the text tower\'s weights are damaged; get them again, or name others')
     try:
         with new_file(path) as part:
             save_file(dict(text=text), part)
-    except OSError as error:
+    except (OSError, SafetensorError, UserError) as error:
         print_log(f'the text embeddings are not kept: {error}; FSA_SEG_CACHE names another folder', 'current',
                   logging.WARNING)
     return text
+
+
+def _are_units(text):
+    """Return whether all rows (Q, E) are finite and of length 1."""
+    return bool(((text.norm(dim=-1) - 1).abs() < 1e-3).all())  # a comparison with NaN is false
 
 
 def templates_digest():

@@ -136,9 +136,14 @@ def read_image(path):
     return imfrombytes(get(path), channel_order='rgb')
 
 
+def picture_path(folder, name):
+    """Return where the picture of an image lies: below a folder, under the image's name below the data root."""
+    return os.path.join(folder, os.path.splitext(name)[0] + '.png')
+
+
 @HOOKS.register_module()
 class SideBySideHook(Hook):
-    """Writes image, truth and prediction side by side for every tested image, as `folder`/NAME.png.
+    """Writes image, truth and prediction side by side for every tested image, see `picture_path`.
 
     Args:
         folder (str): where the pictures go; made when needed.
@@ -153,8 +158,8 @@ class SideBySideHook(Hook):
             maps = dict(truth=sample.gt_sem_seg.data, prediction=sample.pred_sem_seg.data)
             maps = {title: data.squeeze(0).cpu().numpy() for title, data in maps.items()}
             picture = panel(read_image(sample.img_path), maps, meta['classes'], meta['palette'])
-            name = os.path.splitext(os.path.basename(sample.img_path))[0]
-            write_picture(picture, os.path.join(self.folder, name + '.png'))
+            name = os.path.relpath(sample.img_path, runner.test_dataloader.dataset.data_root)
+            write_picture(picture, picture_path(self.folder, name))
 
 
 def _legend_places(entries, font, width):

@@ -63,24 +63,28 @@ def find_weights(names):
 
 def weights_of(kind, name):
     """Return the `Weights` of one part, given its kind and its name or file."""
-    part = load_part(kind, name)
-    licence = part.get('licence', '–')
+    return weights_from(kind, load_part(kind, name))
+
+
+def weights_from(kind, part):
+    """Return the `Weights` of a part that is loaded, or of the model's config that was made of the part."""
+    name, licence = part.get('name', part.get('model')), part.get('licence', '–')
     model = part.get('model', '')
     local = part.get('checkpoint') or (model[10:] if model.startswith('local-dir:') else None)
     if local or not (kind == 'backbone' or timm.is_model(model)):  # a class of its own: its weights are its own matter
-        return Weights(kind, part.name, licence, local or part.type)
+        return Weights(kind, name, licence, local or part.type)
     if kind == 'backbone':
         tag = open_clip.get_pretrained_cfg(part.model, part.get('pretrained') or '')
         if not tag:
             raise UserError(f'backbone {name}: open_clip has no weights {part.get("pretrained")!r} of {part.model}')
         repository, file = os.path.split(tag.get('hf_hub') or '')
         files = ((file, ) if file else CLIP_FILES) if repository else ()
-        return Weights(kind, part.name, licence, repository or tag['url'], files, tag, part.get('cache_dir'))
+        return Weights(kind, name, licence, repository or tag['url'], files, tag, part.get('cache_dir'))
     cfg = timm.get_pretrained_cfg(part.model, allow_unregistered=False)
     if not cfg or not (cfg.hf_hub_id or cfg.url):
         raise UserError(f'VFM {name}: timm has no weights for {part.model}')
     files = ((cfg.hf_hub_filename, ) if cfg.hf_hub_filename else TIMM_FILES) if cfg.hf_hub_id else ()
-    return Weights(kind, part.name, cfg.license or licence, cfg.hf_hub_id or cfg.url, files)
+    return Weights(kind, name, cfg.license or licence, cfg.hf_hub_id or cfg.url, files)
 
 
 def path_of(weights):

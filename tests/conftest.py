@@ -34,8 +34,11 @@ def run_tool(monkeypatch, tmp_path, capsys):
 
     import cli
 
+    from fsa_seg.benchmark import _checked_images
+
     def run(name, *argv):
         monkeypatch.chdir(tmp_path)
+        _checked_images.cache_clear()  # as in a process of its own
         module = importlib.import_module(name)
         status = 0
         try:

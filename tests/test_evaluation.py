@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation import (ExactIoUMetric, confusion, metrics, per_image_counts, read_journal, sum_confusions)
+from fsa_seg.evaluation import ExactIoUMetric, Journal, confusion, metrics, per_image_counts, sum_confusions
 
 TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]])
 PREDICTED = torch.tensor([[0, 1, 1], [1, 0, 0]])
@@ -79,23 +79,54 @@ def test_a_missing_image_is_an_error():
         metric.evaluate(2)
 
 
+CONTENTS = {'a.jpg': 'one', 'b.jpg': 'two'}
+
+
+def journaled(folder, cell='cell', contents=CONTENTS):
+    metric = build()
+    metric.journal = Journal(str(folder), cell, contents)
+    return metric
+
+
 def test_journal(tmp_path):
     """What one run kept, the next one counts; a half-written line is left out."""
-    journal = str(tmp_path)
-    build(journal=journal).process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
+    journaled(tmp_path).process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
     file, = tmp_path.iterdir()
     lines = file.read_text().splitlines(keepends=True)
     assert [json.loads(line)[0] for line in lines] == ['a.jpg', 'b.jpg']
     file.write_text(lines[0] + lines[1][:10])
-    resumed = build(journal=journal)
-    resumed.done = read_journal(journal)
+    resumed = journaled(tmp_path)
+    resumed.done = resumed.journal.read()
     assert list(resumed.done) == ['a.jpg']
     resumed.process({}, [sample('b', TRUTH, TRUTH)])
     whole = build()
     whole.process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
-    assert sorted(read_journal(journal)) == ['a.jpg', 'b.jpg']  # and the next run reads both files
+    assert sorted(resumed.journal.read()) == ['a.jpg', 'b.jpg']  # and the next run reads both files
     assert resumed.evaluate(1) == whole.evaluate(2)
     assert resumed.images == whole.images
+    resumed.journal.remove()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize('garble', [
+    lambda line: line.replace('[[0', '[[1', 1),  # other counts
+    lambda line: line.replace('a.jpg', 'b.jpg'), lambda line: line.replace('one', 'two'), lambda line: line[:-5] + '"]\n',
+    lambda line: '[' * 100_000 + '\n', lambda line: '{}\n', lambda line: 'null\n', lambda line: '["a.jpg", "one", 5, ""]\n',
+    lambda line: '\udcff\x00\n', lambda line: line.strip()[:-1] + ', 9]\n'])
+def test_a_line_that_cannot_be_believed_is_counted_anew(tmp_path, garble):
+    journaled(tmp_path).process({}, [sample('a', TRUTH, PREDICTED)])
+    file, = tmp_path.iterdir()
+    line = file.read_text()
+    file.write_text(garble(line) + line.replace('a.jpg', 'c.jpg'), errors='surrogateescape')
+    assert Journal(str(tmp_path), 'cell', CONTENTS).read() == {}
+    file.write_text(garble(line) + line, errors='surrogateescape')
+    assert list(Journal(str(tmp_path), 'cell', CONTENTS).read()) == ['a.jpg']
+
+
+def test_kept_counts_are_those_of_the_files_and_the_cell(tmp_path):
+    journaled(tmp_path).process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
+    assert list(Journal(str(tmp_path), 'cell', {**CONTENTS, 'a.jpg': 'mended'}).read()) == ['b.jpg']
+    assert Journal(str(tmp_path), 'other cell', CONTENTS).read() == {}
 
 
 def test_images_are_named_below_the_root():
@@ -111,7 +142,7 @@ def test_counts_that_are_read_later_are_the_same(tmp_path, monkeypatch):
                    pred_sem_seg=dict(data=torch.randint(3, (1, 8, 9)))) for i in (k, k + 1)] for k in (0, 2, 4)]
     found = []
     for late in (False, True):
-        metric = ExactIoUMetric(journal=str(tmp_path))
+        metric = ExactIoUMetric()
         metric.dataset_meta = dict(classes='abc')
         settle = metric._settle
         if late:

@@ -1,48 +1,18 @@
 import json
-import os
 
 import pytest
 
-from conftest import MINI
-from fsa_seg.config import compose, merge_options
+from fsa_seg.config import compose
 from fsa_seg.errors import UserError
-from fsa_seg.results import TOY_NOTE, cell_id, identity_hash, read_result, table, write_result
+from fsa_seg.results import TOY_NOTE, cell_id, read_result, table, write_result
 
 TOY = dict(method='sclip', backbone='toy', vfm='toy', data_root='data/mini')
-NAMES = ['a.jpg', 'b.jpg']
-
-
-def digest(options=None, names=NAMES, **arguments):
-    config = compose('voc21', **{**TOY, **arguments})
-    merge_options(config, options)
-    return identity_hash(config, names)
-
-
-def test_the_hash_changes_with_what_can_change_a_number(tmp_path):
-    words = tmp_path / 'words.txt'
-    words.write_text('\n'.join(f'w{i}' for i in range(21)))
-    hashes = [digest(), digest(method='clip'), digest(feedback=None), digest(protocol='clearclip'),
-              digest(words=str(words)), digest(names=NAMES[:1]), digest(precision='bf16'),
-              digest({'model.stride': 56}), digest({'model.feedback.p': 0.5}),
-              digest({'model.backbone.model': 'ViT-B-16'}), digest(random_weights=0), digest(random_weights=1),
-              digest(feedback=dict(rounds=2)), digest(method=dict(attention='qq+kk')), digest(method='proxyclip'),
-              digest({'test_cfg.fp16': True}), digest({'test_dataloader.dataset.seg_map_suffix': '_other.png'}),
-              digest({'test_dataloader.dataset.pipeline.1.scale': (2048, 448)})]  # yapf: disable
-    assert len(set(hashes)) == len(hashes)
-
-
-def test_the_hash_is_blind_to_paths_and_workers(tmp_path):
-    os.symlink(os.path.join(MINI, 'models'), tmp_path / 'models')
-    same = [digest(data_root=str(tmp_path)), digest(runtime=dict(workers=2, batch_size=3, work_dir='x')),
-            digest({'model.backbone.model': f'local-dir:{tmp_path}/models/toy_clip'}), digest({'launcher': 'pytorch'}),
-            digest({'model.text_cache': 'x'}), digest({'model.feedback.block': 64})]  # yapf: disable
-    assert set(same) == {digest()}
 
 
 def result(dataset, method='sclip', feedback=None, miou=50.0, partial=False, toy=True, words='sclip', seed=None):
     cell = dict(dataset=dataset, method=method, feedback=feedback, backbone='toy', vfm=None, protocol='sclip',
                 words=words, limit=3 if partial else None, changed=[], toy=toy, random_weights=seed)
-    return dict(cell=cell, metrics=dict(mIoU=miou), hash='0', partial=partial)
+    return dict(cell=cell, metrics=dict(mIoU=miou), hash='0', partial=partial, schema=2, fingerprint=[])
 
 
 def test_table():
@@ -98,3 +68,32 @@ def test_a_half_written_result_never_appears(tmp_path):
     (tmp_path / 'cut.json').write_text(json.dumps([]))
     with pytest.raises(UserError, match='cut.json is not a result'):
         read_result(tmp_path / 'cut.json')
+
+
+def cells_of_one_name(*values):
+    """Results of one row and data set whose precision differs."""
+    return [dict(result('voc21', miou=10.0 * i), hash=str(i), fingerprint=[['model.precision', value, 'number'], ['dataset.type', 'x', 'number']])
+            for i, value in enumerate(values, 1)]
+
+
+def test_two_cells_never_share_a_row():
+    """What they differ in stands in their rows; without a fingerprint, the hash does."""
+    text = table(cells_of_one_name('fp16', 'fp32'), ['voc21'])
+    assert '| sclip, model.precision=fp16 | 10.0 |' in text and '| sclip, model.precision=fp32 | 20.0 |' in text
+    text = table([dict(cell, fingerprint=[]) for cell in cells_of_one_name('a', 'b')], ['voc21'])
+    assert '| sclip, hash=1 | 10.0 |' in text and '| sclip, hash=2 | 20.0 |' in text
+    same = cells_of_one_name('fp16') * 2
+    assert table(same, ['voc21']).count('| SCLIP |') == 1 and 'model.precision' not in table(same, ['voc21'])
+
+
+def test_a_name_of_many_bytes_is_cut():
+    """A Chinese character has three bytes; file systems allow 255."""
+    cell = dict(result('图' * 70)['cell'], words='词' * 70)
+    name = cell_id(cell, '0123456789ab')
+    assert len(name.encode()) <= 180 and name.startswith('图图') and name.endswith('_0123456789')
+
+
+def test_a_result_of_another_schema(tmp_path):
+    write_result(dict(result('voc21'), schema=1), tmp_path / 'old.json')
+    with pytest.raises(UserError, match='old.json is a result of schema 1, and this fsa_seg writes 2'):
+        read_result(tmp_path / 'old.json')

@@ -117,8 +117,8 @@ def test_training_is_refused():
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(window=0), 'window 0 and stride'), (dict(stride=500), 'window 224 and stride 500'),
-    (dict(stride=1.5), 'stride 1.5'), (dict(logit_scale=0), 'logit_scale is 0'), (dict(precision='fp8'), 'precision'),
+    (dict(window=0), 'window is 0; it has to be a whole number'), (dict(stride=500), 'window is 224 and stride 500'),
+    (dict(stride=1.5), 'stride is 1.5'), (dict(logit_scale=0), 'logit_scale is 0'), (dict(precision='fp8'), 'precision'),
     (dict(feedback=dict(type='FSA', p=2)), 'p is 2'),
 ])  # yapf: disable
 def test_bad_settings(options, message):
@@ -152,5 +152,5 @@ def test_the_grid_is_known_before_a_window_runs(method):
     model = build(method, window=96, stride=64)
     for height, width in ((96, 64), (90, 50), (16, 7)):
         crop = torch.zeros(3, height, width), (0, height), (0, width)
-        [(_, _, grid)] = window_cosines([model], [crop])
+        [(_, _, grid, _)] = window_cosines([model], [crop])
         assert grid == model.grid(height, width)

@@ -13,7 +13,8 @@ import os
 import shutil
 import subprocess
 
-from cli import add_data_options, add_model_options, add_run_options, main_wrapper, model_options, runtime_options
+from cli import (add_data_options, add_model_options, add_run_options, main_wrapper, model_options, options_action, place,
+                 runtime_options)
 
 RANK_VARIABLES = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
@@ -21,21 +22,22 @@ RANK_VARIABLES = dict(
 
 
 def parse_args(argv=None):
-    from mmengine.config import DictAction
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', nargs='?', help='a data set (name or file), or a saved result or config')
-    parser.add_argument('--images', metavar='DIR', help='in place of CONFIG: a folder of images,')
-    parser.add_argument('--labels', metavar='DIR', help='one of label images of the same names,')
-    parser.add_argument('--classes', metavar='FILE', help="and the class names: a line per label from 0, synonyms by ';'")
+    parser.add_argument('--images', type=place, metavar='DIR', help='in place of CONFIG: a folder of images,')
+    parser.add_argument('--labels', type=place, metavar='DIR', help='one of label images of the same names,')
+    parser.add_argument('--classes', type=place, metavar='FILE', help="and the class names: a line per label from 0, synonyms by ';'")
     parser.add_argument('--reduce-zero-label', action='store_true', help='with them: label 0 is void, and the first class is 1')
     add_model_options(parser)
     add_data_options(parser)
     parser.add_argument('--limit', type=int, metavar='N', help='evaluate a seeded subset; the result is marked partial')
     add_run_options(parser)
-    parser.add_argument('--out', metavar='FILE', help='result file (default: WORK_DIR/results/...)')
-    parser.add_argument('--show-dir', metavar='DIR', help='write image, truth and prediction of every image there')
+    parser.add_argument('--out', type=place, metavar='FILE', help='result file (default: WORK_DIR/results/...)')
+    parser.add_argument('--show-dir', type=place, metavar='DIR', help='write image, truth and prediction of every image there')
+    parser.add_argument('--allow-modules', nargs='+', default=[], metavar='MODULE',
+                        help='modules of your own that a saved result may import')
     parser.add_argument('--launcher', choices=['none', *RANK_VARIABLES], default='none')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=options_action(), default={}, metavar='KEY=VALUE',
                         help='set entries of the composed config, such as model.stride=56')
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -47,22 +49,24 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from fsa_seg.benchmark import prepare, result_path, run_cell
+    from fsa_seg.benchmark import check_out, prepare, result_path, run_cell
     from fsa_seg.results import TOY_NOTE, row_name
     start_processes(args.launcher)
     config = build_config(args)
-    digest = prepare(config)
-    path = args.out or result_path(config, digest)
-    result = run_cell(config, digest, path)
+    cell = prepare(config)
+    path = args.out or result_path(cell)
+    if args.out:
+        check_out(args.out, cell)
+    result = run_cell(cell, path)
     if result is None:
         return
-    cell = result['cell']
+    names = result['cell']
     figures = '  '.join(f'{key} {"–" if value is None else f"{value:.2f}"}' for key, value in result['metrics'].items())
-    print(f'{row_name(cell)} on {cell["dataset"]} ({cell["protocol"]}): {figures}')
-    if cell['toy']:
+    print(f'{row_name(names)} on {names["dataset"]} ({names["protocol"]}): {figures}')
+    if names['toy']:
         print(TOY_NOTE)
-    if cell.get('random_weights') is not None:
-        print(f'random weights of seed {cell["random_weights"]}: it enters no table')
+    if names.get('random_weights') is not None:
+        print(f'random weights of seed {names["random_weights"]}: it enters no table')
     if result['partial']:
         print(f'partial: {len(result["images"])} images; it enters no table')
     print(f'result: {path}')
@@ -77,7 +81,7 @@ def build_config(args):
     from fsa_seg.paths import make_folder
     given = model_options(args)
     dataset = args.config or folder_dataset(args.images, args.labels, args.classes, args.reduce_zero_label)
-    config = load_file(args.config) if args.config and os.path.isfile(args.config) else {}
+    config = load_file(args.config, args.allow_modules) if args.config and os.path.isfile(args.config) else {}
     if is_complete(config):
         given.update({} if args.limit is None else dict(limit=args.limit))
         if given:
