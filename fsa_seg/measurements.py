@@ -22,10 +22,11 @@ from mmseg.structures import SegDataSample
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsa_seg.config import compose, model_config
-from fsa_seg.device import device_name, tensor_peak
+from fsa_seg.device import device_name, measured, tensor_peak
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import confusion
 from fsa_seg.feedback import FSA, _threshold_by_histogram, _threshold_by_order
+from fsa_seg.machine import cpu_name
 from fsa_seg.methods import LastBlock, token_logits
 from fsa_seg.panel import overlap_adds, window_cosines
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
@@ -41,6 +42,7 @@ IMAGE = (336, 448)  # pixels of a resized image
 GROWTH = dict(N=[(side, 21) for side in (21, 28, 42, 64)], Q=[(42, queries) for queries in (21, 60, 171, 400, 847)])
 QUERIES = (21, 171, 847)  # of VOC21, COCO-Stuff164k and ADE20K's longest list; dense references run for all but the last
 AGREEMENT = 10  # images whose labels are compared in half precision
+AGREEING = (('proxyclip', 'fsa'), ('sclip', 'fsa'), ('clip', None))  # methods and feedback under which they are compared
 PRUNED = (42, 21)  # side of the grid, and queries, whose similarities are pruned
 LARGE = (128, 847)  # side of the grid of a 1024-pixel window at patch 8, and ADE20K's longest list of queries
 
@@ -239,23 +241,34 @@ class Measurements:
 
     def precision_agreement(self):
         """The share of pixels that get float32's labels in half precision: toy models, the mini split of VOC21."""
-        rows = []
-        for method, fsa in (('proxyclip', 'fsa'), ('sclip', 'fsa'), ('clip', None)):
+        return [{'method': name, 'pixels': pixels,
+                 **{f'{key} as fp32': f'{100 * (1 - count / pixels):.2f} %' for key, count in moved.items()}}
+                for name, pixels, moved in self.moved_labels()]
+
+    def moved_labels(self, rows=AGREEING, images=None, precisions=('fp16', 'bf16')):
+        """Yield for each row its name, how many pixels were labelled, and {precision: pixels whose label is not float32's}.
+
+        Toy models label the mini split of VOC21.
+
+        Args:
+            rows (sequence of (str, str)): method and feedback.
+            images (int): of the split, by default AGREEMENT.
+            precisions (sequence of str): that are compared with float32.
+        """
+        for method, fsa in rows:
             config = compose('voc21', method, fsa, 'toy', 'toy', protocol=PROTOCOL, data_root=self.mini)
             dataset, labels = DATASETS.build(config.test_dataloader.dataset), {}
-            for precision in PRECISIONS:
+            for precision in ('fp32', *precisions):
                 model = MODELS.build(dict(config.model, precision=precision)).to(self.device)
-                labels[precision] = []
-                for i in range(min(AGREEMENT, len(dataset))):
+                maps = []
+                for i in range(min(images or AGREEMENT, len(dataset))):
                     data = dataset[i]
                     out = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
-                    labels[precision].append(out.pred_sem_seg.data.flatten())
+                    maps.append(out.pred_sem_seg.data.flatten())
                     self.step()
-            whole = {precision: torch.cat(maps) for precision, maps in labels.items()}
-            shares = {name: 100 * float((whole[name] == whole['fp32']).double().mean()) for name in ('fp16', 'bf16')}
-            rows.append({'method': row_name(config.cell), 'pixels': len(whole['fp32']),
-                         **{f'{name} as fp32': f'{share:.2f} %' for name, share in shares.items()}})
-        return rows
+                labels[precision] = torch.cat(maps)
+            moved = {precision: int((labels[precision] != labels['fp32']).sum()) for precision in precisions}
+            yield row_name(config.cell), len(labels['fp32']), moved
 
     def growth(self):
         """The last block with FSA over N and over Q; exponents are fitted to the last three of each.
@@ -283,12 +296,57 @@ class Measurements:
         crop = cut_window(*self._image(plain), plain.multiple)
         start = time.perf_counter()
         fast.trunk(fast.visual, crop), fast.features(crop)
-        seconds, rows = time.perf_counter() - start, []
-        for name, run in (('trunk', lambda m: m.trunk(m.visual, crop)), ('VFM', lambda m: m.features(crop))):
-            cost = self._costs({m: functools.partial(run, m) for m in (plain, fast)}, memory=[])
-            rows.append({'model': name, 'plain': str(cost[plain]), 'compiled': str(cost[fast]),
-                         'times faster': cost[plain].over(cost[fast])})
+        seconds = time.perf_counter() - start
+        rows = [{'model': name, 'plain': str(before), 'compiled': str(after), 'times faster': before.over(after)}
+                for name, before, after in self._trunk_and_vfm(plain, fast)]
         return [*rows, {'model': 'both', 'plain': '', 'compiled': f'{seconds:.0f} s to compile', 'times faster': ''}]
+
+    @torch.no_grad()
+    def bf16(self):
+        """Trunk and VFM in bf16, against float32."""
+        plain, half = (self._segmentor('proxyclip', None, precision=precision) for precision in ('fp32', 'bf16'))
+        return [{'model': name, 'fp32': str(before), 'bf16': str(after), 'times faster': before.over(after)}
+                for name, before, after in self._trunk_and_vfm(plain, half)]
+
+    def _trunk_and_vfm(self, plain, other):
+        """Yield ('trunk', `Cost` of one segmentor's, of another's) on one window, then those of their VFMs."""
+        crop = cut_window(*self._image(plain), plain.multiple)
+        for name, run in (('trunk', lambda m: m.trunk(m.visual, crop)), ('VFM', lambda m: m.features(crop))):
+            cost = self._costs({m: functools.partial(run, m) for m in (plain, other)}, memory=[])
+            yield name, cost[plain], cost[other]
+
+    @torch.no_grad()
+    def window(self, most=2, once=False):
+        """One window under ProxyCLIP + FSA: bytes of weights, peak of memory beyond them, and rates.
+
+        Returns:
+            dict: `weights` and `peak` (bytes; NaN where the system does not tell), and `rates`: windows at once -> (images of
+            336×448 pixels per second, without loading and post-processing; trunk and VFM's share of the matmul rate).
+
+        Args:
+            most (int): windows at once on a CPU, beside one; on a GPU as many as half of its free memory holds.
+            once (bool): time the one run whose memory is measured, no batch and no further run.
+        """
+        model = self._segmentor('proxyclip', 'fsa')
+        crop, each = self._image(model), len(windows(*IMAGE, model.window, model.stride))
+
+        def run(size):
+            return list(window_cosines([model], [crop] * size))
+
+        found, (seconds, peak) = measured(functools.partial(run, 1), self.device)
+        if not found[0][1].isfinite().all():
+            raise RuntimeError('some cosines are not finite')
+        del found
+        times = {1: seconds}
+        if not once:
+            most = most if self.device.type == 'cpu' else model.batch_size(functools.partial(run, 1))
+            sizes = {size: functools.partial(run, size) for size in dict.fromkeys((1, most))}
+            times = {size: cost.seconds for size, cost in self._costs(sizes, memory=[]).items()}
+        one = cut_window(*crop, model.multiple)
+        flops, rate = self._flops(lambda: (model.trunk(model.visual, one), model.features(one))), self._matmul_rate()
+        weights = sum(p.numel() * p.element_size() for part in (model.visual, model.vfm) for p in part.parameters())
+        return dict(weights=weights, peak=peak, rates={size: (size / each / seconds, flops * size / seconds / rate)
+                                                       for size, seconds in times.items()})
 
     def throughput(self):
         """Images of 336×448 pixels per second under ProxyCLIP + FSA, without loading and metric: batches of windows."""
@@ -431,17 +489,8 @@ def plot_growth(rows, path):
 
 def machine(device, precision):
     """Return a line about the machine and the libraries."""
-    cpu = f'{_cpu()}, ' if torch.device(device).type == 'cpu' else ''
+    cpu = f'{cpu_name()} ({torch.backends.cpu.get_cpu_capability()}), ' if torch.device(device).type == 'cpu' else ''
     return f'{cpu}{device_name(device)}; {precision}; torch {torch.__version__}, Python {platform.python_version()}.'
-
-
-def _cpu():
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as f:
-            name = next(line.split(':')[1].strip() for line in f if line.startswith('model name'))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f'{name} ({torch.backends.cpu.get_cpu_capability()})'
 
 
 def _exponent(x, y):
