@@ -1,7 +1,7 @@
 """What a machine has, as pairs of text (what, value): versions, CPU, GPUs, memory, caches, disk, environment.
 
-Python's own library alone is imported here; any other is imported where it is asked, so that a missing library costs its
-own lines alone.
+Python's own library alone is imported here; any other is imported where it is needed, so that a missing library costs
+its own lines alone.
 """
 import contextlib
 import importlib.metadata
@@ -12,17 +12,19 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PACKAGES = ('torch', 'torchvision', 'triton', 'open_clip_torch', 'timm', 'onedl-mmengine', 'mmengine', 'onedl-mmcv', 'mmcv',
-            'mmcv-lite', 'onedl-mmsegmentation', 'mmsegmentation', 'numpy', 'scipy', 'opencv-python',
-            'opencv-python-headless', 'pillow', 'safetensors', 'huggingface_hub', 'ftfy', 'regex', 'tqdm')  # yapf: disable
+PACKAGES = ('torch', 'torchvision', 'triton', 'open_clip_torch', 'timm', 'onedl-mmengine', 'mmengine', 'onedl-mmcv',
+            'mmcv', 'mmcv-lite', 'onedl-mmsegmentation', 'mmsegmentation', 'numpy', 'scipy', 'opencv-python',
+            'opencv-python-headless', 'pillow', 'safetensors', 'huggingface_hub', 'ftfy', 'regex', 'tqdm')
 INSTRUCTIONS = ('avx2', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_tile', 'amx_bf16', 'amx_int8',
                 'asimd', 'sve', 'bf16', 'i8mm')  # yapf: disable
 BF16_UNITS = ('amx_bf16', 'avx512_bf16', 'bf16')  # flags of CPUs that multiply bf16 matrices
 OFFLINE = ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLINE')
 VARIABLES = ('TORCH_ALLOW_TF32_CUBLAS_OVERRIDE', 'NVIDIA_TF32_OVERRIDE', 'CUBLAS_WORKSPACE_CONFIG',
-             'ONEDNN_DEFAULT_FPMATH_MODE', 'ONEDNN_MAX_CPU_ISA', 'ATEN_CPU_CAPABILITY', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS',
-             'CUDA_VISIBLE_DEVICES', 'PYTORCH_CUDA_ALLOC_CONF', 'FSA_SEG_CONFIGS', 'FSA_SEG_CACHE', 'HF_HOME', 'HF_HUB_CACHE',
-             'TORCH_HOME', 'PYTHONPATH')  # yapf: disable
+             'ONEDNN_DEFAULT_FPMATH_MODE', 'ONEDNN_MAX_CPU_ISA', 'ATEN_CPU_CAPABILITY', 'OMP_NUM_THREADS',
+             'MKL_NUM_THREADS', 'CUDA_VISIBLE_DEVICES', 'PYTORCH_CUDA_ALLOC_CONF', 'FSA_SEG_CONFIGS', 'FSA_SEG_CACHE',
+             'HF_HOME', 'HF_HUB_CACHE', 'TORCH_HOME', 'PYTHONPATH')  # yapf: disable
+GROUP_FILES = (('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),  # limit and use, version 2 and 1
+               ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory/memory.usage_in_bytes'))
 UNLIMITED = 2**60  # bytes; a control group's limit above is none
 
 
@@ -47,8 +49,9 @@ def software():
             ('libraries', ', '.join(found)), ('fsa_seg', f'{_short(ROOT)}, sources {_sources()}')]
     with contextlib.suppress(ImportError):
         import torch
-        rows.append(('torch is built with', f'CUDA {torch.version.cuda or "–"}, cuDNN {torch.backends.cudnn.version() or "–"}, '
-                     f'oneDNN {"yes" if torch.backends.mkldnn.is_available() else "no"}'))
+        cuda, cudnn = torch.version.cuda or '–', torch.backends.cudnn.version() or '–'
+        onednn = 'yes' if torch.backends.mkldnn.is_available() else 'no'
+        rows.append(('torch is built with', f'CUDA {cuda}, cuDNN {cudnn}, oneDNN {onednn}'))
     return rows
 
 
@@ -63,8 +66,9 @@ def processor():
         import torch
         threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     flags = [flag.upper() for flag in INSTRUCTIONS if flag in cpu_flags()]
-    return [('CPU', cpu_name()), ('cores', f'{cores or "?"} cores, {os.cpu_count()} logical, {usable} usable; torch uses {threads} '
-                            'threads'), ('instruction sets', f'{", ".join(flags) or "unknown"}; torch uses {capability}')]
+    counts = f'{cores or "?"} cores, {os.cpu_count()} logical, {usable} usable; torch uses {threads} threads'
+    return [('CPU', cpu_name()), ('cores', counts),
+            ('instruction sets', f'{", ".join(flags) or "unknown"}; torch uses {capability}')]
 
 
 def cpu_name():
@@ -85,7 +89,7 @@ def graphics():
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
         free, total = torch.cuda.mem_get_info(i)
-        seen.append((f'GPU {i}', f'{about.name}, {gibibytes(total)} ({gibibytes(free)} free), capability '
+        seen.append((f'GPU {i}', f'{about.name}, {amount(total)} ({amount(free)} free), capability '
                      f'{about.major}.{about.minor}, {about.multi_processor_count} multiprocessors'))
     if torch.cuda.is_available():
         seen.append(('kernels of torch for', ', '.join(torch.cuda.get_arch_list())))
@@ -109,8 +113,8 @@ def memory():
     """
     held = {key: int(value.split()[0]) * 1024 for key, value in _lines('/proc/meminfo')}
     total, free = held.get('MemTotal'), held.get('MemAvailable')
-    for limit, used in (('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')):
-        limit, used = (_number(os.path.join('/sys/fs/cgroup', name)) for name in (limit, used))
+    for limit, used in GROUP_FILES:
+        limit, used = _number(limit), _number(used)
         if total and limit and used and limit < min(total, UNLIMITED):
             return limit, min(free, max(0, limit - used))
     return total, free
@@ -119,8 +123,8 @@ def memory():
 def storage():
     """Return memory, caches (path, size, whether they can be written to) and what is free on the disk."""
     total, free = memory()
-    rows = [('memory', f'{gibibytes(total)}, {gibibytes(free)} free'),
-            ('disk', f'{gibibytes(shutil.disk_usage(os.getcwd()).free)} free in the working folder')]
+    rows = [('memory', f'{amount(total)}, {amount(free)} free'),
+            ('disk', f'{amount(shutil.disk_usage(os.getcwd()).free)} free in the working folder')]
     return rows + [(name, _folder(path)) for name, path in caches().items()]
 
 
@@ -144,9 +148,11 @@ def environment():
     return [('offline switches', _variables(OFFLINE)), ('environment', _variables(VARIABLES))]
 
 
-def gibibytes(count):
+def amount(count):
     """Return bytes as text."""
-    return 'unknown' if count is None else f'{count / 2**30:.1f} GiB'
+    if count is None:
+        return 'unknown'
+    return f'{count / 2**30:.1f} GiB' if count >= 2**30 else f'{count / 2**20:.0f} MiB'
 
 
 def one_line(error):
@@ -168,10 +174,10 @@ def _folder(path):
     while not os.path.exists(there):
         there = os.path.dirname(there)
     writable = 'writable' if os.access(there, os.W_OK | os.X_OK) else 'NOT writable'
-    free = f'{gibibytes(shutil.disk_usage(there).free)} free'
+    free = f'{amount(shutil.disk_usage(there).free)} free'
     if there != path:
         return f'{_short(path)}: not there yet, {writable}, {free}'
-    return f'{_short(path)}: {gibibytes(_size(path))}, {writable}, {free}'
+    return f'{_short(path)}: {amount(_size(path))}, {writable}, {free}'
 
 
 def _size(folder):

@@ -42,7 +42,7 @@ IMAGE = (336, 448)  # pixels of a resized image
 GROWTH = dict(N=[(side, 21) for side in (21, 28, 42, 64)], Q=[(42, queries) for queries in (21, 60, 171, 400, 847)])
 QUERIES = (21, 171, 847)  # of VOC21, COCO-Stuff164k and ADE20K's longest list; dense references run for all but the last
 AGREEMENT = 10  # images whose labels are compared in half precision
-AGREEING = (('proxyclip', 'fsa'), ('sclip', 'fsa'), ('clip', None))  # methods and feedback under which they are compared
+AGREEING = (('proxyclip', 'fsa'), ('sclip', 'fsa'), ('clip', None))  # method and feedback of each comparison
 PRUNED = (42, 21)  # side of the grid, and queries, whose similarities are pruned
 LARGE = (128, 847)  # side of the grid of a 1024-pixel window at patch 8, and ADE20K's longest list of queries
 
@@ -246,7 +246,7 @@ class Measurements:
                 for name, pixels, moved in self.moved_labels()]
 
     def moved_labels(self, rows=AGREEING, images=None, precisions=('fp16', 'bf16')):
-        """Yield for each row its name, how many pixels were labelled, and {precision: pixels whose label is not float32's}.
+        """Yield (row's name, pixels labelled, {precision: pixels whose label is not float32's}).
 
         Toy models label the mini split of VOC21.
 
@@ -320,8 +320,8 @@ class Measurements:
         """One window under ProxyCLIP + FSA: bytes of weights, peak of memory beyond them, and rates.
 
         Returns:
-            dict: `weights` and `peak` (bytes; NaN where the system does not tell), and `rates`: windows at once -> (images of
-            336×448 pixels per second, without loading and post-processing; trunk and VFM's share of the matmul rate).
+            dict: `weights` and `peak` (bytes; NaN where the system does not tell), and `rates`: windows at once -> (images
+            of 336×448 pixels per second, without loading and post-processing; trunk and VFM's share of the matmul rate).
 
         Args:
             most (int): windows at once on a CPU, beside one; on a GPU as many as half of its free memory holds.
@@ -333,17 +333,17 @@ class Measurements:
         def run(size):
             return list(window_cosines([model], [crop] * size))
 
+        one = cut_window(*crop, model.multiple)
+        flops = self._flops(lambda: (model.trunk(model.visual, one), model.features(one)))  # it warms up as well
         found, (seconds, peak) = measured(functools.partial(run, 1), self.device)
         if not found[0][1].isfinite().all():
             raise RuntimeError('some cosines are not finite')
         del found
-        times = {1: seconds}
+        times, rate = {1: seconds}, self._matmul_rate()
         if not once:
             most = most if self.device.type == 'cpu' else model.batch_size(functools.partial(run, 1))
             sizes = {size: functools.partial(run, size) for size in dict.fromkeys((1, most))}
             times = {size: cost.seconds for size, cost in self._costs(sizes, memory=[]).items()}
-        one = cut_window(*crop, model.multiple)
-        flops, rate = self._flops(lambda: (model.trunk(model.visual, one), model.features(one))), self._matmul_rate()
         weights = sum(p.numel() * p.element_size() for part in (model.visual, model.vfm) for p in part.parameters())
         return dict(weights=weights, peak=peak, rates={size: (size / each / seconds, flops * size / seconds / rate)
                                                        for size, seconds in times.items()})

@@ -1,11 +1,8 @@
 import glob
-import json
 import os
 
 import pytest
 import torch
-from open_clip.model import CLIP
-from safetensors import safe_open
 
 import reference
 from fsa_seg import patch_logits
@@ -13,20 +10,14 @@ from fsa_seg.attention import BUILT_IN
 from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError
 from fsa_seg.methods import METHODS, LastBlock, inspect_patch
+from fsa_seg.self_checks import load_golden
 
 GOLDEN = sorted(glob.glob(os.path.join(os.path.dirname(__file__), 'golden', '*.safetensors')))
 
 
 @pytest.fixture(params=GOLDEN, ids=[os.path.basename(path)[:-12] for path in GOLDEN])
 def golden(request):
-    with safe_open(request.param, 'pt') as f:
-        c = json.loads(f.metadata()['config'])
-        tensors = {key: f.get_tensor(key) for key in f.keys()}
-    vision = {key: c[key] for key in ('image_size', 'layers', 'width', 'head_width', 'patch_size')}
-    visual = CLIP(c['embed_dim'], vision, dict(vocab_size=64, width=32, heads=2, layers=1),
-                  quick_gelu=c['quick_gelu']).eval().requires_grad_(False).visual
-    visual.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith('visual.')})
-    return visual, tensors
+    return load_golden(request.param)
 
 
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(

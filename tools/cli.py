@@ -94,10 +94,7 @@ def main_wrapper(main):
         with contextlib.redirect_stdout(None):  # mmseg prints a debugging line when it is imported
             from fsa_seg.errors import UserError
     except ImportError as error:
-        hint = (': OpenCV needs libGL; install it (Debian, Ubuntu: apt-get install libgl1 libglib2.0-0)'
-                if 'libGL' in str(error) or 'libgthread' in str(error) else
-                ': install the requirements first (tools/quickstart.sh does)')
-        sys.exit(f'error: {error}{hint}')
+        sys.exit(f'error: {error}{import_hint(error)}; python tools/doctor.py tells what else is missing')
     try:
         main()
     except UserError as error:
@@ -108,6 +105,15 @@ def main_wrapper(main):
     except KeyboardInterrupt:
         print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
         sys.exit(130)
+
+
+def import_hint(error):
+    """Return what mends an ImportError, as text that goes behind its message; nothing for another error."""
+    if not isinstance(error, ImportError):
+        return ''
+    if 'libGL' in str(error) or 'libgthread' in str(error):
+        return ': OpenCV needs libGL; install it (Debian, Ubuntu: apt-get install libgl1 libglib2.0-0)'
+    return ': install the requirements first (tools/quickstart.sh does)'
 
 
 def keep_memory():
