@@ -15,7 +15,7 @@ from fsa_seg.machine import BF16_UNITS, amount, cpu_flags, memory, one_line
 from fsa_seg.self_checks import (LABELS, MINI, Skip, dense, golden, gpu, labels, moved_labels, packages, sdpa, sync,
                                  tf32, used_device)  # yapf: disable
 
-BACKBONES = {'clip_vit-b16': 2, 'clip_vit-l14': 4, 'openclip_vit-h14': 7}  # name -> GiB that building it takes
+BACKBONES = {'clip_vit-b16': 2, 'clip_vit-l14': 3, 'openclip_vit-h14': 5}  # name -> GiB that building it takes
 VFM = 'dino_vit-b8'
 LIMIT = 90  # seconds that two processes may take to add two tensors
 PROCESS = '''
@@ -75,8 +75,8 @@ def window(quick):
     from fsa_seg.measurements import Measurements
     from fsa_seg.segmentor import resolve_precision
     device, precision = used_device(), resolve_precision('auto')
+    _, free = memory()
     for backbone, needed in list(BACKBONES.items())[:1 if quick else None]:
-        _, free = memory()
         if free is not None and free < needed * 2**30:
             yield backbone, f'skipped (needs {needed} GiB of memory, {amount(free)} are free)', ''
             continue

@@ -173,6 +173,32 @@ def test_a_missing_library_costs_its_own_checks_alone(tmp_path):
     assert f'| packages: mmcv | WRONG | {error}' in found.stdout and f'| golden | WRONG | {error}' in found.stdout
 
 
+def test_before_anything_is_installed(tmp_path):
+    """Python's own library alone is there."""
+    command = [sys.executable, '-S', os.path.join(ROOT, 'tools', 'doctor.py'), '--out', 'report.json']
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert found.returncode == 1 and 'Traceback' not in found.stderr and 'CPU' in report['machine']
+    for name in ('packages: torch', 'packages: mmcv', 'golden', 'window', 'processes'):
+        row = next(row for row in report['checks'] if row['check'] == name)
+        assert row['verdict'] == 'WRONG' and 'install the requirements' in row['detail'], row
+    assert {row['check'].split(':')[0] for row in report['checks']} == set(CHECKS)
+
+
+@pytest.mark.parametrize('error, verdict', [('No available kernel. Aborting execution.', 'ok'), ('no plan', 'WRONG')])
+def test_a_back_end_may_lack_a_kernel_but_not_fail(error, verdict, monkeypatch):
+    own = F.scaled_dot_product_attention
+
+    def refuse(*inputs):
+        if inputs[0].dtype == torch.bfloat16:
+            raise RuntimeError(error)
+        return own(*inputs)
+
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', refuse)
+    found = verdicts('sdpa')['math']
+    assert found[0] == verdict and (error in found[1] or 'float16' in found[1] and 'bfloat16' not in found[1])
+
+
 @pytest.mark.parametrize('name, constant', [('golden', 'GOLDEN'), ('dense', 'REFERENCE'), ('labels', 'MINI'),
                                             ('tf32', 'MINI')])  # yapf: disable
 def test_without_a_clone_checks_are_skipped(name, constant, monkeypatch, tmp_path):

@@ -31,8 +31,6 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from tqdm import tqdm
-
     from fsa_seg import machine
     from fsa_seg.doctor import CHECKS, Verdict, run_check
     from fsa_seg.errors import one_of
@@ -49,15 +47,13 @@ def main(argv=None):
     print(table(('machine', ''), about) + '\n', flush=True)
     print(table(('check', 'verdict', 'detail'), []), flush=True)
     verdicts, spent = [], {}
-    with tqdm(total=len(names), desc='checks', unit='check', leave=False) as bar:
-        for name in names:
-            bar.set_postfix_str(name)
-            rows, spent[name] = ([Verdict(name, 'skipped (--quick)', '')], 0.0) if name in left_out else run_check(
-                name, args.quick, import_hint)
-            verdicts += rows
-            with bar.external_write_mode(file=sys.stdout):
-                print('\n'.join(map(line, rows)), flush=True)
-            bar.update()
+    for i, name in enumerate(names):
+        progress(f'check {i + 1} of {len(names)}: {name}')
+        rows, spent[name] = ([Verdict(name, 'skipped (--quick)', '')], 0.0) if name in left_out else run_check(
+            name, args.quick, import_hint)
+        verdicts += rows
+        progress('')
+        print('\n'.join(map(line, rows)), flush=True)
     wrong = [row.check for row in verdicts if row.verdict == 'WRONG']
     print(f'\n{len(verdicts)} verdicts in {sum(spent.values()):.0f} s, '
           f'{f"{len(wrong)} WRONG: " + ", ".join(wrong) if wrong else "none is WRONG"}')
@@ -77,6 +73,14 @@ def check_out(path):
         raise UserError(f'--out {path} is a folder; give the path of a file')
     if path:
         make_folder(os.path.dirname(os.path.abspath(path)))
+
+
+def progress(text):
+    """Show on a terminal what runs now, in a line that the next text takes the place of; without one print the line."""
+    if sys.stderr.isatty():
+        print(f'\r\033[K{text}', end='', file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
 
 
 def table(head, rows):
