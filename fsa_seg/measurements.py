@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsa_seg.config import compose, model_config
@@ -406,11 +407,14 @@ class Measurements:
         return 2 * side**3 / min(self._times({'': lambda: a @ a}, max(5, self.repeats))[''])
 
     def _flops(self, run):
-        """Return the FLOPs of the products in a function; torch's fused attention, which is not counted, is switched off."""
+        """Return the FLOPs of the products in a function.
+
+        Torch's fused attention is switched off: which of its forms the counter knows differs between torch's versions.
+        """
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 run()
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
