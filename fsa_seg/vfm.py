@@ -26,7 +26,7 @@ class TimmModel(nn.Module):
         model (str): `timm` name with its weight's tag ('vit_base_patch8_224.dino').
         checkpoint (str): a local file of weights in place of the download; converted as `timm` converts its own.
         model_args (dict): arguments of the architecture, such as dict(img_size=...).
-        mean, std (3 floats): the VFM's own normalisation, on 0..1 RGB.
+        mean, std (3 floats): the VFM's own normalisation, on 0..1 RGB; by default that of the weights' tag in `timm`.
         random_weights (int): seed of random weights, which are used in place of trained ones.
 
     Raises:
@@ -35,8 +35,8 @@ class TimmModel(nn.Module):
     family = None  # pattern of timm's names
     filter_fn = None  # timm's conversion of the publishers' files
 
-    def __init__(self, model, checkpoint=None, model_args=None, mean=timm.data.IMAGENET_DEFAULT_MEAN,
-                 std=timm.data.IMAGENET_DEFAULT_STD, random_weights=None, **architecture):
+    def __init__(self, model, checkpoint=None, model_args=None, mean=None, std=None, random_weights=None,
+                 **architecture):
         super().__init__()
         one_of(model.split('.')[0], timm.list_models(self.family), 'timm model')
         checkpoint = checkpoint and local_path(checkpoint, f'checkpoint of the VFM {model}')
@@ -53,7 +53,8 @@ class TimmModel(nn.Module):
             with loading_weights(f'VFM {model!r}', checkpoint or model):
                 _load_strictly(self.vit, type(self).filter_fn)
         self.vit.eval().requires_grad_(False)
-        self.mean, self.std = mean, std
+        own = self.vit.pretrained_cfg
+        self.mean, self.std = (tuple(given or own[key]) for key, given in (('mean', mean), ('std', std)))
 
     def check_architecture(self, model):
         """Raise a UserError if features cannot be read from `self.vit`, called `model`; before weights are loaded."""
@@ -80,8 +81,8 @@ class TimmViT(TimmModel):
     family = 'vit_*'
     filter_fn = vision_transformer.checkpoint_filter_fn
 
-    def __init__(self, model, checkpoint=None, model_args=None, mean=timm.data.IMAGENET_DEFAULT_MEAN,
-                 std=timm.data.IMAGENET_DEFAULT_STD, pos_embed='offset', random_weights=None):
+    def __init__(self, model, checkpoint=None, model_args=None, mean=None, std=None, pos_embed='offset',
+                 random_weights=None):
         self.pos_embed = one_of(pos_embed, POSITION_RULES, 'pos_embed')
         super().__init__(model, checkpoint, model_args, mean, std, random_weights, dynamic_img_size=True)
         self.multiple = self.vit.patch_embed.patch_size
@@ -146,8 +147,7 @@ class TimmSAM(TimmModel):
     filter_fn = vision_transformer_sam.checkpoint_filter_fn
     multiple = (1, 1)
 
-    def __init__(self, model, checkpoint=None, model_args=None, mean=timm.data.IMAGENET_DEFAULT_MEAN,
-                 std=timm.data.IMAGENET_DEFAULT_STD, random_weights=None):
+    def __init__(self, model, checkpoint=None, model_args=None, mean=None, std=None, random_weights=None):
         super().__init__(model, checkpoint, model_args, mean, std, random_weights)
 
     def grid(self, height, width):

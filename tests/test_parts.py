@@ -6,6 +6,7 @@ import sys
 
 import open_clip
 import pytest
+import timm
 import torch
 from mmseg.registry import DATASETS, MODELS
 from open_clip.transformer import QuickGELU
@@ -91,6 +92,20 @@ def test_vfm_at_a_small_size(name):
     side = [count * patch for count, patch in zip(vfm.vit.patch_embed.grid_size, vfm.multiple)]
     trained = torch.rand(1, 3, *side)  # at the trained size no rule resizes
     torch.testing.assert_close(vfm(trained), timms(trained), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', [*part_names('vfm'), 'augreg'])
+def test_vfms_normalise_as_timm_says(name, tmp_path):
+    """By mean and std of their weights' tag; weights that are a file's alone by those that the part gives."""
+    other = tmp_path / 'augreg.py'  # whose weights want other values than ImageNet's, which the others have
+    other.write_text("vfm = dict(name='augreg', type='TimmViT', model='vit_base_patch16_224.augreg_in21k')")
+    part = load_part('vfm', str(other) if name == 'augreg' else name)
+    if not issubclass(MODELS.get(part.type), TimmModel):
+        pytest.skip('no timm model')
+    own = part if {'checkpoint', 'mean', 'std'} <= set(part) else timm.get_pretrained_cfg(part.model).to_dict()
+    vfm = MODELS.build(dict(part_config(part, random_weights=0), model_args={**part.get('model_args', {}), **SMALL}))
+    images = torch.rand(2, 3, 4, 5)
+    torch.testing.assert_close(vfm.normalised(images), normalize(images, own['mean'], own['std']))
 
 
 @pytest.mark.parametrize('kind, name', [(kind, name) for kind in ('backbone', 'vfm') for name in part_names(kind)])
