@@ -132,7 +132,7 @@ def table(results, datasets):
         results (list of dict): of `read_result`.
         datasets (list of str): the columns, in order.
     """
-    kept = [result for result in results if not result['partial'] and result['cell'].get('random_weights') is None]
+    kept = [result for result in results if table_row(result)]
     rows = {}
     for result, row in zip(kept, _rows(kept)):
         rows.setdefault(row, {})[result['cell']['dataset']] = result
@@ -150,13 +150,18 @@ def table(results, datasets):
     return '\n'.join([*note, 'mIoU in percent.', '', *lines])
 
 
+def table_row(result):
+    """Return the row of a table that a result belongs to: (method, backbone, VFM, protocol); None if it enters no table."""
+    cell = result['cell']
+    if result['partial'] or cell.get('random_weights') is not None:
+        return None
+    words = [f'words {cell["words"]}'] if cell['words'] != cell['protocol'] else []
+    return row_name(cell), cell['backbone'], cell['vfm'] or '–', ', '.join([cell['protocol'], *words, *cell['changed']])
+
+
 def _rows(results):
-    """Return the row of each result: a tuple of texts that no two cells of one data set share."""
-    rows = []
-    for result in results:
-        cell = result['cell']
-        words = [f'words {cell["words"]}'] if cell['words'] != cell['protocol'] else []
-        rows.append((row_name(cell), cell['backbone'], cell['vfm'] or '–', ', '.join([cell['protocol'], *words, *cell['changed']])))
+    """Return the row of each result: that of `table_row`, and what tells it from another cell of the row and data set."""
+    rows = [table_row(result) for result in results]
     groups = {}
     for i, row in enumerate(rows):
         groups.setdefault(row, []).append(i)

@@ -21,6 +21,7 @@ case "$*" in
   --version) echo "Python $MADE_BY" ;;
   "-m pip --version") ;;
   "-m pip install"*) [ -z "$PIP_FAILS" ] || { echo "ERROR: no route to the registry"; exit 1; }; echo installed >> pip_calls ;;
+  tools/benchmark.py*) echo "$*" > benchmark; exit "${BENCHMARK:-0}" ;;
   "-c import cv2") [ -z "$NO_LIBGL" ] || { echo "ImportError: libGL.so.1: cannot open shared object file" >&2; exit 1; } ;;
 esac
 '''
@@ -85,6 +86,13 @@ def test_the_environment_is_made_again_only_when_it_is_out_of_date(repository):
     assert (installed.read_text().count('installed'), made.read_text().count('made')) == (2, 1)
     run(repository, version='3.12.0')  # another Python: the environment is made anew
     assert (installed.read_text().count('installed'), made.read_text().count('made')) == (3, 2)
+
+
+def test_quickstart_compares_with_the_expected_numbers(repository):
+    """Also in an environment that is there already; the comparison's status is the script's."""
+    assert run(repository).returncode == 0
+    assert '--golden data/mini/golden.json' in (repository / 'benchmark').read_text()
+    assert run(repository, BENCHMARK='1').returncode == 1
 
 
 @pytest.mark.parametrize('name', ['dist_test.sh', 'slurm_test.sh'])

@@ -9,6 +9,7 @@ result is in WORK_DIR/results are not run again, so an interrupted benchmark goe
 """
 import argparse
 import os
+import shlex
 import sys
 
 from cli import add_data_options, add_model_options, add_run_options, main_wrapper, model_options, place, runtime_options
@@ -28,7 +29,12 @@ def parse_args(argv=None):
                         help='cells that share one pass over the data, at most (default: 32; 1 shares nothing)')
     parser.add_argument('--picture', type=place, metavar='FILE', help='also draw one image under every row')
     parser.add_argument('--picture-of', metavar='D', help='the data set whose first image is drawn (default: the first)')
-    return parser.parse_args(argv)
+    parser.add_argument('--golden', metavar='FILE',
+                        help='compare the table with expected numbers (of --datasets, if given); status 1 if one differs')
+    parser.add_argument('--write-golden', metavar='FILE', help='write the numbers as a file for --golden')
+    args = parser.parse_args(argv)
+    args.command = shlex.join(['python', 'tools/benchmark.py', *(sys.argv[1:] if argv is None else argv)])
+    return args
 
 
 def main(argv=None):
@@ -38,7 +44,8 @@ def main(argv=None):
     suite = load_suite(args.suite)
     if 'window' in suite:
         unused = [option for option in ('datasets', 'protocol', 'words', 'data_root', 'workers', 'batch_size', 'picture',
-                                        'picture_of', 'window_batch', 'compile', 'panel') if getattr(args, option) is not None]
+                                        'picture_of', 'window_batch', 'compile', 'panel', 'golden', 'write_golden')
+                  if getattr(args, option) is not None]
         if unused:
             raise UserError(f'the suite {suite.name} runs on one window, without data: leave out '
                             + ', '.join('--' + option.replace('_', '-') for option in unused))
@@ -66,10 +73,15 @@ def run_data(args, cells, given):
     from fsa_seg.benchmark import picture_of_rows, run_cells
     from fsa_seg.config import compose
     from fsa_seg.errors import UserError, one_of
+    from fsa_seg.goldens import compare, read_goldens, write_goldens
+    from fsa_seg.paths import make_folder
     from fsa_seg.results import table
     from fsa_seg.visualization import write_picture
     if any('dataset' not in cell for cell in cells):
         raise UserError(f'the suite {args.suite} names no data set: add --datasets')
+    expected = read_goldens(args.golden, args.datasets) if args.golden else None
+    if args.write_golden:
+        make_folder(os.path.dirname(os.path.abspath(args.write_golden)))
     runtime = dict(runtime_options(args), log_level='ERROR')
     configs = [compose(**cell, **given, runtime=runtime)
                for cell in tqdm(cells, desc='composing', unit='cell', leave=False)]
@@ -82,6 +94,13 @@ def run_data(args, cells, given):
     if args.picture:
         write_picture(picture_of_rows([config for config in configs if config.cell.dataset == shown]), args.picture)
         print(f'picture of one image under every row: {args.picture}')
+    if args.write_golden:
+        write_goldens(results, args.command, args.write_golden)
+        print(f'expected numbers: {args.write_golden}')
+    if args.golden:
+        right, report = compare(results, *expected)
+        print(f'compared with {args.golden}:\n{report}')
+        sys.exit(0 if right else 1)
 
 
 def run_windows(args, suite, cells, given):

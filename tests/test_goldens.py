@@ -1,0 +1,155 @@
+"""The numbers of the toy table: what the README prints, what the tool compares, what `Segmenter` has to give too."""
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import MINI, ROOT
+from fsa_seg import Segmenter
+from fsa_seg.config import compose
+from fsa_seg.errors import UserError
+from fsa_seg.evaluation import ExactIoUMetric
+from fsa_seg.goldens import compare, read_goldens, write_goldens
+from fsa_seg.segmentor import ImageListPreprocessor
+
+FILE = os.path.join(MINI, 'golden.json')
+TWO = ('voc21', 'context59')
+ROW = 'SCLIP | toy | – | sclip'
+
+
+def result(dataset, miou, method='sclip', **change):
+    cell = dict(dataset=dataset, method=method, feedback=None, backbone='toy', vfm=None, protocol='sclip',
+                words='sclip', changed=[], random_weights=None)
+    return dict(dict(cell=cell, partial=False, metrics=dict(mIoU=miou), device='cpu', versions={}), **change)
+
+
+@pytest.mark.parametrize('found, right, report', [
+    ([50.0, 60.0], True, '2 of 2 as expected, largest difference 0.00'),
+    ([50.09, 60.0], True, '2 of 2 as expected, largest difference 0.09'),
+    ([49.89, 60.0], False, f'{ROW}, a: expected 50.00, found 49.89\n1 of 2 as expected, largest difference 0.11'),
+    ([50.0, 61.0], False, f'{ROW}, b: expected 60.00, found 61.00\n1 of 2 as expected, largest difference 1.00'),
+    ([50.0], False, f'{ROW}, b: expected 60.00, found none\n1 of 2 as expected, largest difference 0.00'),
+    ([], False, f'{ROW}, a: expected 50.00, found none\n{ROW}, b: expected 60.00, found none\n'
+                '0 of 2 as expected, largest difference –'),
+    ([50.0, None], False, f'{ROW}, b: expected 60.00, found nan\n1 of 2 as expected, largest difference 0.00'),
+    ([50.0, 60.0, 70.0], True, '1 more cells have no expected number\n2 of 2 as expected, largest difference 0.00'),
+])  # yapf: disable
+def test_comparison(found, right, report):
+    expected = {(ROW, 'a'): 50.0, (ROW, 'b'): 60.0}
+    assert compare([result(*cell) for cell in zip('abc', found)], expected, 0.1) == (right, report)
+
+
+def test_results_that_enter_no_table_are_missing():
+    others = [result('a', 50.0, partial=True), result('a', 50.0, method='clip')]
+    right, report = compare(others, {(ROW, 'a'): 50.0})
+    assert not right and report.startswith(f'{ROW}, a: expected 50.00, found none\n1 more')
+
+
+def test_file_of_expected_numbers(tmp_path):
+    path = str(tmp_path / 'g.json')
+    write_goldens([result('a', 1 / 3), result('b', 2.0), result('c', 3.0, partial=True)], 'a command', path)
+    assert read_goldens(path) == ({(ROW, 'a'): 1 / 3, (ROW, 'b'): 2.0}, 0.1)
+    assert read_goldens(path, ['b']) == ({(ROW, 'b'): 2.0}, 0.1)
+    with pytest.raises(UserError, match='has no expected number of c'):
+        read_goldens(path, ['c'])
+    with pytest.raises(UserError, match='no result enters a table'):
+        write_goldens([result('c', 3.0, partial=True)], 'a command', path)
+    for text in ('', '[]', '{"tolerance": 0.1}', '{"tolerance": 0.1, "cells": {"a": {"b": "x"}}}'):
+        (tmp_path / 'g.json').write_text(text)
+        with pytest.raises(UserError, match='g.json holds no expected numbers'):
+            read_goldens(path)
+
+
+def test_the_readme_prints_the_expected_numbers():
+    with open(FILE, encoding='utf-8') as f:
+        cells = json.load(f)['cells']
+    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
+        lines = [line.strip('| \n').split(' | ') for line in f if line.startswith('| ')]
+    head = next(line for line in lines if line[0] == 'method' and 'voc21' in line)
+    printed = {' | '.join(line[:4]): dict(zip(head[4:-1], line[4:-1])) for line in lines}
+    for row, values in cells.items():
+        assert printed[row] == {dataset: f'{value:.1f}' for dataset, value in values.items()}
+    assert sum(map(len, cells.values())) == 80
+
+
+def test_ten_rows_on_two_data_sets(run_tool, tmp_path):
+    """The numbers themselves; and the tool says which are wrong, if some are."""
+    command = ('benchmark', '--mini', '--datasets', *TWO)
+    status, printed = run_tool(*command, '--golden', FILE)
+    last = printed.splitlines()[-1]
+    print(last)
+    assert status == 0 and re.fullmatch(r'20 of 20 as expected, largest difference 0\.\d\d', last), printed[-3000:]
+    content = json.loads(open(FILE, encoding='utf-8').read())
+    content['cells']['CLIP | toy | – | clearclip']['voc21'] += 0.2
+    content['cells']['Other | toy | – | clearclip'] = dict(voc21=1.0)
+    (tmp_path / 'other.json').write_text(json.dumps(content))
+    status, printed = run_tool(*command, '--golden', 'other.json', '--write-golden', 'new.json')
+    assert status == 1
+    assert re.search(r'^CLIP \| toy \| – \| clearclip, voc21: expected 18.0\d, found 17.8\d$', printed, re.M)
+    assert 'Other | toy | – | clearclip, voc21: expected 1.00, found none' in printed
+    assert re.search(r'^19 of 21 as expected, largest difference 0\.[12]\d$', printed, re.M)
+    new = json.loads((tmp_path / 'new.json').read_text())
+    assert new['command'] == ('python tools/benchmark.py --mini --datasets voc21 context59 --golden other.json '
+                              '--write-golden new.json')
+    assert len(new['cells']) == 10 and all(set(values) == set(TWO) for values in new['cells'].values())
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What goes through the tool and `Segmenter`: labels of each image as the metric gets them, and sizes of inputs."""
+    labels, sizes = {}, []
+    process, prepare = ExactIoUMetric.process, ImageListPreprocessor.forward
+
+    def kept(self, batch, samples):
+        labels.update({sample['img_path']: sample['pred_sem_seg']['data'][0].clone() for sample in samples})
+        process(self, batch, samples)
+
+    def measured(self, data, training=False):
+        sizes.extend(tuple(image.shape) for image in data['inputs'])
+        return prepare(self, data, training)
+
+    monkeypatch.setattr(ExactIoUMetric, 'process', kept)
+    monkeypatch.setattr(ImageListPreprocessor, 'forward', measured)
+    return labels, sizes
+
+
+@pytest.mark.parametrize('dataset, method, protocol, limit', [
+    ('voc21', 'sclip', 'clearclip', 2), ('voc20', 'proxyclip', 'own', 1)])  # yapf: disable
+def test_segmenter_gives_what_the_tool_gives(run_tool, seen, dataset, method, protocol, limit):
+    """On the same image, under the same words and threshold, every pixel."""
+    status, printed = run_tool('test', dataset, '--mini', '--method', method, '--protocol', protocol, '--limit', limit)
+    assert status == 0, printed
+    labels, _ = seen
+    model = compose(dataset, method, 'fsa', 'toy', 'toy', protocol, data_root=MINI).model
+    words = ['; '.join(group) for group in model.words]
+    segmenter = Segmenter(backbone='toy', vfm='toy', method=method, protocol=protocol)
+    assert len(labels) == limit
+    for path, expected in list(labels.items()):
+        found = segmenter.segment(path, words, prob_thd=model.prob_thd).labels
+        assert np.array_equal(found, expected) and len(np.unique(found)) > 3
+        if model.prob_thd:
+            assert not np.array_equal(segmenter.segment(path, words).labels, expected)
+
+
+@pytest.mark.parametrize('size, resized', [((100, 900), (228, 2048)), ((150, 70), (720, 336))])
+def test_images_are_resized_by_their_shorter_side_up_to_a_longest(run_tool, tmp_path, seen, size, resized):
+    """A panorama is held to 2048 pixels; its shape stays; the tool and `Segmenter` see the same."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 20, generator=generator), size, mode='bilinear')[0]
+    for folder in ('images', 'labels'):
+        (tmp_path / folder).mkdir()
+    Image.fromarray((255 * image).byte().permute(1, 2, 0).numpy()).save(tmp_path / 'images' / 'wide.png')
+    Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / 'labels' / 'wide.png')
+    (tmp_path / 'classes.txt').write_text('cat; kitten\nwood\nriver\ncloud\n')
+    data = ('--images', 'images', '--labels', 'labels', '--classes', 'classes.txt', '--workers', 0)
+    status, printed = run_tool('test', *data, '--backbone', 'toy', '--method', 'maskclip', '--protocol', 'proxyclip', '--no-fsa')
+    assert status == 0, printed
+    (_, expected), = seen[0].items()
+    segmenter = Segmenter(backbone='toy', method='maskclip', protocol='proxyclip', feedback=False)
+    found = segmenter.segment(str(tmp_path / 'images' / 'wide.png'), ['cat; kitten', 'wood', 'river', 'cloud'])
+    assert np.array_equal(found.labels, expected) and len(np.unique(found.labels)) > 1
+    assert seen[1] == [(3, *resized)] * 2
