@@ -27,8 +27,10 @@ def write_goldens(results, command, path):
             cells.setdefault(row, {})[dataset] = value
     if not cells:
         raise UserError(f'{path}: no result enters a table, so that there is no number to expect')
-    about = dict(numbers='mIoU in percent, unrounded', command=command, device=results[0]['device'],
-                 versions=results[0]['versions'], tolerance=TOLERANCE)
+    versions = {entry[0].removeprefix('version of '): entry[1] for entry in results[0]['fingerprint']
+                if entry[0].startswith('version of ')}
+    about = dict(numbers='mIoU in percent, unrounded', command=command, device=results[0]['device'], versions=versions,
+                 tolerance=TOLERANCE)
     with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         json.dump(dict(about, cells=cells), f, indent=1, ensure_ascii=False, allow_nan=False)
         f.write('\n')

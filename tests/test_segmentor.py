@@ -103,6 +103,8 @@ def test_half_precision(precision):
     full, half = (build('proxyclip', 'fsa', precision=p, window=96, stride=96).pixel_cosines(image)
                   for p in ('fp32', precision))  # yapf: disable
     assert half.dtype == torch.float32
+    towers = build('proxyclip', precision=precision)
+    assert {p.dtype for p in (*towers.visual.parameters(), *towers.vfm.parameters())} == {segmentor.PRECISIONS[precision]}
     assert (full.argmax(0) == half.argmax(0)).float().mean() > 0.9
     assert not torch.equal(full, half)
 

@@ -94,6 +94,7 @@ def test_embeddings_are_means_over_templates(clip, tmp_path):
     model, tokenizer = clip
     text = encode_queries(model, tokenizer, ['cat', 'traffic light'], 'weights', cache_dir=str(tmp_path))
     assert text.shape == (2, 16) and text.dtype == torch.float32
+    assert TEMPLATES == open_clip.OPENAI_IMAGENET_TEMPLATES and len(TEMPLATES) == 80
     with torch.no_grad():
         rows = model.encode_text(tokenizer([template('traffic light') for template in TEMPLATES]), normalize=True)
     expected = torch.nn.functional.normalize(rows.mean(0), dim=0)

@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch
     assert 'journal' not in json.dumps(resumed['config'])
 
 
-def test_benchmark_skips_what_is_there(run_tool, tmp_path):
+def test_benchmark_skips_what_is_there_but_by_force(run_tool, tmp_path):
     command = ('benchmark', '--mini', '--datasets', 'voc20', '--methods', 'clip', 'maskclip', '--no-fsa')
     status, printed = run_tool(*command, '--picture', 'rows.png')
     assert status == 0, printed
@@ -122,6 +122,9 @@ def test_benchmark_skips_what_is_there(run_tool, tmp_path):
     assert status == 0
     assert paths[0].stat().st_mtime_ns == times[0] and paths[1].exists()
     assert (tmp_path / 'work_dirs' / 'table.md').read_text().strip() in printed
+    times = [path.stat().st_mtime_ns for path in paths]
+    assert run_tool(*command, '--force')[0] == 0
+    assert all(path.stat().st_mtime_ns > time for path, time in zip(paths, times))
 
 
 def test_segment(run_tool, tmp_path):
