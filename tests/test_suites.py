@@ -10,6 +10,7 @@ from conftest import MINI
 from fsa_seg.benchmark import prepare, run_cells
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
+from fsa_seg.parts import part_names
 from fsa_seg.suites import load_suite, suite_cells
 
 
@@ -27,6 +28,12 @@ def test_attention33():
     assert len(found) == len(set(found)) == 66
     assert len({row[:3] for row in found}) == 33 and len({row[1:3] for row in found}) == 11
     assert {cell['protocol'] for cell in suite_cells(load_suite('attention33'))} == {'proxyclip'}
+
+
+def test_all_stands_for_every_part_but_the_toys():
+    suite = dict(name='mine', groups=[dict(backbone=['all'], vfm=['all'])])
+    for kind in ('backbone', 'vfm'):
+        assert {cell[kind] for cell in suite_cells(suite)} == {*part_names(kind)} - {'toy'}
 
 
 def test_paper():

@@ -1,0 +1,52 @@
+"""The mutants fit the code as it is, and the tool tells those that the tests see from those that they do not."""
+import os
+import re
+
+import pytest
+
+import mutants
+from conftest import ROOT
+from mutants import MUTANTS, Mutant
+
+SEEN = ('tests/test_windows.py::test_prob_thd', )
+
+
+@pytest.mark.parametrize('mutant', MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def test_mutant_fits(mutant):
+    """Its text stands once in its file, and its tests are there."""
+    assert mutants.fits(mutant) and mutant.new != mutant.old
+    for test in mutant.tests:
+        file, _, name = test.partition('::')
+        with open(os.path.join(ROOT, file), encoding='utf-8') as f:
+            assert not name or re.search(rf'^def {name}\(', f.read(), re.M), test
+
+
+def test_names_are_unique_and_all_files_of_the_maths_have_mutants():
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
+    maths = ('attention', 'feedback', 'methods', 'readout', 'clip', 'vfm', 'windows', 'text', 'datasets', 'evaluation',
+             'segmentor', 'segmenter')
+    assert {f'fsa_seg/{name}.py' for name in maths} <= {mutant.file for mutant in MUTANTS}
+
+
+def test_a_mutant_that_a_test_sees_and_one_that_none_sees(capsys):
+    seen = next(mutant for mutant in MUTANTS if mutant.name == 'prob_thd_takes_what_equals_it')._replace(tests=SEEN)
+    harmless = Mutant('harmless', 'fsa_seg/windows.py', '"""Sliding windows', '"""Windows that slide', SEEN)
+    assert mutants.run([seen, harmless], 1) == ['harmless']
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2:] == [f'killed    {seen.name} by {SEEN[0]}', f'SURVIVED  harmless under {SEEN[0]}']
+    assert mutants.fits(seen) and mutants.fits(harmless)  # the repository itself is as it was
+
+
+def test_status(run_tool, monkeypatch):
+    for alive, status, message in (([], 0, f'{len(MUTANTS)} of {len(MUTANTS)} killed'),
+                                   (['a'], 1, f'{len(MUTANTS) - 1} of {len(MUTANTS)} killed; alive: a')):
+        monkeypatch.setattr(mutants, 'run', lambda *_, alive=alive: alive)
+        assert run_tool('mutants') == (status, message + '\n')
+    status, printed = run_tool('mutants', '--list')
+    assert status == 0 and len(printed.splitlines()) == len(MUTANTS)
+    status, printed = run_tool('mutants', '--only', 'fsa_lamda')
+    assert status == 1 and "unknown mutant 'fsa_lamda' (did you mean 'fsa_lambda'?)" in printed
+    assert run_tool('mutants', '--jobs', 0)[0] == 1
+    monkeypatch.setattr(mutants, 'MUTANTS', [MUTANTS[0], MUTANTS[1]._replace(name='gone', old='is nowhere')])
+    status, printed = run_tool('mutants')
+    assert status == 1 and 'the text of 1 mutants does not stand once' in printed and 'gone (fsa_seg/' in printed

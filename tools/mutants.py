@@ -1,0 +1,334 @@
+"""Change one line of the code at a time, and see whether the tests notice.
+
+    python tools/mutants.py --jobs 2                        # all of them
+    python tools/mutants.py --only fsa_lambda vfm_mean      # some of them
+    python tools/mutants.py --list
+
+A mutant replaces a text that stands once in its file, and names the tests that should fail then. The tests run in a
+copy of the repository, first without a mutant. Ends with status 1 if a mutant survives.
+"""
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple, Tuple
+
+from cli import ROOT, main_wrapper
+
+PROCESSES = multiprocessing.get_context('forkserver')  # the libraries are imported once, for the tests of all mutants
+PROCESSES.set_forkserver_preload(['torch', 'torchvision', 'open_clip', 'timm', 'mmseg.datasets', 'mmseg.models',
+                                  'pytest'])  # yapf: disable
+SECONDS = 600  # for the tests of one mutant; a mutant that makes them run longer is seen
+
+
+class Mutant(NamedTuple):
+    """One change of one file.
+
+    Attributes:
+        name (str): what is wrong under the mutant.
+        file (str): path below the repository.
+        old (str), new (str): the text that is replaced, and what takes its place.
+        tests (tuple of str): arguments of pytest: the tests that should fail.
+    """
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: Tuple[str, ...]
+
+
+def of(file, tests, *changes):
+    """Return the mutants of one file that the same tests (separated by spaces) should see."""
+    tests = tuple(f'tests/{test}' for test in tests.split())
+    return [Mutant(name, file, old, new, tests) for name, old, new in changes]
+
+
+MUTANTS = [
+    *of('fsa_seg/attention.py', 'test_attention.py test_methods.py::test_golden',
+        ('proxy_beta', 'PROXY_BETA = 1.2', 'PROXY_BETA = 1.25'),
+        ('proxy_gamma', 'PROXY_GAMMA = 3.0', 'PROXY_GAMMA = 3.1'),
+        ('proxy_mean_of_the_batch', 'sum(1)[:, None, None]', 'sum(1)[:, None, None].mean()'),
+        ('proxy_prunes_the_diagonal', 'similarity.diagonal(span.start, 1, 2).copy_(diagonal)', 'pass'),
+        ('qq_is_qk', "qq=('q', 'q')", "qq=('q', 'k')"),
+        ('kk_is_kv', "kk=('k', 'k')", "kk=('k', 'v')"),
+        ('attention_scale', 'heads), values)\n            for x', 'heads), values, scale=0.2)\n            for x'),
+        ('sclips_rows_sum_to_one', 'float(len(pairs))', '1.0'),
+        ('values_are_keys', 'self._project(2)', 'self._project(1)'),
+        ('resize_aligns_corners', "mode='bilinear', align_corners=False)", "mode='bilinear', align_corners=True)")),
+    *of('fsa_seg/feedback.py', 'test_feedback.py test_methods.py::test_golden',
+        ('fsa_scale', 'SCALE = 20.0', 'SCALE = 21.0'),
+        ('fsa_uniform_scale', 'UNIFORM_SCALE = 35.0', 'UNIFORM_SCALE = 36.0'),
+        ('fsa_epsilon', 'EPSILON = 1e-10', 'EPSILON = 1e-9'),
+        ('fsa_lambda', 'lam=3.0, p=0.45', 'lam=3.1, p=0.45'),
+        ('fsa_p', 'p=0.45, isolation', 'p=0.5, isolation'),
+        ('isolation_adds', '.sub_(uniform_scale', '.add_(uniform_scale'),
+        ('similarity_is_exp_of_kl', 'divergence.add_(1).reciprocal_()', 'divergence.neg_().exp_()'),
+        ('divergence_is_turned', 'probs[:, rows], log_probs.transpose(1, 2), alpha=-1)\n        divergence.clamp_',
+         'log_probs[:, rows], probs.transpose(1, 2), alpha=-1)\n        divergence.clamp_'),
+        ('the_first_entry_can_be_pruned', 'kept = torch.where(crossing == 0, kept.clamp(min=1), kept)', 'pass'),
+        ('pruning_on_a_gpu_keeps_less', '(probs.cumsum(-1) <= p)', '(probs.cumsum(-1) <= 0.9 * p)'),
+        ('weights_are_not_times_s', 'similarity.mul(lam).exp_().mul_(similarity)', 'similarity.mul(lam).exp_()'),
+        ('cls_attends_nothing', 'torch.cat([one[:, :1], patches], 1)', 'torch.cat([0 * one[:, :1], patches], 1)'),
+        ('mass_is_not_taken_out', 'attention.apply(mixed[-1]) / attention.mass', 'attention.apply(mixed[-1])'),
+        ('mass_is_not_put_back', 'sum(mixed) * (attention.mass / len(mixed))', 'sum(mixed) / len(mixed)')),
+    *of('fsa_seg/methods.py', 'test_methods.py::test_golden test_methods.py::test_ablations_agree_with_the_reference',
+        ('clearclip_has_a_residual', "attention='qq', residual=False", "attention='qq', residual=True"),
+        ('maskclip_attends_values', "maskclip=dict(attention='identity'", "maskclip=dict(attention='vv'"),
+        ('uniform_map_without_mass', 'self.attention.mass * self.values.mean(1', 'self.values.mean(1'),
+        ('one_round_alone', 'in range(feedback.rounds)', 'in range(1)')),
+    *of('fsa_seg/readout.py', 'test_methods.py::test_golden',
+        ('no_ln_post', 'visual.ln_post(x) @', 'x @'),
+        ('no_residual', 'x = tokens + x', 'pass'),
+        ('mlp_without_ln_2', 'block.mlp(block.ln_2(x))', 'block.mlp(x)')),
+    *of('fsa_seg/clip.py', 'test_clip.py',
+        ('position_offset', 'POSITION_OFFSET = 0.1', 'POSITION_OFFSET = 0.0'),
+        ('trunk_runs_the_last_block', 'resblocks[:-1]:', 'resblocks:'),
+        ('no_ln_pre', 'visual.ln_pre(x + position.to(x.dtype))', 'x + position.to(x.dtype)'),
+        ('activation_is_not_checked', 'if quick != own:', 'if False:'),
+        ('position_embeddings_are_resized', 'in state and state[key].shape != own.shape', 'in state and False'),
+        ('normalisation_of_a_tag', "**(tag or beside.get('preprocess_cfg', {}))", "**beside.get('preprocess_cfg', {})"),
+        ('digest_is_blind_to_values', '.numpy() if tensor.ndim else', '.numpy() * 0 if tensor.ndim else')),
+    *of('fsa_seg/vfm.py', 'test_vfm.py test_parts.py::test_vfms_normalise_as_timm_says',
+        ('vfm_mean', 'tuple(given or own[key])', 'tuple(given or (0.5, 0.5, 0.5))'),
+        ('vfm_is_not_normalised', 'return (images - mean) / std', 'return images'),
+        ('vfm_position_offset', 'offset=POSITION_OFFSET, size=0', 'offset=0, size=0'),
+        ('vfm_without_its_norm', 'self.vit.norm(self.vit.blocks(self._embed(images, grid)))',
+         'self.vit.blocks(self._embed(images, grid))'),
+        ('vfm_weights_may_be_missing', 'if missing or surplus or not found:', 'if not found:'),
+        ('sam_resizes_to_nearest', "img_size, mode='bilinear', align_corners=False", "img_size, mode='nearest'")),
+    *of('fsa_seg/windows.py', 'test_windows.py',
+        ('last_window_is_not_shifted_inside', 'min(i * stride, side - window)', 'i * stride'),
+        ('no_last_window', '-(-(side - window) // stride)', '(side - window) // stride'),
+        ('padding_on_one_side', 'return count // 2, count - count // 2', 'return 0, count'),
+        ('overlaps_are_not_averaged', 'coverage[start:end] += 1', 'coverage[start:end] = 1'),
+        ('rows_of_windows_replace_each_other', 'else self._parts[rows[0]] + part', 'else part'),
+        ('logit_scale_is_ignored', '(logit_scale * cosines)', '(40.0 * cosines)'),
+        ('synonyms_are_averaged', 'queries.amax(0)', 'queries.mean(0)'),
+        ('prob_thd_takes_what_equals_it', 'best < prob_thd', 'best <= prob_thd'),
+        ('area_thd_leaves_what_equals_it', 'areas <= area_thd', 'areas < area_thd'),
+        ('area_is_of_all_pixels', '(areas.sum() - areas[BACKGROUND])', 'areas.sum()'),
+        ('background_can_be_left_out', 'small[BACKGROUND].fill_(False)', 'pass')),
+    *of('fsa_seg/text.py', 'test_text.py',
+        ('spaces_stay', "word.replace(' ', '') if join_spaces else word", 'word'),
+        ('other_templates', 'open_clip.OPENAI_IMAGENET_TEMPLATES', 'open_clip.SIMPLE_IMAGENET_TEMPLATES'),
+        ('text_cache_is_blind_to_weights', 'key = [weights, ', 'key = ['),
+        ('renamed_classes_keep_their_names', 'rules = {name: [word] for', 'rules = {name: [name] for')),
+    *of('fsa_seg/datasets.py', 'test_datasets.py',
+        ('void_is_shifted', 'np.where((labels == 0) | (labels == void), void', 'np.where(labels == 0, void'),
+        ('labels_of_eight_bits', 'labels.astype(np.int32)', 'labels.astype(np.uint8)'),
+        ('one_thing_less', 'THINGS = 80', 'THINGS = 79'),
+        ('one_label_too_many', '(present >= values) & (present != void)', '(present > values) & (present != void)'),
+        ('pictures_are_measured_as_stored', '>= 5  # by a quarter', '>= 9  # by a quarter')),
+    *of('fsa_seg/evaluation.py', 'test_evaluation.py',
+        ('void_counts', 'torch.where(truth == ignore_index, size**2', 'torch.where(truth < 0, size**2'),
+        ('union_holds_the_intersection_twice', '(label + predicted - intersect)', '(label + predicted)'),
+        ('absent_classes_count', 'np.nanmean(iou)', 'np.nan_to_num(iou).mean()'),
+        ('counts_of_a_journal_are_lost', 'dict(self.done)', 'dict()'),
+        ('labels_outside_the_classes_pass', 'if counts[classes].any():', 'if False:'),
+        ('counts_in_float32', 'np.zeros((classes, classes), np.int64)', 'np.zeros((classes, classes), np.float32)')),
+    *of('fsa_seg/evaluation.py', 'test_tools.py::test_one_process_and_two_give_the_same_counts',
+        ('counts_of_one_process_alone', 'in all_gather_object(self.results):', 'in [self.results]:')),
+    *of('fsa_seg/segmentor.py', 'test_segmentor.py::test_the_preprocessor_makes_rgb_with_the_backbones_mean_and_std '
+        'test_segmentor.py::test_the_vfm_gets_images_in_0_to_1 test_segmentor.py::test_half_precision',
+        ('red_and_blue_are_swapped', 'image.flip(0).float()', 'image.float()'),
+        ('vfm_gets_clips_normalisation', '(images * normalise.std + normalise.mean) / 255', 'images'),
+        ('precision_is_ignored', 'clip.visual.to(PRECISIONS[precision])', 'clip.visual.float()')),
+    *of('fsa_seg/segmenter.py', 'test_goldens.py::test_segmenter_gives_what_the_tool_gives',
+        ('segmenter_swaps_red_and_blue', 'rgb[..., ::-1]', 'rgb'),
+        ('segmenter_without_feedback', 'load_parts(method, feedback, ', 'load_parts(method, False, ')),
+    *of('fsa_seg/segmenter.py', 'test_goldens.py::test_images_are_resized_by_their_shorter_side_up_to_a_longest',
+        ('segmenter_distorts', "settings['short']), keep_ratio=True)", "settings['short']), keep_ratio=False)")),
+    *of('fsa_seg/config.py', 'test_goldens.py::test_images_are_resized_by_their_shorter_side_up_to_a_longest',
+        ('longest_side', 'MAX_LONG_SIDE = 2048', 'MAX_LONG_SIDE = 400'),
+        ('images_are_distorted', 'short), keep_ratio=True)', 'short), keep_ratio=False)')),
+    *of('fsa_seg/parts.py', 'test_config.py::test_lambda_is_the_feedbacks_or_the_vfms_or_the_backbones',
+        ('lambda_of_a_vfm_is_ignored', "**(parts['vfm'] or {}).get('fsa', {}), ", '')),
+    *of('fsa_seg/panel.py', 'test_panel.py::test_members_that_do_not_fit_together '
+        'test_panel.py::test_each_member_gives_what_it_gives_alone',
+        ('a_panel_of_two_precisions', "SHARED_KEYS = ('backbone', 'precision', ", "SHARED_KEYS = ('backbone', "),
+        ('members_share_other_words', '*s.method.values(), s.queries)', '*s.method.values())')),
+    *of('fsa_seg/device.py', 'test_panel.py::test_automatic_batches_on_a_gpu',
+        ('batches_fill_a_gpu', 'free / 2 / max(peak, 1)', 'free / max(peak, 1)')),
+    *of('fsa_seg/results.py', 'test_results.py test_benchmark.py::test_a_limit_is_a_seeded_subset_and_partial',
+        ('partial_results_enter_tables', "if result['partial'] or", 'if'),
+        ('rows_are_blind_to_words', '*words, *cell', '*cell'),
+        ('hash_is_blind_to_the_split', "'\\n'.join(names).encode()", "''.encode()")),
+    *of('fsa_seg/paths.py', 'test_results.py::test_a_half_written_result_never_appears',
+        ('half_written_files_appear', 'os.replace(part, path)\n    except BaseException:\n        with',
+         'os.replace(part, path)\n    except BaseException:\n        os.replace(part, path)\n        with')),
+    *of('fsa_seg/goldens.py', 'test_goldens.py::test_comparison',
+        ('missing_cells_are_as_expected', 'differences.get(cell, math.inf)', 'differences.get(cell, 0)')),
+    *of('fsa_seg/benchmark.py', 'test_benchmark.py::test_a_limit_is_a_seeded_subset_and_partial',
+        ('another_subset', 'LIMIT_SEED = 0', 'LIMIT_SEED = 1')),
+    *of('fsa_seg/benchmark.py', 'test_tools.py::test_benchmark_skips_what_is_there_but_by_force',
+        ('runs_ignore_force', 'if os.path.exists(path) and not force}', 'if os.path.exists(path)}')),
+    *of('tools/benchmark.py', 'test_tools.py::test_benchmark_skips_what_is_there_but_by_force',
+        ('force_is_not_passed_on', "unit='pass'), args.force,", "unit='pass'), False,")),
+    *of('tools/test.py', 'test_tools.py::test_one_cell',
+        ('limit_is_ignored', '**given, limit=args.limit', '**given, limit=None')),
+    *of('tools/cli.py', 'test_tools.py::test_an_interrupted_run_goes_on_where_it_was',
+        ('an_interrupt_ends_well', 'sys.exit(130)', 'sys.exit(0)')),
+    *of('fsa_seg/downloads.py', 'test_downloads.py',
+        ('a_wrong_md5_passes', 'if download.md5 and', 'if False and'),
+        ('a_wrong_size_passes', 'if size is not None and os', 'if False and os'),
+        ('a_cut_download_passes', 'if total is not None and f.tell() != total:', 'if False:')),
+    *of('fsa_seg/downloads.py', 'test_preparation.py::test_archive_with_a_member_outside_of_itself',
+        ('archives_may_write_anywhere', 'if outside:', 'if False:')),
+    *of('fsa_seg/formats.py', 'test_preparation.py::test_labels_are_those_worked_out_by_hand '
+        'test_preparation.py::test_tables_of_the_formats',
+        ('coco_stuff_ids', '67, 68, 70, 82, 90)]', '67, 68, 70, 82, 91)]'),
+        ('context_categories', 'DETAIL_CATEGORIES = (\n    2, 9, 18', 'DETAIL_CATEGORIES = (\n    2, 18, 9')),
+    *of('fsa_seg/weights.py', 'test_weights.py::test_check_of_a_hash_in_the_url',
+        ('damaged_weights_are_whole', 'if not found.startswith(expected):', 'if False:')),
+    *of('fsa_seg/suites.py', 'test_suites.py::test_all_stands_for_every_part_but_the_toys',
+        ('all_parts_hold_the_toys', "if not load_part(kind, name).get('toy')]", ']')),
+    *of('fsa_seg/visualization.py', 'test_visualization.py',
+        ('regions_without_edges', 'out[edge] = 255', 'pass')),
+    *of('tools/toy_world/world.py', 'test_toy_world.py::test_looks_differ_and_synonyms_share_theirs',
+        ('synonyms_have_looks_of_their_own', 'word = group[0]', 'pass')),
+]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='these mutants alone')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N',
+                        help='mutants at once, in copies of their own (default: 1)')
+    parser.add_argument('--list', action='store_true', help='print the mutants, and run none')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    from fsa_seg.errors import UserError, one_of
+    if args.jobs < 1:
+        raise UserError(f'--jobs is {args.jobs}; it has to be at least 1')
+    named = {mutant.name: mutant for mutant in MUTANTS}
+    mutants = [named[one_of(name, named, 'mutant')] for name in args.only] if args.only else MUTANTS
+    if args.list:
+        for mutant in mutants:
+            print(f'{mutant.name}: {mutant.file}, {" ".join(mutant.tests)}')
+        return
+    stale = [f'{mutant.name} ({mutant.file})' for mutant in mutants if not fits(mutant)]
+    if stale:
+        raise UserError(f'the text of {len(stale)} mutants does not stand once in its file; mend their lines in '
+                        f'tools/mutants.py: {", ".join(stale)}')
+    survived = run(mutants, args.jobs)
+    alive = f'; alive: {", ".join(survived)}' if survived else ''
+    print(f'{len(mutants) - len(survived)} of {len(mutants)} killed{alive}')
+    sys.exit(1 if survived else 0)
+
+
+def fits(mutant, root=ROOT):
+    """Return whether the text that a mutant replaces stands in its file exactly once."""
+    with open(os.path.join(root, mutant.file), encoding='utf-8') as f:
+        return f.read().count(mutant.old) == 1
+
+
+def run(mutants, jobs):
+    """Run the tests under each mutant, print what they see, and return the names of those that survive."""
+    from fsa_seg.errors import UserError
+    survived = []
+    with tempfile.TemporaryDirectory(prefix='mutants_') as folder, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        copies = queue.SimpleQueue()
+        for i in range(jobs):
+            copies.put(copy_repository(os.path.join(folder, str(i))))
+        print(f'{len(mutants)} mutants; first their tests without one', flush=True)
+        try:
+            status, seen = without_mutant(mutants, copies)
+            if status != 0:
+                raise UserError(f'the tests fail without a mutant: {seen}')
+            for mutant, status, seen in pool.map(lambda mutant: run_mutant(mutant, copies), mutants):
+                if status not in (0, 1):
+                    raise UserError(f'the tests of the mutant {mutant.name} do not run: {seen}')
+                if status:
+                    print(f'killed    {mutant.name} by {seen}', flush=True)
+                else:
+                    print(f'SURVIVED  {mutant.name} under {" ".join(mutant.tests)}', flush=True)
+                    survived.append(mutant.name)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return survived
+
+
+def copy_repository(folder):
+    """Copy the files that git tracks, or would, into a folder, and return the folder."""
+    from fsa_seg.errors import UserError
+    try:
+        names = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT,
+                               check=True, capture_output=True, text=True).stdout.split('\0')
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f'{ROOT} is no clone of the repository, or git is missing: {error}') from None
+    for name in filter(None, names):
+        if os.path.exists(os.path.join(ROOT, name)):  # not one that was removed and is still tracked
+            os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
+            shutil.copy(os.path.join(ROOT, name), os.path.join(folder, name))
+    return folder
+
+
+def without_mutant(mutants, copies):
+    """Return what `run_tests` does, of all tests that mutants name."""
+    folder = copies.get()
+    try:
+        return run_tests(folder, list(dict.fromkeys(test for mutant in mutants for test in mutant.tests)))
+    finally:
+        copies.put(folder)
+
+
+def run_mutant(mutant, copies):
+    """Return a mutant, the status of its tests, and what they say; it lives in one of the copies (a queue)."""
+    folder = copies.get()
+    path = os.path.join(folder, mutant.file)
+    with open(path, encoding='utf-8') as f:
+        text = f.read()
+    try:
+        with open(path, 'w', encoding='utf-8') as f:
+            f.write(text.replace(mutant.old, mutant.new))
+        return mutant, *run_tests(folder, mutant.tests)
+    finally:
+        with open(path, 'w', encoding='utf-8') as f:
+            f.write(text)
+        copies.put(folder)
+
+
+def run_tests(folder, tests):
+    """Return pytest's status (0 where all pass, 1 where one fails), and which test failed, or else the last lines."""
+    out = folder + '.txt'
+    process = PROCESSES.Process(target=in_process, args=(folder, tests, out))
+    process.start()
+    process.join(SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        return 1, f'more than {SECONDS} s'
+    with open(out, encoding='utf-8') as f:
+        text = f.read()
+    failed = re.search(r'^(?:FAILED|ERROR) (\S+)', text, re.M)
+    return process.exitcode, failed.group(1) if failed else ' '.join(text.splitlines()[-5:])
+
+
+def in_process(folder, tests, out):
+    """Run tests of a copy in this process, which has nothing of the package yet, and end with their status."""
+    import huggingface_hub
+    import pytest
+    import torch
+    output = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+    os.environ.update(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')  # a mutant that looks for weights finds none at once
+    torch.set_num_threads(1)
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    sys.path = [path for path in sys.path if path not in ('', ROOT, os.path.join(ROOT, 'tools'))]
+    del sys.modules['cli']
+    sys.dont_write_bytecode = True
+    sys.exit(int(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *tests])))
+
+
+if __name__ == '__main__':
+    main_wrapper(main)
