@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fsa_seg.clip import load_clip
 from fsa_seg.datasets import check_count, check_images, file_classes, list_images
 from fsa_seg.device import device_name, exact_float32
-from fsa_seg.errors import UserError, built, say
+from fsa_seg.errors import UserError, built, warn_once
 from fsa_seg.evaluation import Journal
 from fsa_seg.fingerprint import Data, differences, fingerprint, shared_key, sources_digest, with_files
 from fsa_seg.panel import label_field
@@ -220,10 +220,10 @@ def _kept_results(cells):
         for text in moved(result, cell):
             moves.setdefault(text, []).append(path)
     for why, paths in stales.items():
-        say(f'{len(paths)} results are stale and run again, {paths[0]} the first: {why}')
+        warn_once(f'{len(paths)} results are stale and run again, {paths[0]} the first: {why}')
     if moves:
-        say('results that are there may differ in their last digits from new ones: '
-            + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moves.items())[:5]))
+        warn_once('results that are there may differ in their last digits from new ones: '
+                  + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moves.items())[:5]))
     return there
 
 

@@ -1,5 +1,6 @@
 """Errors that a user can mend, and the checks that raise them."""
 import difflib
+import functools
 import os
 import sys
 
@@ -9,12 +10,6 @@ class UserError(ValueError):
 
     The tools print the message alone and exit with status 1.
     """
-
-
-def say(text):
-    """Print a warning to standard error, whatever the loggers' levels are; only the main one of several processes does."""
-    if os.environ.get('RANK', '0') == '0':
-        print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def built(what, make):
@@ -41,6 +36,14 @@ def check_keys(given, allowed, where):
         if key not in allowed:
             names = sorted(allowed)
             raise UserError(f'unknown key {key!r} in {where}{_nearest(key, names)}; its keys: {", ".join(names)}')
+
+
+@functools.lru_cache(None)
+def warn_once(message):
+    """Print a warning to standard error, once in a process, whatever the loggers' levels are; of several processes the main one
+    prints."""
+    if os.environ.get('RANK', '0') == '0':
+        print(f'warning: {message}', file=sys.stderr, flush=True)
 
 
 def _nearest(name, names):

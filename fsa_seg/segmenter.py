@@ -11,11 +11,12 @@ from PIL import Image
 
 from fsa_seg.config import MAX_LONG_SIDE, model_config
 from fsa_seg.errors import UserError
+from fsa_seg.images import as_rgb
 from fsa_seg.methods import Inspection
 from fsa_seg.panel import check_finite_stages, finite_field
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
 from fsa_seg.segmentor import resolve_precision
-from fsa_seg.text import split_words
+from fsa_seg.text import check_distinct, split_words
 from fsa_seg.visualization import attention_panel, even_palette, panel
 from fsa_seg.windows import cut_window, patch_at, to_window, window_spans
 
@@ -144,7 +145,8 @@ class Segmenter:
         words = [split_words(line) for line in classes]
         if not words or not all(words):
             raise UserError(f'classes {list(classes)!r}: give at least one, each with a word, such as "cat; kitten"')
-        rgb = _as_array(image)
+        check_distinct(words, classes, 'classes')
+        rgb = as_rgb(image)
         resized = self.resize(dict(img=np.ascontiguousarray(rgb[..., ::-1])))['img']
         self.model.set_words(words)
         sample = SegDataSample(metainfo=dict(ori_shape=rgb.shape[:2]))
@@ -156,16 +158,3 @@ class Segmenter:
         check_finite_stages(sample.get(finite_field('pred_sem_seg')), 'the image', self.settings)
         return sample
 
-
-def _as_array(image):
-    """Return a path, a PIL image or an array as (height, width, 3) uint8 RGB."""
-    if isinstance(image, Image.Image):
-        return np.array(image.convert('RGB'))
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(f'the image has shape {image.shape} and type {image.dtype}; give (height, width, 3) uint8')
-        return image
-    try:
-        return np.array(Image.open(image).convert('RGB'))
-    except OSError as error:
-        raise UserError(f'the image {image} cannot be read: {error}') from None

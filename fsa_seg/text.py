@@ -6,11 +6,12 @@ import os
 
 import open_clip
 from mmengine.logging import print_log
+from open_clip.tokenizer import get_clean_fn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fsa_seg.clip import architecture_digest
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, warn_once
 from fsa_seg.paths import new_file
 
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
@@ -55,11 +56,15 @@ def read_words(path, classes):
     return words
 
 
-def read_classes(path):
+def read_classes(path, published=False):
     """Return the class names in a text file: one line per class in label order, synonyms by ';' ("cat; kitten").
 
+    Args:
+        path (str): the file.
+        published (bool): see `check_distinct`.
+
     Raises:
-        UserError: the file is missing or empty, a line is empty, or two are the same.
+        UserError: the file is missing or empty, a line is empty, or two are the same, or one text to CLIP.
     """
     names = ['; '.join(split_words(line)) for line in _lines(path, 'names')]
     while names and not names[-1]:  # blank lines at the end
@@ -70,6 +75,7 @@ def read_classes(path):
         if not name or name in names[:i]:
             raise UserError(f'line {i + 1} of {path} is {"empty" if not name else f"{name!r}, as line {names.index(name) + 1}"};'
                             ' give one line per class, in the order of the labels')
+    check_distinct([split_words(name) for name in names], names, path, published)
     return names
 
 
@@ -86,14 +92,38 @@ def split_words(line):
     return [word.strip() for word in line.split(';') if word.strip()]
 
 
-def check_words(words, classes, where):
-    """Raise a UserError unless every class has its list of words."""
+def check_words(words, classes, where, published=False):
+    """Raise a UserError unless every class has its list of words, and no word is that of two, see `check_distinct`."""
     if len(words) != len(classes):
         raise UserError(f'{where} has words for {len(words)} classes, but the data set has {len(classes)}: give one '
                         f'line (list) per class, in the order {", ".join(classes[:5])}, ...')
     empty = [i for i, group in enumerate(words) if not group]
     if empty:
         raise UserError(f'{where} has no word for class {empty[0]} ({classes[empty[0]]!r})')
+    check_distinct(words, classes, where, published)
+
+
+def check_distinct(words, classes, where, published=False):
+    """Raise a UserError if words of two classes are one text to CLIP, whose tokenizer lower-cases and cleans.
+
+    Args:
+        words (list of list of str): of each class.
+        classes (sequence of str): names.
+        where (str): the error's subject.
+        published (bool): the words are as they were published: print a warning in place of the error.
+    """
+    clean, owners = get_clean_fn('lower'), {}
+    for i, group in enumerate(words):
+        for word in group:
+            owner, other = owners.setdefault(clean(word), (i, word))
+            if owner == i:
+                continue
+            said = (f'{where}: {other!r} of class {owner} ({classes[owner]}) and {word!r} of class {i} ({classes[i]}) '
+                    'are one text to CLIP')
+            if not published:
+                raise UserError(f'{said}, so that the first class would get every pixel of both; give them different '
+                                'words')
+            warn_once(f'{said}, as published; a pixel that scores best for it gets the first class')
 
 
 def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=None):

@@ -1,3 +1,5 @@
+import os
+
 import open_clip
 import pytest
 import torch
@@ -127,3 +129,43 @@ def test_class_names_of_a_file(tmp_path):
     assert class_words(names) == [['cat', 'kitten'], ['traffic light']]
     assert class_words(names, join_spaces=True) == [['cat', 'kitten'], ['trafficlight']]
     assert class_words(names, rename={'cat; kitten': 'feline'}) == [['feline'], ['traffic light']]
+
+
+@pytest.mark.parametrize('other', ['Cat', ' cat ', 'CAT', 'ﬁsh'])
+def test_names_that_are_one_text_to_clip(tmp_path, other):
+    """What CLIP's own tokenizer makes one: of class names, of words files, and in lists of synonyms."""
+    name = {'ﬁsh': 'fish'}.get(other, 'cat')
+    tokens = open_clip.SimpleTokenizer()
+    assert torch.equal(tokens([name]), tokens([other]))
+    path = tmp_path / 'classes.txt'
+    path.write_text(f'dog\n{name}\n{other}\n')
+    with pytest.raises(UserError, match=f"line 3 of .*classes.txt is 'cat', as line 2|classes.txt: '{name}' of class 1 "
+                                        ".*one text to CLIP"):
+        read_classes(str(path))
+    path.write_text(f'dog; {name}\nmat\npet; {other}\n')
+    for read in (lambda: read_classes(str(path)), lambda: read_words(str(path), ['a', 'b', 'c'])):
+        with pytest.raises(UserError, match=f"classes.txt: '{name}' of class 0 .*'{other.strip()}' of class 2 .*are "
+                                            "one text to CLIP"):
+            read()
+    path.write_text(f'dog; {name}; {other}\nmat\n')  # of one class
+    assert len(read_classes(str(path))) == 2
+
+
+def test_words_of_a_protocol_and_of_a_segmenter(tmp_path, capsys):
+    from fsa_seg import Segmenter
+    from fsa_seg.config import compose
+    from fsa_seg.parts import part_names
+    from fsa_seg.paths import CONFIGS
+    for protocol in part_names('protocol'):
+        for name in ('voc21', 'voc20', 'context60', 'context59', 'coco_object', 'coco_stuff164k', 'cityscapes', 'ade20k'):
+            compose(name, 'clip', None, 'toy', protocol=protocol)
+    said = capsys.readouterr().err.splitlines()
+    assert all("coco_object: 'bed' of class 0 (background) and 'bed' of class 60 (bed) are one text to CLIP, as published" in line
+               for line in said)  # once a process for each protocol
+    text = open(os.path.join(CONFIGS, 'protocols', 'clearclip.py')).read()
+    (tmp_path / 'mine.py').write_text(text.replace("'ship'", "'Car'").replace("'clearclip'", "'mine'"))
+    with pytest.raises(UserError, match="words .mine. of voc21: 'Car' of class 4 .boat. and 'car' of class 7 .*one "
+                                        "text"):
+        compose('voc21', 'clip', None, 'toy', protocol=str(tmp_path / 'mine.py'))
+    with pytest.raises(UserError, match="classes: 'cat' of class 0 .*'Cat' of class 1 .*are one text to CLIP"):
+        Segmenter('toy', 'clip', False, 'toy', device='cpu').segment('no image', ['cat; kitten', 'dog; Cat'])

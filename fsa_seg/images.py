@@ -1,0 +1,188 @@
+"""Images as (height, width, 3) uint8: the one decoder of all tools.
+
+Pillow reads the head, and OpenCV decodes, as MMSegmentation does (decoders of JPEG differ in their last bits). Every
+image is turned upright by its EXIF orientation; an alpha channel is dropped; of several frames the first is taken.
+"""
+import io
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fsa_seg.errors import UserError
+from fsa_seg.files import check_memory, check_regular, read_file
+
+WHITE = 65535  # of 16 bits
+LOW = 1 << 14  # a 16-bit image below it has 14 bits or fewer, or is dark: its file does not say which
+FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION  # versions differ in what they turn
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
+TURNS = {2: lambda image: image[:, ::-1], 3: lambda image: image[::-1, ::-1], 4: lambda image: image[::-1],
+         5: lambda image: image.swapaxes(0, 1), 6: lambda image: np.rot90(image, -1),
+         7: lambda image: image[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}  # orientation -> what makes the image upright
+JPEG_END = b'\xff\xd9'
+ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 274, 256, 257  # numbers of tags
+
+
+class Head(NamedTuple):
+    """What a file says of its image before it is decoded.
+
+    Attributes:
+        format (str), mode (str): as Pillow names them.
+        size (tuple): height and width of the upright image, in pixels.
+        orientation (int): EXIF's, 1 to 8.
+        deep (bool): it has more than 8 bits a channel.
+    """
+    format: str
+    mode: str
+    size: tuple
+    orientation: int
+    deep: bool
+
+
+def read_image(path, image_max=None, order='rgb'):
+    """Return an image file as (height, width, 3) uint8.
+
+    Values v of 16 bits become 256·v // (image_max + 1); the full range is v // 256.
+
+    Args:
+        path (str): the file.
+        image_max (int): the value of white in 16-bit files; by default 65535, and an image below 16384 is an error.
+        order (str): 'rgb' or 'bgr'.
+
+    Raises:
+        UserError: no regular file, damaged, larger than the free memory, of floats or of more than 16 bits, or of
+            values that `image_max` does not cover.
+    """
+    image = _decode(read_file(path, 'the image'), f'the image {path}', image_max)
+    return image if order == 'bgr' else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def as_rgb(image):
+    """Return a path, a PIL image or an array as (height, width, 3) uint8 RGB, see `read_image`.
+
+    An array has to be (height, width, 3) uint8 RGB already.
+    """
+    if isinstance(image, Image.Image):
+        return _pillow_rgb(image, 'the given image')
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise UserError(f'the image has shape {image.shape} and type {image.dtype}; give (height, width, 3) uint8')
+        return image
+    return read_image(image)
+
+
+def image_size(path, decode=False, image_max=None):
+    """Return the height and width of an image when it is upright; one that cannot be decoded is a UserError.
+
+    Args:
+        path (str): its file.
+        decode (bool): decode it; else its head is read, and an image of 16 bits is decoded.
+        image_max (int): see `read_image`.
+    """
+    check_regular(path, 'the image')
+    head = _read_head(path, f'the image {path}')
+    if decode or head.deep:
+        return _decode(read_file(path, 'the image'), f'the image {path}', image_max).shape[:2]
+    return head.size
+
+
+def open_image(source, what):
+    """Return the PIL image of a path or of bytes, not decoded yet; one that Pillow does not open is a UserError.
+
+    Args:
+        source (str or bytes): a file's path or its content.
+        what (str): the error's subject, such as 'the image a.png'.
+    """
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except UnidentifiedImageError:
+        raise UserError(f'{what} cannot be decoded: its format is unknown, or its values are no whole numbers of 8 or '
+                        '16 bits') from None
+    except Image.DecompressionBombError:
+        raise UserError(f'{what} has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, which is the most (the limit of '
+                        'Pillow); make it smaller, or cut it into parts') from None
+    except Exception as error:  # the decoders raise many kinds
+        raise UserError(f'{what} cannot be decoded: {error}') from None
+
+
+def _read_head(source, what):
+    """Return the `Head` of a path or of bytes; floats are a UserError."""
+    with open_image(source, what) as image:
+        try:
+            tags = getattr(image, 'tag_v2', None)  # of TIFF: some versions of Pillow give the upright size at once
+            width, height = (tags[TIFF_WIDTH], tags[TIFF_HEIGHT]) if tags else image.size
+            orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's own getexif decodes the image
+            deep = image.mode.startswith('I') or any('16' in str(tile[3]) for tile in image.tile or ())
+        except Exception as error:  # the decoders raise many kinds
+            raise UserError(f'{what} cannot be decoded: {error}') from None
+        _refuse_floats(image, what)
+        size = (width, height) if orientation in SIDEWAYS else (height, width)
+        return Head(image.format, image.mode, size, orientation, deep)
+
+
+def _decode(data, what, image_max=None):
+    """Return the image in a file's bytes as (height, width, 3) uint8 BGR, see `read_image`."""
+    head = _read_head(data, what)
+    height, width = head.size
+    check_memory(height * width * (33 if head.deep else 6), f'{what} of {height}×{width} pixels')
+    _check_whole(data, head, what)
+    image, tiff = None, head.format == 'TIFF'
+    if (tiff, head.mode, head.deep) != (True, 'RGBA', False):  # OpenCV multiplies those by alpha
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS)
+    if image is None:  # a format that OpenCV lacks, or a damaged file
+        with open_image(data, what) as opened:
+            return np.ascontiguousarray(_pillow_rgb(opened, what, image_max)[..., ::-1])
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UserError(f'{what} has values of type {image.dtype}, which have no 8-bit meaning; save it with 8 bits')
+    if not tiff and head.orientation in TURNS:  # of TIFF, OpenCV heeds it itself
+        image = np.ascontiguousarray(TURNS[head.orientation](image))
+    return _eight_bits(image, what, image_max) if image.dtype == np.uint16 else image
+
+
+def _check_whole(data, head, what):
+    """Raise a UserError if a JPEG file is cut short, which OpenCV 4 fills with grey without a word."""
+    if head.format in ('JPEG', 'MPO') and not data.rstrip(b'\0').endswith(JPEG_END):
+        with open_image(data, what) as image:
+            try:
+                image.draft('RGB', (1, 1))  # at an eighth of the size, which is enough to see its end
+                image.load()
+            except Exception as error:  # the decoders raise many kinds
+                raise UserError(f'{what} cannot be decoded: {error}') from None
+
+
+def _pillow_rgb(image, what, image_max=None):
+    """Return a PIL image as upright RGB, see `read_image`."""
+    _refuse_floats(image, what)
+    check_memory(8 * image.width * image.height, f'{what} of {image.height}×{image.width} pixels')
+    try:
+        image = ImageOps.exif_transpose(image)
+        if not image.mode.startswith('I'):
+            return np.array(image.convert('RGB'))
+        values = np.array(image)
+    except Exception as error:  # the decoders raise many kinds
+        raise UserError(f'{what} cannot be decoded: {error}') from None
+    if values.min() < 0 or values.max() > WHITE:
+        raise UserError(f'{what} has values from {values.min()} to {values.max()}, which have no 8-bit meaning; save '
+                        'it with 8 bits')
+    return np.repeat(_eight_bits(values, what, image_max)[..., None], 3, 2)
+
+
+def _refuse_floats(image, what):
+    if image.mode == 'F':
+        raise UserError(f'{what} holds floats, which have no 8-bit meaning; save it with 8 bits (values of 0 to 1 '
+                        'times 255)')
+
+
+def _eight_bits(values, what, image_max):
+    """Return 16-bit values as uint8; values that leave open what white is are a UserError."""
+    largest = int(values.max())
+    if image_max is None and 0 < largest < LOW:
+        bits = largest.bit_length()
+        raise UserError(f'{what} has 16 bits, and no value above {largest}: it may be of {bits} bits, or dark. Give '
+                        f'the value of white: --image-max {(1 << bits) - 1} or, for a dark image, {WHITE} (in a '
+                        'config, image_max); or save the image with 8 bits')
+    if image_max is not None and largest > image_max:
+        raise UserError(f'{what} has the value {largest}, above image_max {image_max}; raise --image-max (in a config, '
+                        'image_max)')
+    return (values.astype(np.uint32) * 256 // (1 + (image_max or WHITE))).astype(np.uint8)
