@@ -17,17 +17,18 @@ from mmseg.registry import DATASETS, MODELS
 from tqdm import tqdm
 
 from fsa_seg.clip import load_clip
-from fsa_seg.datasets import check_count, check_images, file_classes, list_images
+from fsa_seg.datasets import check_count, check_images, file_classes, left_out, list_images, loading, read_as_loaded
 from fsa_seg.device import device_name, exact_float32
 from fsa_seg.errors import UserError, built, warn_once
 from fsa_seg.evaluation import Journal
 from fsa_seg.fingerprint import Data, differences, fingerprint, shared_key, sources_digest, with_files
 from fsa_seg.panel import label_field
+from fsa_seg.parts import known_images
 from fsa_seg.paths import check_file, cut_name, find_root, locked, make_folder
 from fsa_seg.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
 from fsa_seg.saved import to_json
 from fsa_seg.segmentor import check_window
-from fsa_seg.visualization import panel, picture_path, read_image
+from fsa_seg.visualization import panel, picture_path
 
 LIMIT_SEED = 0
 
@@ -35,16 +36,20 @@ LIMIT_SEED = 0
 def prepare(config):
     """Check the data of a composed config, take the subset of `limit`, and return the `Cell` that can be run.
 
+    A data set with another number of images than its name has needs a `limit`, and all of its images are a part then.
+
     Raises:
         UserError: the data is not as the config says.
     """
     exact_float32()
     dataset = config.test_dataloader.dataset
     dataset.data_root = find_root(dataset.data_root)
-    whole = {key: value for key, value in dataset.items() if key != 'indices'}
-    entries, contents = _checked_images(json.dumps(whole), json.dumps(config.get('known_images')))
-    limit = config.cell.limit
-    if limit and limit < len(entries):
+    limit, name = config.cell.limit, config.cell.dataset
+    if limit:
+        dataset.pop('indices', None)  # of the run that a result is of
+    known = known_images(name, config.get('known_images'), dataset.data_root)
+    entries, whole, contents = _checked_images(json.dumps(dataset), json.dumps(known), name, limit is not None)
+    if limit and (limit < len(entries) or not whole):
         indices = np.random.default_rng(LIMIT_SEED).permutation(len(entries))[:limit]
         dataset.indices = sorted(indices.tolist())
         entries = [entries[i] for i in dataset.indices]
@@ -270,24 +275,32 @@ def picture_of_rows(configs, index=0, columns=4):
         for i, config in enumerate(members):
             maps[row_name(config.cell)] = out.get(label_field(i)).data[0].cpu().numpy()
     meta = dataset.metainfo
-    return panel(read_image(sample.img_path), maps, meta['classes'], meta['palette'], columns)
+    return panel(read_as_loaded(dataset, sample.img_path), maps, meta['classes'], meta['palette'], columns)
 
 
 @functools.lru_cache
-def _checked_images(dataset, known):
-    """Return `list_images` of a data set (config and known numbers as JSON), and the digest of each entry's content by name.
+def _checked_images(dataset, known, name, limited):
+    """Return `list_images` of a data set, whether it is whole, and the digest of each entry's content by name.
 
     The main process checks the files and reads them, once.
+
+    Args:
+        dataset, known (str): its config, and the known numbers of images, as JSON.
+        name (str): of the data set.
+        limited (bool): whether a part of it will do.
     """
     dataset = json.loads(dataset)
     entries = list_images(dataset)
-    check_count(entries, json.loads(known))
-    contents = [None]
+    everything = entries if dataset.get('indices') is None else list_images(dict(dataset, indices=None))
+    whole, contents = check_count(everything, json.loads(known), name, limited), [None]
     if is_main_process():
+        for line in left_out(dataset):
+            warn_once(f'not used: {line}')
         made = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
-        contents = [check_images(entries, len(file_classes(made)[0]), made.reduce_zero_label, made.ignore_index)]
+        contents = [check_images(entries, len(file_classes(made)[0]), made.reduce_zero_label, made.ignore_index,
+                                 'ignore_index' in dataset, **loading(dataset))]
     broadcast_object_list(contents)
-    return entries, contents[0]
+    return entries, whole, contents[0]
 
 
 def _check_models(models):
@@ -312,7 +325,8 @@ def _skip_done(config, journals, names):
     everywhere = set(names[:-1]).intersection(*found[0])
     pictures = config.default_hooks.get('pictures')
     if pictures:
-        everywhere = {name for name in everywhere if os.path.exists(picture_path(pictures.folder, name))}
+        root = dataset.data_root
+        everywhere = {name for name in everywhere if os.path.exists(picture_path(pictures.folder, os.path.join(root, name), root))}
     if everywhere:
         print_log(f'{len(everywhere)} of {len(names)} images were counted by an interrupted run', 'current')
         chosen = dataset.get('indices') or range(len(names))

@@ -12,11 +12,12 @@ from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.attention import find_attention
 from fsa_seg.clip import BACKBONE_KEYS
-from fsa_seg.datasets import VOID
 from fsa_seg.errors import UserError, built, check_keys
 from fsa_seg.fingerprint import differences, fingerprint, shown
+from fsa_seg.labels import VOID
 from fsa_seg.parts import (check_constructor, class_names, dataset_config, feedback_of, load_file, load_part, load_parts,
-                           load_protocol, part_config, protocol_settings, with_classes)  # yapf: disable
+                           load_protocol, known_images, part_config, protocol_settings, shipped,
+                           with_classes)  # yapf: disable
 from fsa_seg.paths import CONFIGS, TOY_MARK, find_root
 from fsa_seg.segmentor import check_settings, resolve_precision
 from fsa_seg.settings import DATASET, LOADER, LOOP, METRIC, RUNTIME as RUNTIME_RULES, SEED, check_values, whole
@@ -69,12 +70,13 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
                 words=_words_name(words, queries) if words is not None else protocol.name, toy=toy or drawn)
     runtime = dict(load_file(RUNTIME), **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
-    config.merge_from_dict(dict(cell=cell, model=model, known_images=None if drawn else data.get('images')))
+    known = known_images(data.name, data.get('images'), find_root(data_root))
+    config.merge_from_dict(dict(cell=cell, model=model, known_images=known))
     imports = [name for part in (*parts.values(), data, protocol) if part
                for name in part.get('custom_imports', {}).get('imports', [])]  # what registers the parts' own classes
     if imports:
         config.custom_imports = dict(imports=imports)
-    _add_loop(config, dataset_config(data, data_root), settings['short'])
+    _add_loop(config, dataset_config(data, data_root), settings['short'], data.get('label_map'), data.get('image_max'))
     check_config(config)
     return config
 
@@ -117,7 +119,9 @@ def check_config(config):
     check_constructor(dataset, DATASETS, 'dataset')
     check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
     check_keys(config.model.backbone, BACKBONE_KEYS, 'model.backbone')
-    check_words(config.model.words, class_names(dataset), 'model.words')
+    cell = config.cell
+    published = cell.words == cell.protocol and shipped('protocol', cell.protocol) and shipped('dataset', cell.dataset)
+    check_words(config.model.words, class_names(dataset), f'the words ({cell.words}) of {cell.dataset}', published)
     built('the pipeline', lambda: [TRANSFORMS.build(step) for step in config.test_dataloader.dataset.pipeline])
 
 
@@ -189,14 +193,16 @@ def set_runtime(config, runtime):
     config.default_hooks.logger.interval = config.log_interval
 
 
-def _add_loop(config, dataset, short):
+def _add_loop(config, dataset, short, label_map, image_max):
     """Add the data loader, loop, metric and hooks that mmengine's test run needs."""
     void = dataset.get('ignore_index', VOID)
     wide = {} if void == VOID else dict(void=void)
+    renumbered = {} if label_map is None else dict(label_map=label_map)
+    white = {} if image_max is None else dict(image_max=image_max)
     pipeline = [
-        dict(type='mmseg.LoadImage'),
+        dict(type='mmseg.LoadImage', **white),
         dict(type='Resize', scale=(MAX_LONG_SIDE, short), keep_ratio=True),
-        dict(type='mmseg.LoadLabels', **wide),
+        dict(type='mmseg.LoadLabels', **wide, **renumbered),
         dict(type='mmseg.PackSegInputs')
     ]
     config.merge_from_dict(dict(

@@ -4,13 +4,13 @@ import os
 import numpy as np
 from mmseg.registry import DATASETS
 
-from fsa_seg.datasets import (NO_LABELS, WIDE_VOID, check_count, check_scan, file_classes, list_images, missing_files,
-                              read_labels, scan_images, without_zero)  # yapf: disable
+from fsa_seg.datasets import check_count, check_scan, file_classes, left_out, list_images, missing_files, scan_images
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.formats import PREPARATIONS
-from fsa_seg.parts import dataset_config, load_part, part_names, with_classes
-from fsa_seg.paths import TOY_MARK
-from fsa_seg.visualization import panel, read_image, write_picture
+from fsa_seg.images import read_image
+from fsa_seg.labels import WIDE_VOID, check_rule, check_seen, read_labels, without_zero
+from fsa_seg.parts import dataset_config, known_images, load_part, part_names, with_classes
+from fsa_seg.visualization import panel, picture_path, write_picture
 
 SAMPLES = 4  # pictures of each data set
 SEED = 0
@@ -68,33 +68,35 @@ def check_data_set(root, name, scans, pictures=None):
         pictures (str): folder of pictures; None draws none.
     """
     part = load_part('dataset', name)
-    toy = os.path.exists(os.path.join(root, TOY_MARK))
     report = dict(dataset=part.name, folder=os.path.join(root, part.data_root), images=0,
-                  known=None if toy else part.get('images'), modes={}, values=[], classes=0, classes_seen=0, void=None,
-                  pixels={}, problems=[], notes=[], pictures=[], mend=_mend(part.name, root))
+                  known=known_images(part.name, part.get('images'), root), modes={}, values=[], classes=0,
+                  classes_seen=0, void=None, pixels={}, problems=[], notes=[], pictures=[], mend=_mend(part.name, root))
     try:
         part = with_classes(part, root)
         config = dict(dataset_config(part, root), serialize_data=False)
         entries = list_images(config)
         built = DATASETS.build(dict(config, pipeline=[], lazy_init=True))
+        classes, palette = file_classes(built)
+        check_rule(len(classes), built.reduce_zero_label, built.ignore_index, part.get('label_map'))
+        report['notes'] += [f'not used: {line}' for line in left_out(config)]
     except UserError as error:
         report['problems'].append(str(error))
         return report
-    classes, palette = file_classes(built)
     report.update(images=len(entries), classes=len(classes))
     values, void = len(classes) + built.reduce_zero_label, built.ignore_index
-    _passes(report, check_count, entries, report['known'])
+    _passes(report, check_count, entries, report['known'], part.name)
     missing = set(missing_files(entries))
     if missing:
         report['problems'].append(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {min(missing)}')
         entries = [entry for entry in entries if not {entry['img_path'], entry['seg_map_path']} & missing]
-    key = tuple((entry['img_path'], entry['seg_map_path']) for entry in entries)
+    loading = part.get('label_map'), part.get('image_max')
+    key = str(loading), tuple((entry['img_path'], entry['seg_map_path']) for entry in entries)
     if key not in scans:
-        scans[key] = list(scan_images(entries, part.name, decode=True))
+        scans[key] = list(scan_images(entries, part.name, *loading, decode=True))
     right = [scan.entry for scan in scans[key] if _passes(report, check_scan, scan, values, void)]
-    _count_pixels(report, scans[key], classes, built.reduce_zero_label, void)
+    _count_pixels(report, scans[key], classes, built.reduce_zero_label, void, 'ignore_index' in part)
     if pictures:
-        _draw(report, right, built, classes, palette, os.path.join(pictures, part.name))
+        _draw(report, right, built, classes, palette, os.path.join(pictures, part.name), *loading)
     return report
 
 
@@ -116,7 +118,7 @@ def report_table(reports):
     return '\n'.join(lines)
 
 
-def _count_pixels(report, scans, classes, reduce_zero_label, void):
+def _count_pixels(report, scans, classes, reduce_zero_label, void, void_said):
     """Add to a report what its label images hold."""
     total = np.zeros(WIDE_VOID + 1, np.int64)
     for scan in scans:
@@ -128,15 +130,18 @@ def _count_pixels(report, scans, classes, reduce_zero_label, void):
         return
     counted = [value for value in np.flatnonzero(total) if value != void]
     report['values'] = [int(min(counted)), int(max(counted))] if counted else []
-    total[void] = 0
+    seen, total[void] = set(np.flatnonzero(total).tolist()), 0
     of_class = np.concatenate([total, np.zeros(len(classes), np.int64)])[reduce_zero_label:][:len(classes)]
     names = [name.strip() for name in classes]
     report.update(pixels=dict(zip(names, of_class.tolist())), classes_seen=int((of_class > 0).sum()),
                   void=float(1 - of_class.sum() / pixels))
     unseen = [name for name, count in zip(names, of_class) if not count]
-    if len(unseen) == len(classes):
-        report['problems'].append(NO_LABELS)
-    elif report['known'] and 2 * len(unseen) > len(classes):
+    try:
+        odd = check_seen(seen, len(classes), reduce_zero_label, void, void_said)
+        report['notes'] += [odd] if odd else []
+    except UserError as error:
+        report['problems'].append(str(error))
+    if len(unseen) < len(classes) and report['known'] and 2 * len(unseen) > len(classes):
         report['problems'].append('more than half of the classes are in no label image: '
                                   f'the labels {report["values"]} are none of {report["dataset"]}')
     if unseen:
@@ -144,17 +149,16 @@ def _count_pixels(report, scans, classes, reduce_zero_label, void):
         report['notes'].append(f'{len(unseen)} classes are in no label image: {shown}')
 
 
-def _draw(report, entries, built, classes, palette, folder):
+def _draw(report, entries, built, classes, palette, folder, label_map, image_max):
     """Draw some images with their labels."""
     order = np.random.default_rng(SEED).permutation(len(entries))[:SAMPLES]
     for i in sorted(order.tolist()):
-        labels = read_labels(entries[i]['seg_map_path'])
+        labels = read_labels(entries[i]['seg_map_path'], label_map)
         if built.reduce_zero_label:
             labels = without_zero(labels, built.ignore_index)
-        name = os.path.splitext(os.path.basename(entries[i]['img_path']))[0] + '.png'
-        picture = panel(read_image(entries[i]['img_path']), dict(labels=labels), classes, palette)
-        write_picture(picture, os.path.join(folder, name))
-        report['pictures'].append(os.path.join(folder, name))
+        path = picture_path(folder, entries[i]['img_path'], built.data_root)
+        write_picture(panel(read_image(entries[i]['img_path'], image_max), dict(labels=labels), classes, palette), path)
+        report['pictures'].append(path)
 
 
 def _passes(report, check, *arguments):

@@ -1,7 +1,5 @@
-"""Data sets that mmseg lacks, loading that names the file it fails on, and the check of a data root before a run.
-
-A label image holds the labels 0 to K − 1 of K classes, or 0 to K where 0 is made void; and void, see `void_label`.
-"""
+"""Data sets that mmseg lacks, the loading of images, and the check of a data root before a run."""
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -9,22 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from mmcv import imfrombytes
-from mmcv.transforms import BaseTransform, LoadImageFromFile
-from mmengine import fileio, list_from_file
+from mmcv.transforms import BaseTransform
+from mmengine import list_from_file
 from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
 from mmseg.registry import DATASETS, TRANSFORMS
-from PIL import Image
 from tqdm import tqdm
 
-from fsa_seg.errors import UserError, built
+from fsa_seg.errors import UserError, built, warn_once
+from fsa_seg.files import walk_folders
+from fsa_seg.images import image_size, open_image, read_image
+from fsa_seg.labels import VOID, check_range, check_rule, check_seen, check_sizes, read_labels
 from fsa_seg.paths import file_digest
 
-VOID, WIDE_VOID = 255, 65535
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 LABEL_SUFFIXES = ('.png', '.tif', '.tiff')
-EXIF_ORIENTATION = 274  # number of the tag
-NO_LABELS = 'no pixel of the label images is of any class'
+LEFT_OUT = ('files of other suffixes', 'broken links', 'FIFOs, sockets or devices', 'folders with the name of an image')
 THINGS = 80  # of COCO-Stuff's 171 classes, the first
 
 
@@ -62,37 +59,63 @@ class ImageFolderDataset(BaseSegDataset):
         image_folder, label_folder = self.data_prefix['img_path'], self.data_prefix['seg_map_path']
         if os.path.realpath(image_folder) == os.path.realpath(label_folder):
             raise UserError(f'images and labels are both in {image_folder}; labels need a folder of their own')
-        images = _by_name(image_folder, IMAGE_SUFFIXES, label_folder)
-        labels = _by_name(label_folder, LABEL_SUFFIXES, image_folder)
+        images, no_images = _by_name(image_folder, IMAGE_SUFFIXES, label_folder)
+        labels, no_labels = _by_name(label_folder, LABEL_SUFFIXES, image_folder)
         names = [line.strip() for line in list_from_file(self.ann_file)] if self.ann_file else sorted(images)
-        for found, what in ((images, 'image'), (labels, 'label image')):
+        for found, what, suffixes in ((images, 'image', IMAGE_SUFFIXES), (labels, 'label image', LABEL_SUFFIXES)):
             missing = [name for name in names if name not in found]
             if missing:
                 folder = image_folder if found is images else label_folder
-                raise UserError(f'{len(missing)} of {len(names)} names have no {what} in {folder}; the first is {missing[0]!r}')
+                raise UserError(f'{len(missing)} of {len(names)} names have no {what} in {folder}; the first is '
+                                f'{missing[0]!r} ({what}s end in {", ".join(suffixes)})')
+        self.left_out = []
+        if not self.ann_file:
+            alone = [labels[name] for name in sorted(set(labels) - set(images))]
+            self.left_out = no_images + no_labels + _counted('label images without an image', alone)
         return [dict(img_path=images[name], seg_map_path=labels[name], label_map=self.label_map,
                      reduce_zero_label=self.reduce_zero_label, seg_fields=[]) for name in names]
 
 
 def _by_name(folder, suffixes, other):
-    """Return the files of a folder and of those below it but `other`: path below the folder, without suffix -> path."""
-    found, other = {}, os.path.relpath(other, folder) + os.sep
-    for file in sorted(fileio.list_dir_or_file(folder, list_dir=False, recursive=True)):
-        name, suffix = os.path.splitext(file)
-        if suffix.lower() in suffixes and not file.startswith(other):
-            if name in found:
-                raise UserError(f'two files are called {name!r}: {found[name]} and {file}; labels need a folder of their own')
-            found[name] = os.path.join(folder, file)
-    return found
+    """Return the files of a folder and of those below it but `other`, and what is left out; hidden names are no files.
+
+    Returns:
+        (dict, list of str): path below the folder, without suffix -> path; what is left out, a line each.
+    """
+    found, out, below = {}, {what: [] for what in LEFT_OUT}, os.path.realpath(other)
+    for place, folders, files in walk_folders(folder):
+        folders[:] = [name for name in folders if not name.startswith('.')
+                      and os.path.realpath(os.path.join(place, name)) != below]
+        out['folders with the name of an image'] += [os.path.join(place, name) for name in folders
+                                                     if os.path.splitext(name)[1].lower() in suffixes]
+        for path in (os.path.join(place, name) for name in files if not name.startswith('.')):
+            name, suffix = os.path.splitext(os.path.relpath(path, folder))
+            if not os.path.exists(path):
+                out['broken links'].append(path)
+            elif not os.path.isfile(path):
+                out['FIFOs, sockets or devices'].append(path)
+            elif suffix.lower() not in suffixes:
+                out['files of other suffixes'].append(path)
+            elif name in found:
+                raise UserError(f'two files are called {name!r}: {found[name]} and {path}; labels need a folder of '
+                                'their own')
+            else:
+                found[name] = path
+    return found, [line for what, paths in out.items() for line in _counted(what, paths)]
 
 
-def folder_dataset(images, labels, classes, reduce_zero_label=False):
+def _counted(what, paths):
+    """Return a list with one line about paths, or without one where there are none."""
+    return [f'{len(paths)} {what} (the first is {paths[0]})'] if paths else []
+
+
+def folder_dataset(images, labels, classes, **more):
     """Return the part of a data set of one's own, as a file of configs/datasets/ would have it.
 
     Args:
         images, labels (str): folders, see `ImageFolderDataset`.
         classes (str): text file of class names, see `fsa_seg.text.read_classes`.
-        reduce_zero_label (bool): label 0 is void, and the first class is 1.
+        more: further keys of such a file; those that are None are left out.
     """
     for path, what in ((images, 'folder'), (labels, 'folder'), (classes, 'file')):
         if not (os.path.isfile if what == 'file' else os.path.isdir)(path):
@@ -102,84 +125,24 @@ def folder_dataset(images, labels, classes, reduce_zero_label=False):
     prefix = dict(img_path=os.path.relpath(images, root), seg_map_path=os.path.relpath(labels, root))
     name = f'own_{os.path.basename(root) or os.path.basename(images)}'
     return dict(name=name, type='ImageFolderDataset', data_root=root, data_prefix=prefix, classes=classes,
-                reduce_zero_label=reduce_zero_label)
+                **{key: value for key, value in more.items() if value is not None})
 
 
 @TRANSFORMS.register_module()
-class LoadImage(LoadImageFromFile):
-    """mmcv's `LoadImageFromFile` (BGR, uint8), whose failure is a UserError that names the file."""
-
-    def transform(self, results):
-        try:
-            loaded = super().transform(results)
-        except Exception as error:  # the decoders raise many kinds
-            raise UserError(f'the image {results["img_path"]} cannot be decoded: {error}') from error
-        return loaded
-
-
-@TRANSFORMS.register_module()
-class LoadLabels(BaseTransform):
-    """Loads a label image of any bit depth as `gt_seg_map`, (height, width) int32 at original size.
-
-    What mmseg's `LoadAnnotations` does, which casts to uint8: `reduce_zero_label` makes label 0 void and shifts the
-    others down by one, `label_map` renumbers.
+class LoadImage(BaseTransform):
+    """Loads an image as `img`, (height, width, 3) uint8 BGR, see `fsa_seg.images.read_image`.
 
     Args:
-        void (int): label of pixels that do not count.
-
-    Raises (while loading):
-        UserError: the file cannot be decoded, has colour channels, or another size than its image.
+        image_max (int): the value of white in 16-bit files, by default 65535.
     """
 
-    def __init__(self, void=VOID):
-        self.void = void
+    def __init__(self, image_max=None):
+        self.image_max = image_max
 
     def transform(self, results):
-        labels = read_labels(results['seg_map_path'])
-        check_sizes(results['seg_map_path'], labels.shape, results['img_path'], results['ori_shape'])
-        if results['reduce_zero_label']:
-            labels = without_zero(labels, self.void)
-        if results.get('label_map'):
-            before = labels.copy()
-            for old, new in results['label_map'].items():
-                labels[before == old] = new
-        results['gt_seg_map'] = labels
-        results['seg_fields'].append('gt_seg_map')
+        image = read_image(results['img_path'], self.image_max, 'bgr')
+        results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         return results
-
-
-def void_label(classes, reduce_zero_label=False):
-    """Return the label of pixels that do not count: 255, or 65535 where 255 is a class in the files."""
-    return WIDE_VOID if classes + reduce_zero_label > VOID else VOID
-
-
-def without_zero(labels, void):
-    """Return labels whose 0 is made void and whose others are shifted down by one."""
-    return np.where((labels == 0) | (labels == void), void, labels - 1)
-
-
-def read_labels(path):
-    """Return a label image as (height, width) int32; one that is none is a UserError that names it."""
-    try:
-        data = fileio.get(path)
-    except OSError as error:
-        raise UserError(f'the label image {path} cannot be read: {error}') from error
-    return decode_labels(data, path)
-
-
-def decode_labels(data, path):
-    """Return the bytes of a label image, called `path` in errors, as `read_labels` does."""
-    try:
-        labels = imfrombytes(data, flag='unchanged', backend='pillow')
-    except Exception as error:  # the decoders raise many kinds
-        raise UserError(f'the label image {path} cannot be decoded: {error}') from error
-    if labels.ndim != 2:
-        raise UserError(f'the label image {path} has {labels.shape[2]} channels; a palette or a single-channel image is '
-                        'needed, whose values are the labels')
-    wide = labels.dtype.itemsize > 2 and labels.size
-    if labels.dtype.kind not in 'uib' or wide and (labels.min() < 0 or labels.max() > WIDE_VOID):
-        raise UserError(f'the label image {path} has values of type {labels.dtype}, beyond the whole numbers 0 to {WIDE_VOID}')
-    return labels.astype(np.int32)
 
 
 def list_images(dataset):
@@ -209,42 +172,69 @@ def list_images(dataset):
             for e in entries]
 
 
-def check_count(entries, known):
-    """Raise a UserError unless a split has one of the known numbers of images.
+def left_out(dataset):
+    """Return what a data set's config leaves out of its folders, a line each; only `ImageFolderDataset` knows."""
+    return getattr(DATASETS.build(dict(dataset, pipeline=[])), 'left_out', [])
+
+
+def read_as_loaded(dataset, path):
+    """Return an image as a built data set loads it, (height, width, 3) uint8 RGB."""
+    steps = [step for step in dataset.pipeline.transforms if isinstance(step, LoadImage)]
+    return read_image(path, steps[0].image_max if steps else None)
+
+
+def check_count(entries, known, name, limited=False):
+    """Return whether a data set has one of the known numbers of images; another is a UserError if a part will not do.
 
     Args:
         entries (list of dict): of `list_images`.
         known (None, int or list of int): numbers; None allows any.
+        name (str): of the data set.
+        limited (bool): whether a part of it will do.
     """
     known = [known] if isinstance(known, int) else known
-    if known and len(entries) not in known:
-        raise UserError(f'the split has {len(entries)} images, the data set {" or ".join(map(str, known))}: prepare it again '
-                        '(data/README.md), or name a config without `images` where a part of it is meant')
+    whole = not known or len(entries) in known
+    if not whole and not limited:
+        raise UserError(f'the split has {len(entries)} images, the data set {name} {" or ".join(map(str, known))}: '
+                        'prepare it again (data/README.md); or take a part of it by --limit N, which marks the result '
+                        'as partial; or give the part another `name`, in a config of its own')
+    return whole
 
 
-def check_images(entries, classes, reduce_zero_label=False, void=VOID):
+def loading(dataset):
+    """Return how a data set's config loads its files: dict(label_map, image_max), None where nothing is said."""
+    pipeline = {step['type'].split('.')[-1]: step for step in dataset.get('pipeline', ())}
+    return dict(label_map=pipeline.get('LoadLabels', {}).get('label_map'),
+                image_max=pipeline.get('LoadImage', {}).get('image_max'))
+
+
+def check_images(entries, classes, reduce_zero_label=False, void=VOID, void_said=False, label_map=None, image_max=None):
     """Return a digest of what each image and label image holds, by name; raise a UserError unless all are right.
 
-    Every file has to be there, image and label image of one size, and every label in its range. Decodes the label images;
-    images are read and not decoded.
+    Every file has to be there, image and label image of one size, and every label in its range. Decodes the label images,
+    and reads the images (those of 16 bits are decoded). The first bad file ends it.
 
     Args:
         entries (list of dict): of `list_images`.
         classes (int): number of classes; labels are 0 to classes − 1, or 0 to classes where 0 is made void.
         reduce_zero_label (bool): whether label 0 is made void and the others shift down by one.
         void (int): label of pixels that do not count.
+        void_said (bool): whether the user named `void`, see `fsa_seg.labels.check_seen`.
+        label_map (list), image_max (int): see `fsa_seg.labels.read_labels` and `fsa_seg.images.read_image`.
     """
+    check_rule(classes, reduce_zero_label, void, label_map)
     missing = missing_files(entries)
     if missing:
         raise UserError(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {missing[0]}')
-    labelled, contents = False, {}
-    for scan in scan_images(entries, 'checking the data'):
-        check_scan(scan, classes + reduce_zero_label, void)
-        labelled |= bool(((scan.labels >= reduce_zero_label) & (scan.labels != void)).any())
-        contents[scan.entry['name']] = scan.content
-    if not labelled:
-        raise UserError(f'{NO_LABELS}: labels are 0 to {classes + reduce_zero_label - 1}'
-                        f'{", 0 is void" if reduce_zero_label else ""}')
+    seen, contents = set(), {}
+    with contextlib.closing(scan_images(entries, 'checking the data', label_map, image_max)) as scans:
+        for scan in scans:
+            check_scan(scan, classes + reduce_zero_label, void)
+            seen.update(scan.labels.tolist())
+            contents[scan.entry['name']] = scan.content
+    odd = check_seen(seen, classes, reduce_zero_label, void, void_said)
+    if odd:
+        warn_once(odd)
     return contents
 
 
@@ -282,53 +272,40 @@ class Scan(NamedTuple):
     error: str = None
 
 
-def scan_images(entries, title, decode=False):
-    """Yield a `Scan` of each entry, in order, with a progress bar.
+def scan_images(entries, title, label_map=None, image_max=None, decode=False):
+    """Yield a `Scan` of each entry, in order, with a progress bar; once it is closed, no further file is read.
 
     Args:
         entries (list of dict): of `list_images`.
         title (str): of the progress bar.
+        label_map (list), image_max (int): as of `check_images`.
         decode (bool): decode the images too, and tell modes; else the images' heads are read.
     """
     with ThreadPoolExecutor() as pool:
-        scans = pool.map(lambda entry: _scan(entry, decode), entries)
-        yield from tqdm(scans, desc=title, total=len(entries), delay=2, leave=False)
+        try:
+            scans = pool.map(lambda entry: _scan(entry, label_map, image_max, decode), entries)
+            yield from tqdm(scans, desc=title, total=len(entries), delay=2, leave=False)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _scan(entry, decode):
+def _scan(entry, label_map, image_max, decode):
+    mode = None
     try:
-        size = image_size(entry['img_path'], decode)
-        labels = read_labels(entry['seg_map_path'])
+        size = image_size(entry['img_path'], decode, image_max)
+        labels = read_labels(entry['seg_map_path'], label_map)
+        if decode:
+            with open_image(entry['seg_map_path'], f'the label image {entry["seg_map_path"]}') as image:
+                mode = image.mode
     except UserError as error:
         return Scan(entry, error=str(error))
-    mode = content = None
+    content = None
     if not decode:
         values = hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()
         content = f'{file_digest(entry["img_path"])[:24]}{values[:24]}'
-    else:
-        with Image.open(entry['seg_map_path']) as image:
-            mode = image.mode
     pixels = np.bincount(labels.ravel())
     present = np.flatnonzero(pixels)
     return Scan(entry, size, labels.shape, mode, present, pixels[present], content)
-
-
-def image_size(path, decode=False):
-    """Return the height and width that an image has when it is decoded; one that cannot be is a UserError.
-
-    Args:
-        path (str): its file.
-        decode (bool): decode it too; else its head is read.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if decode:
-                image.load()
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # by a quarter
-    except Exception as error:  # the decoders raise many kinds
-        raise UserError(f'the image {path} cannot be decoded: {error}') from None
-    return (width, height) if turned else (height, width)
 
 
 def check_scan(scan, values, void):
@@ -338,19 +315,3 @@ def check_scan(scan, values, void):
     path = scan.entry['seg_map_path']
     check_sizes(path, scan.label_size, scan.entry['img_path'], scan.image_size)
     check_range(path, scan.labels, values, void)
-
-
-def check_range(path, present, values, void=VOID):
-    """Raise a UserError if a label image holds labels (`present`, an array) that are neither below `values` nor void."""
-    wrong = present[(present >= values) & (present != void)]
-    if len(wrong):
-        raise UserError(f'the label image {path} has the labels {wrong[:5].tolist()}; the data set has 0 to {values - 1}, '
-                        f'and {void} for void')
-
-
-def check_sizes(label_path, label_size, image_path, image_size):
-    """Raise a UserError unless labels and image have the same height and width."""
-    if tuple(label_size) != tuple(image_size):
-        height, width = label_size
-        raise UserError(f'the label image {label_path} has {height}×{width} pixels, its image {image_path} '
-                        f'{image_size[0]}×{image_size[1]}')

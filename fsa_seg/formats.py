@@ -18,9 +18,10 @@ import numpy as np
 from mmseg.datasets import PascalContextDataset, PascalVOCDataset
 from PIL import Image
 
-from fsa_seg.datasets import THINGS, VOID, check_range, decode_labels
+from fsa_seg.datasets import THINGS
 from fsa_seg.downloads import Download, File
 from fsa_seg.errors import UserError
+from fsa_seg.labels import VOID, check_range, decode_labels
 
 # PASCAL-Context's 59 classes among the categories of its Detail file, in the order of mmseg's names
 DETAIL_CATEGORIES = (

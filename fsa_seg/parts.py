@@ -12,10 +12,11 @@ from mmseg.registry import DATASETS, MODELS
 
 from fsa_seg.attention import attention_files, find_attention
 from fsa_seg.clip import BACKBONE_KEYS
-from fsa_seg.datasets import VOID, WIDE_VOID, void_label
 from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.images import WHITE
+from fsa_seg.labels import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.methods import METHODS, resolve_method
-from fsa_seg.paths import CONFIGS, find_root, local_path, part_files
+from fsa_seg.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
 from fsa_seg.saved import from_json
 from fsa_seg.settings import (BACKBONE, DATASET, IMPORTS, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values,
                               dict_of)  # yapf: disable
@@ -30,7 +31,8 @@ REQUIRED = dict(
     protocol=('name', 'default', 'datasets'), suite=('name', 'groups'))  # yapf: disable
 # what a backbone or a VFM part says about itself, beside how it is built
 ABOUT = ('name', 'fsa', 'toy', 'licence', 'custom_imports')
-DATA_ABOUT = ('name', 'images', 'custom_imports')  # the same of a data set
+# the same of a data set, and how its files are read
+DATA_ABOUT = ('name', 'images', 'custom_imports', 'label_map', 'image_max')
 RULES = dict(dataset=DATASET, backbone=BACKBONE, vfm=VFM, protocol=dict(name=TEXT, default=MAPPING, datasets=dict_of(MAPPING)),
              method=dict(name=TEXT, protocol=TEXT, fsa_protocol=TEXT, segmentor=MAPPING, custom_imports=IMPORTS))  # yapf: disable
 METHOD_KEYS = ('attention', 'residual', 'mlp')
@@ -163,20 +165,23 @@ def class_names(dataset):
 
 
 def with_classes(dataset, data_root):
-    """Return a data set's part, whose key `classes` (a file below its folder) is replaced by what it reads.
+    """Return a data set's part; its `classes` and `label_map` (files below its folder) become what they hold.
 
     Args:
         dataset (dict): of `load_part`.
         data_root (str): the folder that all data sets' folders lie in.
     """
+    folder = find_root(os.path.join(data_root, dataset['data_root']))
+    if dataset.get('label_map') is not None:
+        dataset = ConfigDict(dataset, label_map=read_label_map(dataset['label_map'], folder))
     if 'classes' not in dataset:
         return dataset
-    path = os.path.join(find_root(os.path.join(data_root, dataset['data_root'])), dataset['classes'])
+    path = os.path.join(folder, dataset['classes'])
     if not os.path.isfile(path):
         raise UserError(f'the file {path} does not exist, from which the data set {dataset["name"]!r} has its classes: give '
                         'the right --data-root; for those that ship with the suite, tools/prepare_dataset.py writes it '
                         '(data/README.md)')
-    names = read_classes(path)
+    names = read_classes(path, shipped('dataset', dataset['name']))
     part = ConfigDict(dataset, metainfo=dict(classes=names, palette=even_palette(len(names))))
     del part['classes']
     return part
@@ -187,13 +192,45 @@ def dataset_config(part, data_root):
 
     Where 255 is a label, `ignore_index` is 65535 unless the part says another.
 
+    Raises:
+        UserError: an `image_max` that is no value of white.
+
     Args:
         part (dict), data_root (str): as of `with_classes`.
     """
     config = {key: value for key, value in part.items() if key not in DATA_ABOUT}
     if void_label(len(class_names(part)), part.get('reduce_zero_label', False)) != VOID:
         config.setdefault('ignore_index', WIDE_VOID)
+    white = part.get('image_max')
+    if white is not None and (type(white) is not int or not 255 <= white <= WHITE):
+        raise UserError(f'image_max is {white!r}; it has to be a whole number from 255 to {WHITE}, the value of white '
+                        'in 16-bit files')
     return dict(config, data_root=os.path.join(data_root, part['data_root']))
+
+
+def shipped(kind, name):
+    """Return whether a part of this name ships with the suite."""
+    return os.path.isfile(os.path.join(CONFIGS, KINDS[kind], f'{name}.py'))
+
+
+def known_images(name, stated, folder):
+    """Return the number of images of a data set, or several, or None where nothing is known.
+
+    A data set that ships keeps its number, whatever a config of its name states. Drawn scenes have none.
+
+    Args:
+        name (str): of the data set.
+        stated (None, int or list of int): what its config states.
+        folder (str): the data set's, or the data root.
+    """
+    folder = os.path.abspath(folder)
+    while not os.path.exists(os.path.join(folder, TOY_MARK)):
+        if os.path.dirname(folder) == folder:
+            if not shipped('dataset', name):
+                return stated
+            return load_part('dataset', os.path.join(CONFIGS, KINDS['dataset'], f'{name}.py')).images
+        folder = os.path.dirname(folder)
+    return None
 
 
 def part_config(part, random_weights=None):

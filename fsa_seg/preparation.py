@@ -17,10 +17,11 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from PIL import Image
 from tqdm import tqdm
 
-from fsa_seg.datasets import check_sizes, image_size
 from fsa_seg.downloads import Downloads, Missing, fetch
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.formats import PREPARATIONS
+from fsa_seg.images import image_size
+from fsa_seg.labels import check_sizes
 from fsa_seg.paths import make_folder, new_file
 
 SPLITS = dict(val=('val', ), all=('train', 'val'))  # of --images

@@ -7,12 +7,11 @@ import os
 
 import cv2
 import numpy as np
-from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmseg.registry import HOOKS
-from mmcv import imfrombytes
 from PIL import Image, ImageDraw, ImageFont
 
+from fsa_seg.datasets import read_as_loaded
 from fsa_seg.paths import new_file
 
 TITLE, LEGEND, GAP = 22, 20, 6  # heights of a title and of a line of the legend, and the margin, in pixels
@@ -131,14 +130,10 @@ def write_picture(picture, path):
         picture.save(part, Image.registered_extensions().get(os.path.splitext(path)[1].lower(), 'PNG'))
 
 
-def read_image(path):
-    """Return an image file as (height, width, 3) uint8 RGB."""
-    return imfrombytes(get(path), channel_order='rgb')
-
-
-def picture_path(folder, name):
-    """Return where the picture of an image lies: below a folder, under the image's name below the data root."""
-    return os.path.join(folder, os.path.splitext(name)[0] + '.png')
+def picture_path(folder, image, root):
+    """Return where an image's picture goes: its path below the data root, under `folder`, with the suffix .png."""
+    name = os.path.splitext(os.path.relpath(image, root or '.'))[0] + '.png'
+    return os.path.join(folder, *(part for part in name.split(os.sep) if part != os.pardir))  # never above the folder
 
 
 @HOOKS.register_module()
@@ -153,13 +148,13 @@ class SideBySideHook(Hook):
         self.folder = folder
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        meta = runner.test_dataloader.dataset.metainfo
+        dataset = runner.test_dataloader.dataset
+        meta = dataset.metainfo
         for sample in outputs:
             maps = dict(truth=sample.gt_sem_seg.data, prediction=sample.pred_sem_seg.data)
             maps = {title: data.squeeze(0).cpu().numpy() for title, data in maps.items()}
-            picture = panel(read_image(sample.img_path), maps, meta['classes'], meta['palette'])
-            name = os.path.relpath(sample.img_path, runner.test_dataloader.dataset.data_root)
-            write_picture(picture, picture_path(self.folder, name))
+            picture = panel(read_as_loaded(dataset, sample.img_path), maps, meta['classes'], meta['palette'])
+            write_picture(picture, picture_path(self.folder, sample.img_path, dataset.data_root))
 
 
 def _legend_places(entries, font, width):

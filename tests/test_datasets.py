@@ -8,8 +8,9 @@ from PIL import Image
 
 from conftest import MINI
 from fsa_seg.config import compose
-from fsa_seg.datasets import LoadLabels, check_images, list_images, read_labels
+from fsa_seg.datasets import check_images, list_images
 from fsa_seg.errors import UserError
+from fsa_seg.labels import LoadLabels, read_labels
 
 CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, cityscapes=19,
                ade20k=150)  # yapf: disable

@@ -1,8 +1,10 @@
 """Data of a user's own: a folder of images, one of label images and a list of classes, by options or by a config."""
 import json
 import os
+import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from mmseg.datasets import PascalVOCDataset
@@ -13,6 +15,7 @@ from conftest import MINI
 from fsa_seg.config import compose
 from fsa_seg.datasets import folder_dataset, list_images
 from fsa_seg.errors import UserError
+from fsa_seg.visualization import picture_path
 
 VOC = os.path.join(MINI, 'VOCdevkit', 'VOC2012')
 NAMES = list(PascalVOCDataset.METAINFO['classes'])
@@ -43,7 +46,7 @@ def test_options_in_place_of_a_config(run_tool, own, tmp_path):
     result = json.loads((tmp_path / 'one.json').read_text())
     assert [image['name'] for image in result['images']] == ['images/a.PNG', 'images/more/b.x.jpeg'] and not result['partial']
     assert [entry['name'] for entry in result['classes']] == ['cat; kitten' if name == 'cat' else name for name in NAMES]
-    assert Image.open(tmp_path / 'shown' / 'a.png').width > 2 * 300
+    assert Image.open(tmp_path / 'shown' / 'images' / 'a.png').width > 2 * 300
     status, printed = run_tool('test', 'one.json', '--out', 'two.json', '--workers', 0)
     two = json.loads((tmp_path / 'two.json').read_text())
     assert two['confusion'] == result['confusion'] and two['hash'] == result['hash']
@@ -108,7 +111,7 @@ def test_more_than_255_labels(run_tool, own, tmp_path, void, reduce_zero_label):
     width = labels.shape[1]
     truth = np.bincount(result['confusion']['truth'], result['confusion']['pixels'], 300)
     assert {i: n for i, n in enumerate(truth) if n} == {255: 60 * width, 256: 60 * width, 299: 60 * width}
-    assert (tmp_path / 'shown' / 'a.png').exists()
+    assert (tmp_path / 'shown' / 'images' / 'a.png').exists()
 
 
 def test_other_labels_of_the_same_images(run_tool, own, tmp_path):
@@ -162,7 +165,6 @@ def test_a_part_without_a_labelled_pixel(run_tool, own, tmp_path):
     (lambda own: [path.unlink() for path in (own / 'images').rglob('*') if path.is_file()], 'no image found'),
 ])  # yapf: disable
 def test_bad_data_is_one_message_and_status_1(run_tool, own, damage, message):
-    import re
     damage(own)
     status, printed = run_tool('test', *options(own), *TOY)
     assert status == 1 and 'Traceback' not in printed
@@ -189,3 +191,188 @@ def test_void_of_a_config(own):
         assert config.test_evaluator.get('ignore_index', 255) == void
         assert DATASETS.build(config.test_dataloader.dataset).ignore_index == void
         assert config.test_dataloader.dataset.pipeline[2].get('void', 255) == void
+
+
+def voc_pair(folder, name, number, image=lambda picture, path: picture.save(path + '.png'), labels=lambda array: array):
+    """Write image and labels number `number` of the toy world's VOC as `name`."""
+    source = sorted(os.listdir(os.path.join(VOC, 'JPEGImages')))[number].removesuffix('.jpg')
+    for sub in ('images', 'labels'):
+        (folder / sub / name).parent.mkdir(parents=True, exist_ok=True)
+    image(Image.open(os.path.join(VOC, 'JPEGImages', source + '.jpg')).convert('RGB'), str(folder / 'images' / name))
+    truth = labels(np.array(Image.open(os.path.join(VOC, 'SegmentationClass', source + '.png'))))
+    Image.fromarray(truth.astype(np.uint8)).save(folder / 'labels' / f'{name}.png')
+    (folder / 'classes.txt').write_text('\n'.join(NAMES))
+
+
+def run(run_tool, folder, *more, out='result.json'):
+    """Run SCLIP without FSA on a folder; return status, what is printed, and the confusion of the result."""
+    status, printed = run_tool('test', *options(folder), *TOY, '--no-fsa', '--out', out, *more)
+    return status, printed, json.loads((folder.parent / out).read_text())['confusion'] if status == 0 else None
+
+
+def sixteen_bits(factor):
+    return lambda picture, path: cv2.imwrite(path + '.png', np.array(picture)[..., ::-1].astype(np.uint16) * factor)
+
+
+def on_its_side(picture, path):
+    picture.transpose(Image.Transpose.ROTATE_90).save(path + '.tif', tiffinfo={274: 6})
+
+
+def test_the_same_pixels_in_other_files(run_tool, tmp_path):
+    """A TIFF on its side, 16 bits, and 12 bits in 16 once white is said: each is the number of the plain files."""
+    voc_pair(tmp_path / 'plain', 's0', 0)
+    _, _, expected = run(run_tool, tmp_path / 'plain')
+    for name, write, more in (('tif6', on_its_side, ()), ('sixteen', sixteen_bits(257), ()),
+                              ('bits12', sixteen_bits(16), ('--image-max', 4095))):
+        voc_pair(tmp_path / name, 's0', 0, write)
+        status, printed, confusion = run(run_tool, tmp_path / name, *more, '--show-dir', tmp_path / 'shown' / name)
+        assert status == 0 and confusion == expected, printed
+    pictures = [np.array(Image.open(tmp_path / 'shown' / name / 'images' / 's0.png')) for name in ('tif6', 'sixteen', 'bits12')]
+    assert np.array_equal(pictures[0], pictures[1]) and np.array_equal(pictures[0], pictures[2])
+    status, printed, _ = run(run_tool, tmp_path / 'bits12')
+    assert status == 1 and re.search(r'error: the image .*s0.png has 16 bits, and no value above \d+.*--image-max 4095', printed)
+    status, printed, dark = run(run_tool, tmp_path / 'bits12', '--image-max', 65535)
+    assert status == 0 and dark != expected
+    (tmp_path / 'mine.py').write_text("dataset = dict(name='mine', type='ImageFolderDataset', data_root='bits12', classes='classes.txt', "
+                                      "image_max=4095, data_prefix=dict(img_path='images', seg_map_path='labels'))")
+    assert run_tool('prepare_dataset', '--check', tmp_path, 'mine.py')[0] == 0
+    status, printed = run_tool('test', 'mine.py', *TOY, '--no-fsa', '--data-root', tmp_path, '--out', 'config.json')
+    assert json.loads((tmp_path / 'config.json').read_text())['confusion'] == expected, printed
+    (tmp_path / 'mine.py').write_text((tmp_path / 'mine.py').read_text().replace('4095', '"white"'))
+    status, printed = run_tool('test', 'mine.py', *TOY, '--no-fsa', '--data-root', tmp_path)
+    assert status == 1 and "image_max is 'white'; it has to be a whole number" in printed
+
+
+def test_masks_of_0_and_255(run_tool, tmp_path):
+    """They are said; with a label map they are the masks of 0 and 1; and 255 is void where the user says so."""
+    for white in (1, 255):
+        voc_pair(tmp_path / f'mask{white}', 's0', 0, labels=lambda array: np.where(array == 0, 0, white))
+        (tmp_path / f'mask{white}' / 'classes.txt').write_text('background\nthing; cat; dog; car; bird; person; tree; water\n')
+    _, _, expected = run(run_tool, tmp_path / 'mask1')
+    mask = tmp_path / 'mask255'
+    status, printed, _ = run(run_tool, mask)
+    assert status == 1 and 'error: the label images hold 0 and 255 alone' in printed and '--label-map 255:1' in printed
+    (tmp_path / 'map.txt').write_text('255 1\n')
+    for more in (('--label-map', '255:1', '--ignore-index', 254), ('--label-map', tmp_path / 'map.txt')):
+        status, printed, confusion = run(run_tool, mask, *more)
+        assert status == 0 and confusion == expected, printed
+    assert run(run_tool, mask, '--ignore-index', 255)[0] == 0
+    config = "dataset = dict(name='m', type='ImageFolderDataset', data_root='mask255', classes='classes.txt', %s" \
+             "data_prefix=dict(img_path='images', seg_map_path='labels'))"
+    for key, status in (('', 1), ("label_map='../map.txt', ", 0), ('label_map={255: 1}, ignore_index=254, ', 0)):
+        (tmp_path / 'm.py').write_text(config % key)
+        found, printed = run_tool('prepare_dataset', '--check', tmp_path, 'm.py')
+        assert found == status and ('--label-map 255:1' in printed) == bool(status), printed
+    status, printed = run_tool('test', 'm.py', *TOY, '--no-fsa', '--data-root', tmp_path, '--out', 'config.json')
+    assert json.loads((tmp_path / 'config.json').read_text())['confusion'] == expected, printed
+    status, printed = run_tool('test', 'config.json', '--out', 'again.json')
+    assert json.loads((tmp_path / 'again.json').read_text())['confusion'] == expected, printed
+    status, printed = run_tool('test', 'm.py', '--label-map', '255:1')
+    assert status == 2 and '--label-map goes with --images, --labels and --classes; a config of a data set has the key label_map' in printed
+
+
+def test_another_void(run_tool, tmp_path):
+    """CamVid's void is 11, after its classes: the pixels are those of the same labels with 255."""
+    for name, void in (('a', 255), ('b', 21)):
+        voc_pair(tmp_path / name, 's0', 0, labels=lambda array: np.where(array == 255, void, array))
+    _, _, expected = run(run_tool, tmp_path / 'a')
+    status, printed, confusion = run(run_tool, tmp_path / 'b', '--ignore-index', 21)
+    assert status == 0 and confusion == expected, printed
+    status, printed, _ = run(run_tool, tmp_path / 'b')
+    assert status == 1 and 'has the labels [21]' in printed and '--ignore-index says another' in printed
+    for more, message in ((('--ignore-index', -1), 'ignore_index is -1'), (('--label-map', '21:22'), 'gives 21 the label 22'),
+                          (('--image-max', 7), 'image_max is 7')):
+        status, printed, _ = run(run_tool, tmp_path / 'b', *more)
+        assert status == 1 and f'error: {message}' in printed.replace('the label map ', ''), printed
+
+
+def test_what_is_left_out_is_said(run_tool, tmp_path):
+    folder = tmp_path / 'mixed'
+    for place in (folder, tmp_path / 'plain'):
+        voc_pair(place, 's0', 0)
+    _, _, expected = run(run_tool, tmp_path / 'plain')
+    for number in (1, 2):
+        voc_pair(folder, f's{number}', number, lambda picture, path: picture.save(path + '.gif'))
+    os.symlink('gone.png', folder / 'images' / 's3.png')
+    os.mkfifo(folder / 'images' / 's4.png')
+    os.mkfifo(folder / 'labels' / 's4.png')
+    (folder / 'images' / 's5.png').mkdir()
+    (folder / 'images' / '.hidden.png').write_text('')
+    status, printed, confusion = run(run_tool, folder)
+    assert status == 0 and confusion == expected
+    said = [line.removeprefix('warning: not used: ').split(' (the first is ') for line in printed.splitlines()
+            if line.startswith('warning: not used: ')]
+    assert [what for what, _ in said] == ['2 files of other suffixes', '1 broken links', '1 FIFOs, sockets or devices',
+                                          '1 folders with the name of an image', '1 FIFOs, sockets or devices',
+                                          '2 label images without an image']
+    assert said[0][1].endswith('images/s1.gif)') and said[5][1].endswith('labels/s1.png)')
+    (tmp_path / 'mixed.py').write_text("dataset = dict(name='mixed', type='ImageFolderDataset', data_root='mixed', classes='classes.txt',"
+                                       "data_prefix=dict(img_path='images', seg_map_path='labels'))")
+    status, printed = run_tool('prepare_dataset', '--check', tmp_path, 'mixed.py')
+    assert status == 0 and '- not used: 2 files of other suffixes' in printed
+    (folder / 'split.txt').write_text('s0')
+    (tmp_path / 'mixed.py').write_text((tmp_path / 'mixed.py').read_text().replace("dict(name", "dict(ann_file='split.txt', name"))
+    assert 'not used' not in run_tool('prepare_dataset', '--check', tmp_path, 'mixed.py')[1]  # the split is what was asked for
+
+
+def test_pictures_keep_the_folders_of_their_images(run_tool, tmp_path):
+    for name, number in (('a/s0', 0), ('b/s0', 1)):
+        voc_pair(tmp_path / 'stems', name, number)
+    assert run(run_tool, tmp_path / 'stems', '--show-dir', 'shown')[0] == 0
+    pictures = [tmp_path / 'shown' / 'images' / folder / 's0.png' for folder in 'ab']
+    assert sorted((tmp_path / 'shown').rglob('*.png')) == pictures
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
+    (tmp_path / 'stems.py').write_text("dataset = dict(name='stems', type='ImageFolderDataset', data_root='stems', classes='classes.txt',"
+                                       "data_prefix=dict(img_path='images', seg_map_path='labels'))")
+    run_tool('prepare_dataset', '--check', tmp_path, 'stems.py', '--out', 'checked')
+    assert len(list((tmp_path / 'checked').rglob('*.png'))) == 2
+    assert picture_path('out', '/data/a/../../x.jpg', '/data/b') == os.path.join('out', 'x.png')
+
+
+def test_a_part_under_a_known_name(run_tool, tmp_path):
+    """Two images are not VOC, whatever the config says: partial, or of another name; and the result runs again."""
+    for number in (0, 1):
+        voc_pair(tmp_path / 'part', f's{number}', number)
+    config = "dataset = dict(name='voc21', type='ImageFolderDataset', data_root='part', classes='classes.txt', %s" \
+             "data_prefix=dict(img_path='images', seg_map_path='labels'))"
+    model = ('--backbone', 'toy', '--method', 'clip', '--no-fsa', '--workers', 0)
+    command = ('test', 'part.py', *model, '--data-root', tmp_path)
+    for stated in ('images=2, ', 'images=1449, ', ''):
+        (tmp_path / 'part.py').write_text(config % stated)
+        status, printed = run_tool(*command)
+        assert status == 1 and 'the split has 2 images, the data set voc21 1449' in printed
+        assert '--limit N, which marks the result as partial' in printed and 'another `name`' in printed
+    assert run_tool('prepare_dataset', '--check', tmp_path, 'part.py')[0] == 1
+    for limit in (1, 9):
+        status, printed = run_tool(*command, '--limit', limit, '--out', 'one.json')
+        one = json.loads((tmp_path / 'one.json').read_text())
+        assert status == 0 and one['partial'] and len(one['images']) == min(limit, 2) and 'partial: ' in printed
+    assert run_tool('test', 'one.json', '--out', 'two.json')[0] == 0
+    two = json.loads((tmp_path / 'two.json').read_text())
+    assert two['partial'] and two['confusion'] == one['confusion'] and two['hash'] == one['hash']
+    (tmp_path / 'part.py').write_text(config.replace('voc21', 'mine') % 'images=2, ')
+    status, printed = run_tool(*command, '--limit', 9, '--out', 'mine.json')
+    assert status == 0 and 'on mine' in printed and not json.loads((tmp_path / 'mine.json').read_text())['partial']
+
+
+def test_a_limited_result_of_a_known_number_runs_again(run_tool, tmp_path):
+    for number in range(3):
+        voc_pair(tmp_path / 'three', f's{number}', number)
+    (tmp_path / 'three.py').write_text("dataset = dict(name='three', type='ImageFolderDataset', data_root='three', images=3, "
+                                       "classes='classes.txt', data_prefix=dict(img_path='images', "
+                                       "seg_map_path='labels'))")
+    assert run_tool('test', 'three.py', *TOY, '--no-fsa', '--data-root', tmp_path, '--limit', 2, '--out', 'one.json')[0] == 0
+    status, printed = run_tool('test', 'one.json', '--out', 'two.json')
+    assert status == 0, printed
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
+    assert two['confusion'] == one['confusion'] and two['images'] == one['images'] and two['hash'] == one['hash']
+
+
+def test_names_that_are_one_text_to_clip(run_tool, own, tmp_path):
+    (own / 'classes.txt').write_text('\n'.join('Cat ' if name == 'dog' else name for name in NAMES))
+    status, printed, _ = run(run_tool, own)
+    assert status == 1 and "'cat' of class 8 (cat) and 'Cat' of class 12 (Cat) are one text to CLIP" in printed
+    (own / 'classes.txt').write_text('\n'.join(NAMES))
+    (tmp_path / 'words.txt').write_text('\n'.join('dog; a  CAT' if name == 'dog' else f'a {name}' for name in NAMES))
+    status, printed, _ = run(run_tool, own, '--words', 'words.txt')
+    assert status == 1 and "words.txt: 'a cat' of class 8 (cat) and 'a  CAT' of class 12 (dog) are one text" in printed

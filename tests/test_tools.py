@@ -37,8 +37,8 @@ def test_one_cell(run_tool, tmp_path):
         of_images = sum(image['intersection'][image['classes'].index(i)] for image in result['images']
                         if i in image['classes'])
         assert of_images == total[i, i]
-    pictures = sorted((tmp_path / 'shown').iterdir())
-    assert [p.stem for p in pictures] == [os.path.splitext(os.path.basename(i['name']))[0] for i in result['images']]
+    pictures = sorted((tmp_path / 'shown').rglob('*.png'))
+    assert [str(p.relative_to(tmp_path / 'shown')) for p in pictures] == [os.path.splitext(i['name'])[0] + '.png' for i in result['images']]
     assert Image.open(pictures[0]).width > 3 * 200
 
 

@@ -28,6 +28,13 @@ def parse_args(argv=None):
     parser.add_argument('--labels', type=place, metavar='DIR', help='one of label images of the same names,')
     parser.add_argument('--classes', type=place, metavar='FILE', help="and the class names: a line per label from 0, synonyms by ';'")
     parser.add_argument('--reduce-zero-label', action='store_true', help='with them: label 0 is void, and the first class is 1')
+    parser.add_argument('--ignore-index', type=int, metavar='N',
+                        help='with them: the label of void (default: 255, or 65535)')
+    parser.add_argument('--label-map', metavar='MAP',
+                        help='with them: numbers in the label images and their labels, such as 255:1,7:0, or a file '
+                             'of lines "255 1"')
+    parser.add_argument('--image-max', type=int, metavar='N',
+                        help='with them: the value of white in 16-bit images (default: 65535)')
     add_model_options(parser)
     add_data_options(parser)
     parser.add_argument('--limit', type=int, metavar='N', help='evaluate a seeded subset; the result is marked partial')
@@ -44,6 +51,10 @@ def parse_args(argv=None):
     own = [args.images, args.labels, args.classes]
     if not (args.config or all(own)) or args.config and (any(own) or args.reduce_zero_label):
         parser.error('give CONFIG, or --images, --labels and --classes')
+    for name in ('ignore_index', 'label_map', 'image_max'):
+        if args.config and getattr(args, name) is not None:
+            parser.error(f'--{name.replace("_", "-")} goes with --images, --labels and --classes; a config of a data '
+                         f'set has the key {name}')
     return args
 
 
@@ -77,10 +88,14 @@ def build_config(args):
     from fsa_seg.config import compose, is_complete, merge_options, set_runtime
     from fsa_seg.datasets import folder_dataset
     from fsa_seg.errors import UserError
+    from fsa_seg.labels import read_label_map
     from fsa_seg.parts import load_file
     from fsa_seg.paths import make_folder
     given = model_options(args)
-    dataset = args.config or folder_dataset(args.images, args.labels, args.classes, args.reduce_zero_label)
+    label_map = None if args.label_map is None else read_label_map(args.label_map)
+    dataset = args.config or folder_dataset(
+        args.images, args.labels, args.classes, reduce_zero_label=args.reduce_zero_label,
+        ignore_index=args.ignore_index, label_map=label_map, image_max=args.image_max)
     config = load_file(args.config, args.allow_modules) if args.config and os.path.isfile(args.config) else {}
     if is_complete(config):
         given.update({} if args.limit is None else dict(limit=args.limit))
