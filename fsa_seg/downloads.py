@@ -18,8 +18,10 @@ from typing import NamedTuple, Optional
 from tqdm import tqdm
 
 from fsa_seg.errors import UserError
+from fsa_seg.files import check_memory, check_regular, read_file, walk
 
 ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # methods of zip whose output can be bounded
 BLOCK = 1 << 20  # bytes read at once
 TRIES, PAUSE = 5, 2.0  # connections for one file, and seconds between them
 UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error)  # of damaged archives
@@ -65,14 +67,18 @@ class Downloads:
         for path in self.paths:
             if not os.path.exists(path):
                 raise UserError(f'the download {path} does not exist; give the folder that holds the downloads')
-            for file in _walk(path):
+            for file in walk(path):
                 if file.lower().endswith(ARCHIVES):
                     archives.append(file)
                 else:
                     self._files.append((os.path.abspath(file).replace(os.sep, '/'), file, None))
         for path in tqdm(archives, desc='looking into archives', unit='archive', delay=2, leave=False):
-            state = os.stat(path)
-            archive, members, problem = _open_archive(path, state.st_size, state.st_mtime_ns)
+            try:
+                size = check_regular(path, 'the archive')
+            except UserError as error:  # a broken link, a FIFO
+                self.problems.append(str(error))
+                continue
+            archive, members, problem = _open_archive(path, size, os.stat(path).st_mtime_ns)
             if problem:
                 self.problems.append(f'{path} {problem}')
             else:
@@ -123,14 +129,18 @@ class Downloads:
         return Missing(f'{", ".join(self.paths)} lacks {what}{unused}' + (f'\n  {self.hint}' if self.hint else ''))
 
     def read(self, file):
-        """Return the bytes of a `File`; those of an archive are checked as far as its format allows."""
+        """Return the bytes of a `File`, if the free memory holds them; an archive's are checked as its format allows.
+
+        No more is read than the size that the archive states, whatever a member would unpack to.
+        """
+        if file.member is None:
+            return read_file(file.container, 'the download')
+        check_memory(file.size, str(file))
         try:
-            if file.member is None:
-                with open(file.container, 'rb') as f:
-                    return f.read()
             archive, members = self._archives[file.container]
             info, _ = members[file.member]
-            data = archive.read(info) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(info).read()
+            with archive.open(info) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(info) as member:
+                data = member.read(file.size + 1)
         except UNREADABLE as error:
             raise UserError(f'{file} cannot be read ({error}); download it again') from None
         if len(data) != file.size:
@@ -164,6 +174,10 @@ def _open_archive(path, size, modified):
     except UNREADABLE as error:
         return None, {}, f'is no whole archive ({str(error).splitlines()[0] if str(error) else error!r}); download it again'
     outside = [name for name in names if name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name)]
+    packed = [info.filename for info, _ in members.values()
+              if isinstance(info, zipfile.ZipInfo) and info.compress_type not in BOUNDED]
+    if packed:
+        return None, {}, f'packs {packed[0]!r} by a method that cannot be read in parts; unpack it, and name the folder'
     if outside:
         return None, {}, f'has a member outside of itself, {outside[0]!r}: its publisher made none like that'
     if len(set(names)) < len(names):
@@ -277,16 +291,3 @@ def _md5(path):
             digest.update(block)
     return digest.hexdigest()
 
-
-def _walk(path):
-    """Yield the files at or below a path, sorted; links are followed, each folder once."""
-    if os.path.isfile(path):
-        yield path
-    seen = set()
-    for folder, folders, files in os.walk(path, followlinks=True):
-        if os.path.realpath(folder) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(folder))
-        folders.sort()
-        yield from (os.path.join(folder, name) for name in sorted(files))

@@ -3,12 +3,15 @@
 A plan says which images of the downloads are taken over as they are, which label images are made and how, and which lists
 are written.
 """
+import codecs
+import collections
 import contextlib
 import functools
 import hashlib
 import importlib
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -16,11 +19,12 @@ from typing import Callable, NamedTuple, Optional, Tuple
 
 import numpy as np
 from mmseg.datasets import PascalContextDataset, PascalVOCDataset
-from PIL import Image
 
 from fsa_seg.datasets import THINGS
 from fsa_seg.downloads import Download, File
 from fsa_seg.errors import UserError
+from fsa_seg.files import check_memory
+from fsa_seg.images import open_image
 from fsa_seg.labels import VOID, check_range, decode_labels
 
 # PASCAL-Context's 59 classes among the categories of its Detail file, in the order of mmseg's names
@@ -30,6 +34,7 @@ DETAIL_CATEGORIES = (
     420, 424, 427, 440, 445, 454, 458)  # yapf: disable
 STUFF_IDS = [i for i in range(1, 183) if i - 1 not in (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)]  # COCO-Stuff's that occur
 NOT_ALLOWED = -1  # in a table of labels
+MOST_BYTES = 8  # of a number in a MATLAB file
 
 
 class Labels(NamedTuple):
@@ -154,9 +159,14 @@ def _matlab(data, where, variable, table, dtype=np.uint8):
 
 def read_matlab(data, where, variable):
     """Return a variable of a MATLAB file's bytes; a file that has none, or is none, is a UserError."""
-    loadmat = _optional('scipy.io').loadmat
+    matlab = _optional('scipy.io')
     try:
-        return loadmat(io.BytesIO(data))[variable]
+        for name, shape, _ in matlab.whosmat(io.BytesIO(data)):
+            if name == variable:
+                check_memory(MOST_BYTES * math.prod(shape), f'{variable} in {where}, of shape {shape},')
+        return matlab.loadmat(io.BytesIO(data), variable_names=[variable])[variable]
+    except UserError:
+        raise
     except Exception as error:  # the reader raises many kinds
         raise UserError(f'{where} is no MATLAB file with the variable {variable}: {error!r}') from None
 
@@ -191,10 +201,12 @@ def _ade_objects(data, where, table, present):
         table (array): number -> label, from 1; 0 for objects of no class.
         present (set): numbers of the objects that the index lists for the image; most that it shows are among them.
     """
-    try:
-        colors = np.array(Image.open(io.BytesIO(data)).convert('RGB'), np.int32)
-    except OSError as error:
-        raise UserError(f'{where} cannot be decoded: {error}') from None
+    with open_image(data, where) as image:
+        check_memory(20 * image.width * image.height, f'{where} of {image.height}×{image.width} pixels')
+        try:
+            colors = np.array(image.convert('RGB'), np.int32)
+        except Exception as error:  # the decoders raise many kinds
+            raise UserError(f'{where} cannot be decoded: {error}') from None
     numbers = colors[..., 0] // 10 * 256 + colors[..., 1]
     shown = set(np.unique(numbers).tolist()) - {0}
     if 2 * len(shown & present) < len(shown):
@@ -475,20 +487,27 @@ def _read_ade_index(downloads, file):
         whole = np.asarray(index['objectPresence']) > np.asarray(index['objectIsPart'])
         if whole.shape != (len(names), len(stems)):
             raise ValueError(f'objectPresence has shape {whole.shape}, for {len(names)} objects and {len(stems)} images')
-    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle raises any kind
         raise UserError(f'{file} is no index of ADE20K: {error!r}') from None
     return names, stems, whole
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain values; anything else that a pickle could run is refused."""
+    """Reads numpy arrays and plain values; anything else that a pickle could import is refused."""
 
     def find_class(self, module, name):
-        if module.split('.')[0] == 'numpy' and name in ('_reconstruct', 'ndarray', 'dtype', 'scalar', '_frombuffer'):
-            return super().find_class(module, name)
-        if (module, name) in (('_codecs', 'encode'), ('collections', 'OrderedDict')):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f'{module}.{name} has no place in an index')
+        if (module, name) not in _PICKLED:
+            raise pickle.UnpicklingError(f'{module}.{name} has no place in an index')
+        return _PICKLED[module, name]
+
+
+_RECONSTRUCT, _FROM_BUFFER = np.zeros(1).__reduce__()[0], np.zeros(1).__reduce_ex__(5)[0]
+_PICKLED = {  # all that a pickle of numpy arrays imports, by the names of numpy 1 and 2
+    ('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype,
+    **{(f'numpy.{core}.multiarray', '_reconstruct'): _RECONSTRUCT for core in ('core', '_core')},
+    **{(f'numpy.{core}.multiarray', 'scalar'): np.float64(0).__reduce__()[0] for core in ('core', '_core')},
+    **{(f'numpy.{core}.numeric', '_frombuffer'): _FROM_BUFFER for core in ('core', '_core')},
+    ('_codecs', 'encode'): codecs.encode, ('collections', 'OrderedDict'): collections.OrderedDict}  # yapf: disable
 
 
 def _optional(module):

@@ -1,13 +1,17 @@
 import hashlib
 import http.server
+import io
 import os
+import tarfile
 import threading
+import tracemalloc
+import zipfile
 
 import pytest
 
 import sources
 
-from fsa_seg import downloads
+from fsa_seg import downloads, files
 from fsa_seg.downloads import Download, Downloads, fetch
 from fsa_seg.errors import UserError
 from fsa_seg.formats import PREPARATIONS
@@ -172,3 +176,63 @@ def test_a_tree_of_folders_links_and_files(tmp_path):
     assert one.size == 2 and str(one).endswith('x.jpg')
     with pytest.raises(UserError, match='2 files could be the one: .*leave one'):
         found.one(r'[a-z]\.jpg', 'the one')
+
+
+def zipped(path, method=zipfile.ZIP_DEFLATED, name='VOC/a.txt', data=bytes(5_000_000)):
+    with zipfile.ZipFile(path, 'w', method) as archive:
+        archive.writestr(name, data)
+
+
+def only(path, pattern=r'a\.txt'):
+    found = Downloads([str(path)])
+    return found, found.one(pattern, 'the text')
+
+
+def test_members_beyond_the_free_memory(tmp_path, monkeypatch):
+    """Of archives and folders; nothing is read."""
+    zipped(tmp_path / 'a.zip')
+    with tarfile.open(tmp_path / 'b.tar.gz', 'w:gz') as archive:
+        info = tarfile.TarInfo('a.txt')
+        info.size = 5_000_000
+        archive.addfile(info, io.BytesIO(bytes(5_000_000)))
+    (tmp_path / 'c').mkdir()
+    (tmp_path / 'c' / 'a.txt').write_bytes(bytes(5_000_000))
+    for name in ('a.zip', 'b.tar.gz', 'c'):
+        found, file = only(tmp_path / name)
+        monkeypatch.setattr(files, 'free_memory', lambda: 5_000_000)
+        assert found.read(file) == bytes(5_000_000)
+        monkeypatch.setattr(files, 'free_memory', lambda: 4_999_999)
+        tracemalloc.start()
+        with pytest.raises(UserError, match='a.txt .*takes 0.0 GB of memory, and 0.0 GB are free'):
+            found.read(file)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+
+
+def test_a_member_that_is_larger_than_it_states(tmp_path):
+    """It is not read beyond what it states."""
+    zipped(tmp_path / 'a.zip', data=bytes(50_000_000))
+    content = bytearray((tmp_path / 'a.zip').read_bytes())
+    for signature, place in ((b'PK\x03\x04', 22), (b'PK\x01\x02', 24)):
+        start = content.index(signature) + place
+        assert int.from_bytes(content[start:start + 4], 'little') == 50_000_000
+        content[start:start + 4] = (1000).to_bytes(4, 'little')
+    (tmp_path / 'a.zip').write_bytes(content)
+    found, file = only(tmp_path / 'a.zip')
+    assert file.size == 1000
+    tracemalloc.start()
+    with pytest.raises(UserError, match='a.txt in .*a.zip cannot be read .*Bad CRC.*; download it again'):
+        found.read(file)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize('write, problem', [
+    (os.mkfifo, 'the archive .*x.zip cannot be read: it is a FIFO'), (lambda path: os.symlink('gone', path), 'No such file'),
+    (lambda path: zipped(path, zipfile.ZIP_BZIP2), "x.zip packs 'VOC/a.txt' by a method that cannot be read in parts; "
+                                                   "unpack it"),
+])  # yapf: disable
+def test_archives_that_are_not_used(tmp_path, write, problem):
+    write(tmp_path / 'x.zip')
+    with pytest.raises(UserError, match=f'lacks the text\n  not used: .*{problem}'):
+        only(tmp_path)

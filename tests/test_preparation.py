@@ -1,7 +1,9 @@
 """Every data set prepared from small downloads in the publishers' own formats, and every form of it that is wrong."""
 import errno
+import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -14,13 +16,15 @@ import numpy as np
 import pytest
 from mmseg.datasets import PascalContextDataset
 from PIL import Image
+from scipy.io import savemat
 
 import sources
 from conftest import ROOT
+from fsa_seg import files
 from fsa_seg.config import compose
 from fsa_seg.datasets import list_images
 from fsa_seg.errors import UserError
-from fsa_seg.formats import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS
+from fsa_seg.formats import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS, read_matlab
 from fsa_seg.preparation import prepare
 from sources import EXPECTED, SIZE, SOURCES, png, rows
 
@@ -313,7 +317,6 @@ def other_variable(folder):
 
 
 def other_index(folder):
-    import pickle
     path = folder / 'ADE20K_2021_17_01/index_ade20k.pkl'
     index = pickle.loads(path.read_bytes())
     index['objectPresence'][[1, 300, 857]] += index['objectPresence'][[0, 299, 856]]  # numbers from 0
@@ -323,7 +326,6 @@ def other_index(folder):
 
 
 def fewer_objects(folder):
-    import pickle
     path = folder / 'ADE20K_2021_17_01/index_ade20k.pkl'
     index = pickle.loads(path.read_bytes())
     index['objectPresence'][20:23] = 0
@@ -337,8 +339,20 @@ class Evil:
 
 
 def evil_index(folder):
-    import pickle
     (folder / 'ADE20K_2021_17_01/index_ade20k.pkl').write_bytes(pickle.dumps(dict(objectnames=Evil())))
+
+
+def index_of(content):
+    """Return what writes the bytes of a pickle in place of ADE20K's index."""
+    return lambda folder: (folder / 'ADE20K_2021_17_01/index_ade20k.pkl').write_bytes(content)
+
+
+HUGE_ARRAY = b'\x80\x02cnumpy\nndarray\n(J\xff\xff\xff\x7fJ\xff\xff\xff\x7fJ\x00\x00\x01\x00t\x85R.'  # of 2**78 numbers
+
+
+def picture_bomb(folder):
+    path = next(folder.rglob('ADE_val_00000001_seg.png'))
+    Image.new('1', (14000, 14000)).save(path)
 
 
 def polygon_mask(content):
@@ -408,6 +422,11 @@ WRONG = [
     ('ade20k847', fewer_objects, '844 objects of .* not 847; list the 847'),
     ('ade20k847', cut('ADE20K_2021_17_01/index_ade20k.pkl'), 'is no index of ADE20K'),
     ('ade20k847', evil_index, 'is no index of ADE20K: .*system has no place in an index'),
+    *[('ade20k847', index_of(f'c{module}\n{name}\n.'.encode()), f'{module}.{name} has no place in an index') for module, name in (
+        ('numpy.f2py', 'dtype'), ('numpy.testing', '_reconstruct'), ('numpy.lib.npyio', 'scalar'), ('numpy', 'load'),
+        ('numpy._core.multiarray', 'fromfile'), ('numpy', 'dtype.__class__'), ('builtins', 'eval'))],
+    ('ade20k847', index_of(HUGE_ARRAY), 'is no index of ADE20K'),
+    ('ade20k847', picture_bomb, 'ADE_val_00000001_seg.png has more than 178956970 pixels'),
     ('ade20k847', cut('ADE20K_2021_17_01/images/ADE/validation/home/attic/ADE_val_00000001_seg.png'), '_seg.png cannot be decoded'),
     ('coco_stuff10k', wrong_labels('coco_stuff10k', TENK, rows(1, 12, 183, 1)), r'77.mat has the labels \[12, 183\]'),
     ('coco_stuff10k', cut(TENK), '77.mat is no MATLAB file'),
@@ -596,3 +615,31 @@ def test_two_preparations_of_one_data_set_at_once(downloads, tmp_path):
 def test_bad_choices(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         prepare(**{**dict(name='voc', paths=[str(tmp_path)], root=str(tmp_path / 'root')), **arguments})
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_index_of_any_protocol_and_numpy(downloads, tmp_path, protocol):
+    """Also by the names that numpy 1 gave its modules; nothing is imported for it."""
+    folder = downloads('ade20k847')
+    path = folder / 'ADE20K_2021_17_01/index_ade20k.pkl'
+    index = pickle.loads(path.read_bytes())
+    index['objectnames'] = np.array(index['objectnames'], object)
+    index['objectIsPart'], index['release'] = np.asarray(index['objectIsPart']), np.float64(2)
+    data = pickle.dumps(index, protocol)
+    old = data.replace(b'numpy._core', b'numpy.core') if protocol < 4 else data
+    path.write_bytes(old)
+    made = prepared(folder, tmp_path / 'root', 'ade20k847')
+    for name, labels in EXPECTED['ade20k847'].items():
+        assert np.array_equal(made[name], labels)
+
+
+def test_matlab_files_beyond_the_free_memory(monkeypatch):
+    """A compressed variable's shape is read before the variable."""
+    out = io.BytesIO()
+    savemat(out, dict(S=np.zeros((3000, 3000)), names=np.zeros(3)), do_compression=True)
+    monkeypatch.setattr(files, 'free_memory', lambda: 8 * 3000 * 3000)
+    assert read_matlab(out.getvalue(), 'a.mat', 'S').shape == (3000, 3000)
+    monkeypatch.setattr(files, 'free_memory', lambda: 8 * 3000 * 3000 - 1)
+    with pytest.raises(UserError, match=r'S in a.mat, of shape \(3000, 3000\), takes 0.1 GB of memory'):
+        read_matlab(out.getvalue(), 'a.mat', 'S')
+    assert read_matlab(out.getvalue(), 'a.mat', 'names').size == 3
