@@ -46,7 +46,7 @@ def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, mean=Non
         UserError: an unknown name, weights that are missing and cannot be downloaded, that do not fit the
             architecture, or that were trained with the other activation; a tower that the methods cannot run on.
     """
-    options = dict(device=str(torch.get_default_device()), cache_dir=cache_dir)
+    options = dict(device=str(torch.empty(0).device), cache_dir=cache_dir)
     if model.startswith('local-dir:'):
         source = local_path(model.removeprefix('local-dir:'), 'folder of a CLIP model')
         if pretrained or checkpoint:

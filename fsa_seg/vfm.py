@@ -40,7 +40,7 @@ class TimmModel(nn.Module):
         super().__init__()
         one_of(model.split('.')[0], timm.list_models(self.family), 'timm model')
         checkpoint = checkpoint and local_path(checkpoint, f'checkpoint of the VFM {model}')
-        overlay = dict(file=checkpoint) if checkpoint else None
+        overlay = dict(file=checkpoint, custom_load=False) if checkpoint else None  # no NumPy archive
         arguments = {**architecture, **(model_args or {})}
         try:
             with torch.random.fork_rng(devices=[]):
