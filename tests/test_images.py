@@ -161,6 +161,9 @@ def test_low_values_of_sixteen_bits(tmp_path):
         read_image(path, 1023)
     opencv(np.full((4, 4, 3), 16384, np.uint16))(path)
     assert (read_image(path) == 64).all()
+    opencv(np.full((4, 4, 3), 16383, np.uint16))(path)
+    with pytest.raises(UserError, match='no value above 16383: it may be of 14 bits'):
+        read_image(path)
     with pytest.raises(UserError, match='no value above 4080'):
         as_rgb(Image.fromarray(np.full((4, 4), 4080, np.uint16)))
 
