@@ -6,6 +6,7 @@ import pytest
 
 import mutants
 from conftest import ROOT
+from fsa_seg.errors import UserError
 from mutants import MUTANTS, Mutant
 
 SEEN = ('tests/test_windows.py::test_prob_thd', )
@@ -35,6 +36,8 @@ def test_a_mutant_that_a_test_sees_and_one_that_none_sees(capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2:] == [f'killed    {seen.name} by {SEEN[0]}', f'SURVIVED  harmless under {SEEN[0]}']
     assert mutants.fits(seen) and mutants.fits(harmless)  # the repository itself is as it was
+    with pytest.raises(UserError, match='the tests fail without a mutant: .*not found: .*test_gone'):
+        mutants.run([seen._replace(tests=('tests/test_windows.py::test_gone', ))], 1)
 
 
 def test_status(run_tool, monkeypatch):

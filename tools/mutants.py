@@ -25,6 +25,7 @@ PROCESSES = multiprocessing.get_context('forkserver')  # the libraries are impor
 PROCESSES.set_forkserver_preload(['torch', 'torchvision', 'open_clip', 'timm', 'mmseg.datasets', 'mmseg.models',
                                   'pytest'])  # yapf: disable
 SECONDS = 600  # for the tests of one mutant; a mutant that makes them run longer is seen
+BROKEN = -1  # a status of tests that pytest does not have: they did not come to their end
 
 
 class Mutant(NamedTuple):
@@ -276,7 +277,7 @@ def without_mutant(mutants, copies):
     """Return what `run_tests` does, of all tests that mutants name."""
     folder = copies.get()
     try:
-        return run_tests(folder, list(dict.fromkeys(test for mutant in mutants for test in mutant.tests)))
+        return run_tests(folder, list(dict.fromkeys(test for mutant in mutants for test in mutant.tests)), None)
     finally:
         copies.put(folder)
 
@@ -297,19 +298,21 @@ def run_mutant(mutant, copies):
         copies.put(folder)
 
 
-def run_tests(folder, tests):
+def run_tests(folder, tests, seconds=SECONDS):
     """Return pytest's status (0 where all pass, 1 where one fails), and which test failed, or else the last lines."""
     out = folder + '.txt'
     process = PROCESSES.Process(target=in_process, args=(folder, tests, out))
     process.start()
-    process.join(SECONDS)
+    process.join(seconds)
     if process.exitcode is None:
         process.kill()
-        return 1, f'more than {SECONDS} s'
+        return 1, f'{seconds} s that were not enough'
     with open(out, encoding='utf-8') as f:
         text = f.read()
     failed = re.search(r'^(?:FAILED|ERROR) (\S+)', text, re.M)
-    return process.exitcode, failed.group(1) if failed else ' '.join(text.splitlines()[-5:])
+    if failed:
+        return process.exitcode, failed.group(1)
+    return process.exitcode if process.exitcode != 1 else BROKEN, ' '.join(text.splitlines()[-5:])
 
 
 def in_process(folder, tests, out):
@@ -321,7 +324,8 @@ def in_process(folder, tests, out):
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(folder)
-    os.environ.update(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')  # a mutant that looks for weights finds none at once
+    # a mutant that looks for weights finds none at once; no compiled file of one mutant is another's
+    os.environ.update(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONDONTWRITEBYTECODE='1')
     torch.set_num_threads(1)
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     sys.path = [path for path in sys.path if path not in ('', ROOT, os.path.join(ROOT, 'tools'))]
