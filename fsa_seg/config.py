@@ -170,7 +170,7 @@ def merge_options(config, options):
 def _check_kind(key, old, value):
     """Raise a UserError if an option's value is of another kind than the value it replaces."""
     kinds = ((bool, 'True or False'), ((int, float), 'a number'), (str, 'a text'), ((list, tuple), 'a list'), (dict, 'a dict'))
-    for kind, name in kinds:
+    for kind, name in kinds if old != 'auto' else ():  # which stands for a number
         if isinstance(old, kind):
             if not isinstance(value, kind) or kind != bool and isinstance(value, bool):
                 mend = '; set what is in it' if kind in (dict, (list, tuple)) else ''

@@ -48,7 +48,7 @@ def test_the_hash_is_blind_to_what_cannot(tmp_path):
     """Paths, workers, batches; a default that is spelt out; a method and a map that is spelt out."""
     os.symlink(os.path.join(MINI, 'models'), tmp_path / 'models')
     same = [digest(data_root=str(tmp_path)), digest(runtime=dict(workers=2, batch_size=3, work_dir='x', compile=True)),
-            digest({'model.backbone.model': f'local-dir:{tmp_path}/models/toy_clip'}), digest({'launcher': 'pytorch'}),
+            digest({'model.backbone.model': f'local-dir:{tmp_path}/models/toy_clip'}), digest(runtime=dict(launcher='pytorch')),
             digest({'model.text_cache': 'x'}), digest({'model.feedback.block': 64}), digest(feedback=dict(p=0.45)),
             digest(feedback=dict(lam=3, scale=20.0, terms=('W', 'AW', 'WA'), similarity='kl', rounds=1, isolation=True)),
             digest(method=dict(attention='qq+kk', residual=True, mlp=True), protocol='sclip')]  # yapf: disable

@@ -24,7 +24,7 @@ ROW = 'SCLIP | toy | – | sclip'
 def result(dataset, miou, method='sclip', **change):
     cell = dict(dataset=dataset, method=method, feedback=None, backbone='toy', vfm=None, protocol='sclip',
                 words='sclip', changed=[], random_weights=None)
-    return dict(dict(cell=cell, partial=False, metrics=dict(mIoU=miou), device='cpu', versions={}), **change)
+    return dict(dict(cell=cell, partial=False, metrics=dict(mIoU=miou), device='cpu', hash='0', fingerprint=[]), **change)
 
 
 @pytest.mark.parametrize('found, right, report', [
