@@ -3,7 +3,8 @@ from setuptools import setup
 with open('requirements.txt', encoding='utf-8') as f:
     requirements = [line.split('#')[0].strip() for line in f]
 
-data = ['pycocotools>=2.0.6', 'cityscapesscripts>=2.2', 'scipy']  # what tools/prepare_dataset.py reads annotations with
+# what tools/prepare_dataset.py reads annotations with; cityscapesscripts 2 needs PyPI's `typing`, which hides Python's own
+data = ['pycocotools>=2.0.8', 'cityscapesscripts>=1.5,<2', 'scipy>=1.15.3']
 setup(
     name='fsa_seg',
     version='0.1.0',
@@ -12,4 +13,4 @@ setup(
     python_requires='>=3.10',
     packages=['fsa_seg'],
     install_requires=[line for line in requirements if line],
-    extras_require=dict(data=data, test=['pytest>=7', *data]))
+    extras_require=dict(data=data, test=['pytest>=7.4', *data]))

@@ -1,5 +1,7 @@
 """The set-up of quickstart.sh and run_tests.sh, with stand-ins for Python and pip: what it says when it cannot go on."""
+import importlib.metadata
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -20,7 +22,7 @@ VENV_PYTHON = '''#!/bin/sh
 case "$*" in
   --version) echo "Python $MADE_BY" ;;
   "-m pip --version") ;;
-  "-m pip install"*) [ -z "$PIP_FAILS" ] || { echo "ERROR: no route to the registry"; exit 1; }; echo installed >> pip_calls ;;
+  "-m pip install"*) [ -z "$PIP_FAILS" ] || { echo "ERROR: no route to the registry"; exit 1; }; echo "installed $*" >> pip_calls ;;
   tools/benchmark.py*) echo "$*" > benchmark; exit "${BENCHMARK:-0}" ;;
   "-c import cv2") [ -z "$NO_LIBGL" ] || { echo "ImportError: libGL.so.1: cannot open shared object file" >&2; exit 1; } ;;
 esac
@@ -93,6 +95,33 @@ def test_quickstart_compares_with_the_expected_numbers(repository):
     assert run(repository).returncode == 0
     assert '--golden data/mini/golden.json' in (repository / 'benchmark').read_text()
     assert run(repository, BENCHMARK='1').returncode == 1
+
+
+def test_versions_of_a_constraints_file(repository):
+    """They are given to pip, and another file makes the environment anew."""
+    (repository / 'oldest.txt').write_text('torch==2.4.0')
+    assert run(repository, CONSTRAINTS='oldest.txt').returncode == 0
+    assert '-c oldest.txt' in (repository / 'pip_calls').read_text()
+    (repository / 'oldest.txt').write_text('torch==2.5.0')
+    run(repository, CONSTRAINTS='oldest.txt')
+    run(repository)
+    assert (repository / 'pip_calls').read_text().count('installed') == 3
+
+
+def test_constraints_name_every_floor():
+    """The oldest set is that of the requirements, and both sets name every requirement."""
+    sets = {name: dict(re.findall(r'^([\w-]+)==(\S+)', open(os.path.join(ROOT, 'constraints', name)).read(), re.M))
+            for name in ('oldest.txt', 'newest.txt')}
+    text = open(os.path.join(ROOT, 'requirements.txt')).read() + open(os.path.join(ROOT, 'setup.py')).read().replace("'", '\n')
+    floors = dict(re.findall(r'^([\w-]+)>=([\d.]+)', text, re.M))
+    floors.pop('python_requires', None)
+    assert set(floors) == set(sets['oldest.txt']) == set(sets['newest.txt'])
+    for name, floor in floors.items():
+        assert (sets['oldest.txt'][name] + '.0.0').startswith(floor + '.'), name
+
+
+def test_no_backport_hides_a_module_of_python():
+    assert not [found for found in importlib.metadata.distributions() if found.metadata['Name'] == 'typing']
 
 
 @pytest.mark.parametrize('name', ['dist_test.sh', 'slurm_test.sh'])

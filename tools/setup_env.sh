@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and run_tests.sh: goes to the repository's root and puts a current .venv first in PATH.
-# Needs Python 3.10 or newer; PYTHON=... names another interpreter than python3.
+# Needs Python 3.10 or newer; PYTHON=... names another interpreter than python3, CONSTRAINTS=FILE versions (constraints/).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,13 +11,13 @@ command -v "$python" >/dev/null || die "$python not found; install Python 3.10 o
   || die "$("$python" --version) is too old; Python 3.10 or newer is needed (set PYTHON=/path/to/python3)"
 
 stamp=.venv/installed
-current=$(pwd; "$python" --version; cat requirements.txt setup.py)
+current=$(pwd; "$python" --version; cat requirements.txt setup.py ${CONSTRAINTS:+"$CONSTRAINTS"})
 if [ ! -f $stamp ] || [ "$(cat $stamp)" != "$current" ]; then
   echo "setting up .venv (several minutes and about 6 GB the first time; log: .venv/install.log)"
   if [ "$(.venv/bin/python --version 2>/dev/null)" != "$("$python" --version)" ] || ! .venv/bin/python -m pip --version &>/dev/null; then
     "$python" -m venv --clear .venv || die "cannot make .venv; on Debian and Ubuntu: apt-get install python3-venv"
   fi
-  .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -e '.[test]' > .venv/install.log 2>&1 || {
+  .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off ${CONSTRAINTS:+-c "$CONSTRAINTS"} -e '.[test]' > .venv/install.log 2>&1 || {
     tail -n 5 .venv/install.log >&2
     die "the installation failed; see .venv/install.log. If a download failed, run the same command again: it goes on with what is cached"; }
   printf '%s' "$current" > $stamp
