@@ -59,13 +59,18 @@ def _file_digest(path, size, modified, inode):
 
 @contextlib.contextmanager
 def locked(folder):
-    """Hold a folder's lock, which ends with the process; yield whether another process had to be waited for."""
+    """Hold a folder's lock, which ends with the process; yield whether another process had to be waited for.
+
+    One of several processes (torchrun, SLURM) does not wait, since the others would wait for it: that is a UserError.
+    """
     handle, waited = os.open(folder, os.O_RDONLY), False
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+                    raise UserError(f'another run works on this cell ({folder}); wait for it, or name another --work-dir') from None
                 waited = True
                 print(f'another process runs this cell ({folder}); waiting for it', file=sys.stderr, flush=True)
                 fcntl.flock(handle, fcntl.LOCK_EX)

@@ -12,7 +12,8 @@ from mmseg.registry import HOOKS
 from PIL import Image, ImageDraw, ImageFont
 
 from fsa_seg.datasets import read_as_loaded
-from fsa_seg.paths import new_file
+from fsa_seg.errors import UserError
+from fsa_seg.paths import check_file, new_file
 
 TITLE, LEGEND, GAP = 22, 20, 6  # heights of a title and of a line of the legend, and the margin, in pixels
 SPOT = 3  # radius of the mark of a pixel
@@ -122,6 +123,14 @@ def even_palette(count):
     """Return `count` colours (3 ints in 0..255), hues evenly apart and lightness alternating."""
     colors = [colorsys.hsv_to_rgb(i / count, 0.85, 1.0 if i % 2 == 0 else 0.65) for i in range(count)]
     return [tuple(round(255 * c) for c in color) for color in colors]
+
+
+def check_picture(path, what):
+    """Raise a UserError unless a picture can be written under `path`; `what` is the option that names it."""
+    check_file(path, what)
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix and Image.registered_extensions().get(suffix) not in Image.SAVE:
+        raise UserError(f'{what} {path}: pictures are not written as {suffix}; use .png, .jpg, .webp or .tif')
 
 
 def write_picture(picture, path):

@@ -74,20 +74,23 @@ def run_data(args, cells, given):
     from fsa_seg.config import compose
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.goldens import compare, read_goldens, write_goldens
-    from fsa_seg.paths import make_folder
+    from fsa_seg.paths import check_file
     from fsa_seg.results import table
-    from fsa_seg.visualization import write_picture
+    from fsa_seg.visualization import check_picture, write_picture
     if any('dataset' not in cell for cell in cells):
         raise UserError(f'the suite {args.suite} names no data set: add --datasets')
     expected = read_goldens(args.golden, args.datasets) if args.golden else None
     if args.write_golden:
-        make_folder(os.path.dirname(os.path.abspath(args.write_golden)))
+        check_file(args.write_golden, '--write-golden')
+    if args.picture:
+        check_picture(args.picture, '--picture')
     runtime = dict(runtime_options(args), log_level='ERROR')
     configs = [compose(**cell, **given, runtime=runtime)
                for cell in tqdm(cells, desc='composing', unit='cell', leave=False)]
     datasets = list(dict.fromkeys(config.cell.dataset for config in configs))
     shown = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
     work_dir = configs[0].work_dir
+    check_file(table_path(work_dir, args.suite), 'the table')
     results = run_cells(configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force,
                         args.panel or 32)
     finish(table(results, datasets), work_dir, args.suite, 'results')
@@ -108,12 +111,13 @@ def run_windows(args, suite, cells, given):
     from mmengine.device import get_device
     from tqdm import tqdm
 
-    from fsa_seg.paths import make_folder
+    from fsa_seg.paths import check_file, make_folder
     from fsa_seg.segmentor import resolve_precision
     from fsa_seg.smoke import Smoke, smoke_table
     work_dir = args.work_dir or 'work_dirs'
     folder = os.path.join(work_dir, suite.name)
     make_folder(folder)
+    check_file(table_path(work_dir, args.suite), 'the table')
     device = get_device()
     smoke = Smoke(suite, given.get('random_weights', 0), resolve_precision(given.get('precision', 'auto')), device, folder,
                   args.force)
@@ -128,11 +132,17 @@ def run_windows(args, suite, cells, given):
         sys.exit(1)
 
 
+def table_path(work_dir, suite):
+    """Return where the table of a suite goes."""
+    name = os.path.splitext(os.path.basename(suite))[0]
+    return os.path.join(work_dir, 'table.md' if name == 'methods' else f'table_{name}.md')
+
+
 def finish(text, work_dir, suite, folder):
     """Write a table and print it."""
-    name = os.path.splitext(os.path.basename(suite))[0]
-    path = os.path.join(work_dir, 'table.md' if name == 'methods' else f'table_{name}.md')
-    with open(path, 'w', encoding='utf-8') as f:
+    from fsa_seg.paths import new_file
+    path = table_path(work_dir, suite)
+    with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         f.write(text + '\n')
     print(f'\n{text}\n\ntable: {path}\nresults: {os.path.join(work_dir, folder)}')
 

@@ -2,12 +2,17 @@
 import argparse
 import contextlib
 import ctypes
+import errno
+import logging
 import os
+import signal
 import sys
 import warnings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+INTERRUPTED = 130  # exit status
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 MINI = dict(data_root='data/mini', backbone='toy', vfm='toy')
 
 
@@ -87,24 +92,65 @@ def runtime_options(args):
 
 
 def main_wrapper(main):
-    """Run a tool: a UserError ends it with one message and status 1, an interrupt with status 130."""
+    """Run a tool: an error that a user can mend ends it with one message and status 1, an interrupt with one line and 130."""
     warnings.filterwarnings('ignore', message='Fail to import')
+    logging.raiseExceptions = False  # a log that cannot be written ends nothing
     keep_memory()
+    interrupts = []
+
+    def interrupt(number, frame):
+        interrupts.append(number)
+        if len(interrupts) > 1:  # what waits for the first one does not end
+            os._exit(INTERRUPTED)
+        raise KeyboardInterrupt
+
+    before = _on_interrupt(interrupt)
+    try:
+        _run(main)
+    except BaseException:
+        if not interrupts:
+            raise
+        # libraries turn an interrupt into errors of their own while they are imported
+        print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    finally:
+        _on_interrupt(before)
+
+
+def _on_interrupt(handler):
+    """Have SIGINT handled by a function, and return what handled it before; only a main thread can."""
+    with contextlib.suppress(ValueError):
+        return signal.signal(signal.SIGINT, handler)
+
+
+def _run(main):
+    """Run a tool's main function, and exit with one message where it raises what a user can mend."""
     try:
         with contextlib.redirect_stdout(None):  # mmseg prints a debugging line when it is imported
             from fsa_seg.errors import UserError
     except ImportError as error:
-        sys.exit(f'error: {error}{import_hint(error)}; python tools/doctor.py tells what else is missing')
+        _fail(f'{error}{import_hint(error)}; python tools/doctor.py tells what else is missing')
     try:
         main()
     except UserError as error:
         if os.environ.get('FSA_SEG_TRACEBACK'):
             raise
         # one that a data loader's process raised comes with its traceback before the message
-        sys.exit('error: ' + str(error).rsplit('UserError: ', 1)[-1].strip())
-    except KeyboardInterrupt:
-        print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
-        sys.exit(130)
+        _fail(str(error).rsplit('UserError: ', 1)[-1].strip())
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _fail(f'{error.filename or "a file"} cannot be written: {error.strerror}; make room, and run the same command again')
+
+
+def _fail(message):
+    """Exit with status 1 and a message; of several processes, the first to fail leaves the message for their launcher."""
+    path = os.environ.get('FSA_SEG_ERROR_FILE')
+    if not path:
+        sys.exit(f'error: {message}')
+    with contextlib.suppress(FileExistsError), open(path, 'x', encoding='utf-8') as f:
+        f.write(f'error: {message}')
+    sys.exit(1)
 
 
 def import_hint(error):

@@ -35,7 +35,7 @@ def main(argv=None):
     from mmengine.device import get_device
     from tqdm import tqdm
 
-    from fsa_seg.paths import make_folder
+    from fsa_seg.paths import make_folder, new_file
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.fingerprint import sources_digest, versions
@@ -71,7 +71,7 @@ def main(argv=None):
                 sections[name] = json.load(f)
     models = f'{args.backbone}, {args.vfm}, random weights; medians of up to {args.repeats} runs (least–most). '
     text = report(sections, models + where)
-    with open(os.path.join(folder, 'measure.md'), 'w', encoding='utf-8') as f:
+    with new_file(os.path.join(folder, 'measure.md')) as part, open(part, 'w', encoding='utf-8') as f:
         f.write(text + '\n')
     print(f'\n{text}\n\ntables: {os.path.join(folder, "measure.md")}')
     if 'growth' in sections:

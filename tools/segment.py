@@ -38,9 +38,10 @@ def main(argv=None):
 
     from fsa_seg import Segmenter
     from fsa_seg.errors import UserError
-    from fsa_seg.visualization import write_picture
+    from fsa_seg.visualization import check_picture, write_picture
     if args.attention and args.fsa is False:
         raise UserError('--attention shows what FSA makes of a patch: leave out --no-fsa')
+    check_picture(args.out, '--out')
     given = model_options(args)
     segmenter = Segmenter(feedback=args.fsa is not False, **{key: given[key] for key in PARTS if key in given})
     if args.attention:

@@ -13,6 +13,10 @@ if [ "$gpus" -gt 0 ]; then
 else
   resources=("--ntasks=${NTASKS:-2}")
 fi
+export FSA_SEG_ERROR_FILE="$PWD/.error_of_$job.$$"  # the first process that fails says why, once
+status=0
 # shellcheck disable=SC2086  # SRUN_ARGS holds several arguments
-exec srun -p "$partition" --job-name="$job" "${resources[@]}" --cpus-per-task="${CPUS_PER_TASK:-5}" \
-  --kill-on-bad-exit=1 ${SRUN_ARGS:-} python -u "$(dirname "$0")/test.py" "$config" --launcher slurm "$@"
+srun -p "$partition" --job-name="$job" "${resources[@]}" --cpus-per-task="${CPUS_PER_TASK:-5}" \
+  --kill-on-bad-exit=1 ${SRUN_ARGS:-} python -u "$(dirname "$0")/test.py" "$config" --launcher slurm "$@" || status=$?
+[ ! -f "$FSA_SEG_ERROR_FILE" ] || { cat "$FSA_SEG_ERROR_FILE" >&2; rm -f "$FSA_SEG_ERROR_FILE"; }
+exit "$status"

@@ -61,11 +61,13 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from fsa_seg.benchmark import check_out, prepare, result_path, run_cell
+    from fsa_seg.paths import make_folder
     from fsa_seg.results import TOY_NOTE, row_name
     start_processes(args.launcher)
     config = build_config(args)
     cell = prepare(config)
     path = args.out or result_path(cell)
+    make_folder(config.work_dir)
     if args.out:
         check_out(args.out, cell)
     result = run_cell(cell, path)

@@ -1,0 +1,185 @@
+"""Output paths are checked before a run; processes on one cell do not break each other; ends are one line."""
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import cli
+from conftest import MINI, ROOT
+from fsa_seg import evaluation, paths
+from fsa_seg.benchmark import prepare, result_path, run_cell
+from fsa_seg.config import compose
+from fsa_seg.errors import UserError
+
+IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')
+TEST = ('test', 'voc21', '--mini', '--method', 'clip', '--no-fsa', '--limit', 1)
+
+
+@pytest.mark.parametrize('command, message', [
+    ((*TEST, '--out', 'folder'), '--out folder is a folder; name a file in it'),
+    ((*TEST, '--out', 'folder/'), 'is a folder'), ((*TEST, '--out', '图' * 90), 'has 270 bytes; file systems allow 255'),
+    ((*TEST, '--out', 'file/x.json'), 'cannot be made'), ((*TEST, '--out', 'file'), 'is no result of this suite'),
+    ((*TEST, '--out', 'pipe'), 'is there and is no file'), ((*TEST, '--work-dir', 'file'), 'cannot be made'),
+    ((*TEST, '--show-dir', 'file'), 'cannot be made'),
+    (('segment', IMAGE, 'cat', '--mini', '--out', 'folder'), '--out folder is a folder'),
+    (('segment', IMAGE, 'cat', '--mini', '--out', 'x.docx'), 'pictures are not written as .docx'),
+    (('benchmark', '--mini', '--picture', 'folder'), '--picture folder is a folder'),
+    (('benchmark', '--mini', '--write-golden', 'folder'), '--write-golden folder is a folder'),
+    (('benchmark', '--mini', '--work-dir', 'taken'), 'the table taken/table.md is a folder'),
+    (('benchmark', '--suite', 'smoke', '--mini', '--work-dir', 'taken'), 'table_smoke.md is a folder'),
+    (('prepare_dataset', '--check', MINI, '--out', 'file/x'), 'cannot be made'),
+])  # yapf: disable
+def test_places_are_checked_before_a_run(run_tool, tmp_path, monkeypatch, command, message):
+    for folder in ('folder', 'taken/table.md', 'taken/table_smoke.md'):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / 'file').write_text('not yours')
+    os.mkfifo(tmp_path / 'pipe')
+    monkeypatch.setattr('fsa_seg.benchmark.run_panel', lambda *_: pytest.fail('a cell was run'))
+    monkeypatch.setattr('fsa_seg.segmentor.load_clip', lambda **_: pytest.fail('a model was loaded'))
+    status, printed = run_tool(*command)
+    assert status == 1 and message in printed and 'Traceback' not in printed, printed
+    assert (tmp_path / 'file').read_text() == 'not yours'
+
+
+def test_a_folder_with_a_long_name_in_three_bytes_a_letter(run_tool, tmp_path):
+    import shutil
+    own = tmp_path / ('图' * 70)
+    voc = os.path.join(MINI, 'VOCdevkit', 'VOC2012')
+    for sub, source in (('images', 'JPEGImages/2007_000033.jpg'), ('labels', 'SegmentationClass/2007_000033.png')):
+        (own / sub).mkdir(parents=True)
+        shutil.copy(os.path.join(voc, source), own / sub)
+    from mmseg.datasets import PascalVOCDataset
+    (own / 'classes.txt').write_text('\n'.join(PascalVOCDataset.METAINFO['classes']))
+    status, printed = run_tool('test', '--images', own / 'images', '--labels', own / 'labels', '--classes', own / 'classes.txt',
+                               '--backbone', 'toy', '--vfm', 'toy', '--method', 'clip', '--no-fsa', '--workers', 0)
+    assert status == 0, printed
+    assert len(list((tmp_path / 'work_dirs' / 'results').glob('own_图*.json'))) == 1
+
+
+def test_temporary_names_are_unique_and_short(tmp_path):
+    """Also over hosts, where two processes can have one number."""
+    target = tmp_path / ('图' * 85)
+    with paths.new_file(str(target)) as one, paths.new_file(str(target)) as two:
+        assert one != two and max(len(os.fsencode(os.path.basename(name))) for name in (one, two)) <= 255
+        for name in (one, two):
+            open(name, 'w').close()
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_a_full_disk_is_one_line(run_tool, tmp_path, monkeypatch):
+    """In the result, the journal and the text cache; the cache alone ends nothing."""
+    replace, keep, calls = os.replace, evaluation.Journal.keep, []
+
+    def full(part, path):
+        calls.append(path)
+        if path.endswith(suffix):
+            raise OSError(errno.ENOSPC, 'No space left on device', path)
+        return replace(part, path)
+
+    suffix = '.json'
+    monkeypatch.setattr(os, 'replace', full)
+    status, printed = run_tool(*TEST)
+    assert status == 1 and 'cannot be written: No space left on device; make room' in printed.splitlines()[-1]
+    assert 'Traceback' not in printed and not list(tmp_path.rglob('*.part'))
+    suffix = '.safetensors'
+    monkeypatch.setenv('FSA_SEG_CACHE', str(tmp_path / 'cache'))
+    status, printed = run_tool(*TEST)
+    assert status == 0 and 'the text embeddings are not kept' in printed, printed
+    monkeypatch.setattr(evaluation.Journal, 'keep', lambda self, *given: keep(
+        evaluation.Journal('/proc/none', 'cell', self._contents), *given))
+    status, printed = run_tool(*TEST, '--work-dir', 'other')
+    assert status == 1 and 'cannot be written' in printed and 'Traceback' not in printed
+
+
+def own_cell(tmp_path):
+    return prepare(compose('voc21', 'clip', None, 'toy', data_root=MINI, limit=1, runtime=dict(workers=0, work_dir=str(tmp_path))))
+
+
+def test_a_cell_that_another_process_runs_is_waited_for(tmp_path, capfd):
+    """The other writes the result meanwhile; it is taken, and nothing is computed."""
+    cell = own_cell(tmp_path)
+    result = run_cell(cell)
+    folder, = (tmp_path / 'logs').iterdir()
+    written = json.loads(open(result_path(cell)).read())
+    os.remove(result_path(cell))
+    code = ('import fcntl, os, sys, time; handle = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(handle, fcntl.LOCK_EX); '
+            'print("held", flush=True); sys.stdin.read()')
+    holder = subprocess.Popen([sys.executable, '-c', code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b'held\n'
+
+    def finish():
+        time.sleep(0.3)
+        with open(result_path(cell), 'w') as f:
+            json.dump(dict(written, seconds=123.0), f)
+        holder.kill()  # the lock ends with its owner
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    taken = run_cell(own_cell(tmp_path))
+    thread.join()
+    assert taken['seconds'] == 123.0 and taken['confusion'] == result['confusion']
+    assert 'another process runs this cell' in capfd.readouterr().err
+
+
+def test_one_of_several_processes_does_not_wait(tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with paths.locked(str(tmp_path)), pytest.raises(UserError, match='another run works on this cell'):
+        with paths.locked(str(tmp_path)):
+            pass
+
+
+@pytest.mark.parametrize('raised', [KeyboardInterrupt, ImportError('numpy was interrupted')])
+def test_an_interrupt_is_one_line_wherever_it_comes(capsys, raised):
+    """Also where a library turns it into an error of its own."""
+
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            raise raised
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        cli.main_wrapper(main)
+    assert ended.value.code == 130 and capsys.readouterr().err.count('\n') == 1
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_interrupt_ends_what_waits():
+    code = ('import sys, time; sys.path.insert(0, sys.argv[1]); import cli\n'
+            'def main():\n    print("ready", flush=True)\n    while True:\n        try:\n            time.sleep(60)\n'
+            '        except BaseException:\n            print("caught", flush=True)\n'
+            'import types; sys.modules["fsa_seg.errors"] = types.SimpleNamespace(UserError=ValueError); cli.main_wrapper(main)')
+    process = subprocess.Popen([sys.executable, '-c', code, os.path.join(ROOT, 'tools')], stdout=subprocess.PIPE)
+    for said in (b'ready\n', b'caught\n'):
+        assert process.stdout.readline() == said
+        process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+
+
+def test_the_error_of_several_processes_is_the_last_line_and_printed_once(tmp_path):
+    done = subprocess.run(['bash', os.path.join(ROOT, 'tools', 'dist_test.sh'), 'voc12', '2', '--mini'], cwd=tmp_path,
+                          env=dict(os.environ, PORT='29613', OMP_NUM_THREADS='1'), capture_output=True, text=True)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 1 and printed.splitlines()[-1].startswith("error: unknown dataset 'voc12'"), printed
+    assert printed.count('error: unknown') == 1 and 'Traceback' not in printed.splitlines()[-1]
+
+
+def test_levels_of_the_libraries_logs_are_restored():
+    import logging
+
+    from fsa_seg.clip import _quiet
+    logging.disable(logging.INFO)
+    try:
+        with _quiet():
+            assert logging.root.manager.disable == logging.ERROR
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,32 @@
+"""torchrun, whose last line is the tool's own error in place of torchrun's report; tools/dist_test.sh starts it.
+
+    python tools/launch.py --nproc_per_node=2 tools/test.py voc21 --mini --launcher pytorch
+"""
+import os
+import sys
+import tempfile
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+
+def launch(arguments):
+    """Run torchrun; exit with status 1 and the error of the first process that failed, or 128 + the signal that ended all."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.environ['FSA_SEG_ERROR_FILE'] = os.path.join(folder, 'error')
+        try:
+            main(arguments)
+        except ChildFailedError as error:
+            if os.path.exists(path):
+                with open(path, encoding='utf-8') as f:
+                    sys.exit(f.read())
+            sys.exit(f'error: a process ended without a message: {error.get_first_failure()[1].message}')
+        except (KeyboardInterrupt, SignalException) as error:
+            number = getattr(error, 'sigval', 2)
+            print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
+            sys.exit(128 + int(number))
+
+
+if __name__ == '__main__':
+    launch(sys.argv[1:])
