@@ -1,4 +1,5 @@
 """What differs between a CPU and a GPU: copies, counts, and what time and memory are measured by."""
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -126,13 +127,19 @@ def batch_that_fits(run, device, most=64):
     return 2**(fitting.bit_length() - 1)
 
 
+def trim_memory():
+    """Give freed memory of the host, which the C library keeps, back to the system (Linux alone)."""
+    with contextlib.suppress(OSError, AttributeError):  # another system's C library
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+
+
 def _reset_peak():
     """Reset the process's peak of resident memory, and return what it holds now, in bytes."""
+    trim_memory()
     try:
-        ctypes.CDLL('libc.so.6').malloc_trim(0)
         with open('/proc/self/clear_refs', 'w') as f:
             f.write('5')
-    except (OSError, AttributeError):
+    except OSError:
         return math.inf  # no way to know
     return _status('VmRSS')
 

@@ -1,5 +1,5 @@
 """One image, words given on the spot: `Segmenter`."""
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -26,11 +26,11 @@ class Segmentation(NamedTuple):
 
     Attributes:
         labels (height, width): int64, index of the class given.
-        scores (K, height, width): float32, softmax over all words, the best word of each class.
+        scores (K, height, width): float32, softmax over all words, the best word of each class; None unless asked for.
         picture: PIL.Image, the image beside its labels, with a legend.
     """
     labels: np.ndarray
-    scores: np.ndarray
+    scores: Optional[np.ndarray]
     picture: Image.Image
 
 
@@ -80,22 +80,24 @@ class Segmenter:
         self.model = MODELS.build(model_config(parts, settings, precision, device)).to(device)
 
     @torch.no_grad()
-    def segment(self, image, classes, prob_thd=0.0):
+    def segment(self, image, classes, prob_thd=0.0, scores=False):
         """Return the `Segmentation` of one image.
 
         Args:
             image (str, PIL.Image or (height, width, 3) uint8 RGB array).
             classes (list of str): one per class, synonyms separated by ';' ('cat; kitten').
             prob_thd (float): a pixel whose best score is under it gets the first class.
+            scores (bool): keep the scores: 4 bytes for each pixel and class, which a photograph multiplies to gigabytes.
 
         Raises:
             UserError: no class, a class without a word, or an image that cannot be read.
         """
         rgb, data = self._prepared(image, classes)
-        sample = self._segmented(data, prob_thd, keep_scores=True)
-        labels, scores = sample.pred_sem_seg.data[0].cpu().numpy(), sample.seg_logits.data.cpu().numpy()
+        sample = self._segmented(data, prob_thd, scores)
+        labels = sample.pred_sem_seg.data[0].cpu().numpy()
+        kept = sample.seg_logits.data.cpu().numpy() if scores else None
         picture = panel(rgb, dict(labels=labels), [split_words(line)[0] for line in classes], even_palette(len(classes)))
-        return Segmentation(labels, scores, picture)
+        return Segmentation(labels, kept, picture)
 
     @torch.no_grad()
     def attention(self, image, classes, x, y, prob_thd=0.0):

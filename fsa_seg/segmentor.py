@@ -23,9 +23,9 @@ from fsa_seg.methods import METHODS, inspect_patch, resolve_method
 from fsa_seg.panel import finite_field, original_sizes, overlap_adds
 from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 from fsa_seg.text import encode_queries
-from fsa_seg.windows import class_scores, label_map, label_rows
+from fsa_seg.windows import class_scores, label_tiles
 
-BLOCK_SCORES = 2**24  # scores of pixels with queries that are held at once: 64 MiB in float32
+TILE_SCORES = dict(cpu=2**19, cuda=2**24)  # scores of pixels with queries that are made at once: 2 MiB, 64 MiB in float32
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 MODELS.register_module(module=FSA)
@@ -231,18 +231,20 @@ class TrainingFreeSegmentor(BaseSegmentor):
     def labels(self, cosines):
         """Return the labels (height, width) of an image's `OverlapAdd`, and its scores (K, height, width) or None.
 
-        Scores are made in blocks of rows, and kept only where that is asked for.
+        Scores are made tile by tile, and kept only where that is asked for.
         """
-        height, width = cosines.size
-        block = max(1, BLOCK_SCORES // (len(self.text) * width))
+        kept = None
 
-        def scores(rows):
-            return class_scores(cosines.rows(rows), self.words_per_class, self.logit_scale)
+        def tiles():
+            nonlocal kept
+            for place, tile in cosines.tiles(TILE_SCORES.get(self.text.device.type, TILE_SCORES['cuda'])):
+                scores = class_scores(tile, self.words_per_class, self.logit_scale)
+                if self.keep_scores:
+                    kept = scores.new_empty((len(scores), *cosines.size)) if kept is None else kept
+                    kept[(slice(None), *place)] = scores
+                yield place, scores
 
-        if self.keep_scores:
-            kept = torch.cat([scores(slice(start, start + block)) for start in range(0, height, block)], 1)
-            return label_map(kept, self.prob_thd, self.area_thd), kept
-        return label_rows(scores, height, block, self.prob_thd, self.area_thd), None
+        return label_tiles(tiles, cosines.size, self.prob_thd, self.area_thd), kept
 
     def pixel_cosines(self, image, size=None):
         """Return the cosines of an image's pixels with the queries: (Q, height, width) float32.
@@ -252,7 +254,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
             size (int, int): height and width of the result; by default the image's.
         """
         [(cosines, )] = overlap_adds([self], [image], [size or image.shape[1:]])
-        return cosines.rows()
+        return cosines.strip()()
 
     @torch.no_grad()
     def inspect(self, image, index):

@@ -5,16 +5,20 @@ import logging
 import os
 
 import open_clip
+import torch
 from mmengine.logging import print_log
 from open_clip.tokenizer import get_clean_fn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from fsa_seg.clip import architecture_digest
+from fsa_seg.device import trim_memory
 from fsa_seg.errors import UserError, warn_once
 from fsa_seg.paths import new_file
 
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
+WORDS_AT_ONCE = 2  # each of them is as many prompts as there are templates
 
 
 def class_words(classes, rename=None, synonyms=None, background=None, join_spaces=False):
@@ -153,8 +157,11 @@ def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=No
             pass
         print_log(f'{path} is damaged and is built again', 'current', logging.WARNING)
     print_log(f'embedding {len(queries)} queries with {len(TEMPLATES)} templates', 'current')
-    text = open_clip.build_zero_shot_classifier(clip.to(device), tokenizer, list(queries), TEMPLATES, device=device)
-    text = text.T.float().cpu().contiguous()
+    text = torch.cat([
+        open_clip.build_zero_shot_classifier(clip.to(device), tokenizer, queries[start:start + WORDS_AT_ONCE], TEMPLATES,
+                                             device=device).T.float().cpu()
+        for start in tqdm(range(0, len(queries), WORDS_AT_ONCE), 'embedding words', delay=2, leave=False)])  # yapf: disable
+    trim_memory()
     if not _are_units(text):
         wrong = [query for query, row in zip(queries, text) if not _are_units(row[None])]
         raise UserError(f'the text embeddings of {len(wrong)} of {len(queries)} words, {wrong[0]!r} the first, are no finite unit '

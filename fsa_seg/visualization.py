@@ -3,6 +3,7 @@
 Images are (height, width, 3) uint8 RGB; label maps (height, width) integers; labels beyond the palette are void.
 """
 import colorsys
+import functools
 import os
 
 import cv2
@@ -18,6 +19,7 @@ from fsa_seg.paths import check_file, new_file
 TITLE, LEGEND, GAP = 22, 20, 6  # heights of a title and of a line of the legend, and the margin, in pixels
 SPOT = 3  # radius of the mark of a pixel
 ROW_TITLES = dict(attention='A', similarity='S', pruned='S pruned', adapted='W', ensemble='A with FSA')  # of a patch's rows
+ROWS = 64  # of an image that are drawn at once: floating point numbers of a whole photograph would fill gigabytes
 _OPACITY = 0.75
 
 
@@ -33,8 +35,8 @@ def panel(image, label_maps, classes, palette, columns=None):
     Returns:
         PIL.Image
     """
-    tiles = {'image': image, **{title: overlay(image, labels, palette) for title, labels in label_maps.items()}}
-    return _compose(tiles, _legend(label_maps.values(), classes, palette), columns or len(tiles))
+    tiles = {'image': lambda: image, **_overlays(image, label_maps, palette)}
+    return _compose(tiles, image.shape[:2], _legend(label_maps.values(), classes, palette), columns or len(tiles))
 
 
 def attention_panel(image, pixel, window, rows, label_maps, classes, palette):
@@ -51,26 +53,40 @@ def attention_panel(image, pixel, window, rows, label_maps, classes, palette):
     Returns:
         PIL.Image
     """
-    marked = Image.fromarray(image)
-    draw = ImageDraw.Draw(marked)
-    draw.rectangle((window[0], window[1], window[2] - 1, window[3] - 1), outline=(255, 255, 255))
-    tiles = {f'patch at {pixel[0]},{pixel[1]}': np.array(marked)}
+    def marked():
+        picture = Image.fromarray(image)
+        left, top, right, bottom = window
+        ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=(255, 255, 255))
+        return np.array(picture)
+
+    tiles = {f'patch at {pixel[0]},{pixel[1]}': marked}
     for name, values in rows.items():
         kept = values[np.isfinite(values)]
-        tiles[f'{ROW_TITLES.get(name, name)}: {kept.min():.2g} to {kept.max():.2g}'] = _heat(image, window, values)
-    tiles.update({title: overlay(image, labels, palette) for title, labels in label_maps.items()})
-    for title, tile in tiles.items():
-        spot = Image.fromarray(tile)
-        x, y = pixel
-        ImageDraw.Draw(spot).ellipse((x - SPOT, y - SPOT, x + SPOT, y + SPOT), outline=(255, 255, 255), fill=(0, 160, 255))
-        tiles[title] = np.array(spot)
-    return _compose(tiles, _legend(label_maps.values(), classes, palette), 4)
+        title = f'{ROW_TITLES.get(name, name)}: {kept.min():.2g} to {kept.max():.2g}'
+        tiles[title] = functools.partial(_heat, image, window, values)
+    tiles.update(_overlays(image, label_maps, palette))
+    tiles = {title: functools.partial(_spotted, tile, pixel) for title, tile in tiles.items()}
+    return _compose(tiles, image.shape[:2], _legend(label_maps.values(), classes, palette), 4)
+
+
+def _overlays(image, label_maps, palette):
+    return {title: functools.partial(overlay, image, labels, palette) for title, labels in label_maps.items()}
+
+
+def _spotted(tile, pixel):
+    """Return what a tile's function draws, with a mark at a pixel (x, y)."""
+    spot = Image.fromarray(tile())
+    x, y = pixel
+    ImageDraw.Draw(spot).ellipse((x - SPOT, y - SPOT, x + SPOT, y + SPOT), outline=(255, 255, 255), fill=(0, 160, 255))
+    return np.array(spot)
 
 
 def _heat(image, window, values):
     """Return the image in grey, its window under the colours of `values`; what is −∞ stays grey and dark."""
     left, top, right, bottom = window
-    out = np.repeat(image.mean(2, keepdims=True) * 0.4, 3, 2).astype(np.uint8)
+    out = np.empty_like(image)
+    for rows in _blocks(len(image)):
+        out[rows] = image[rows].mean(2, keepdims=True) * 0.4
     kept = np.isfinite(values)
     low, high = values[kept].min(), values[kept].max()
     level = np.where(kept, (np.where(kept, values, low) - low) / max(high - low, 1e-12), 0)
@@ -84,13 +100,21 @@ def _heat(image, window, values):
 
 def _legend(label_maps, classes, palette):
     """Return name and colour of each label that is shown."""
-    shown = np.unique(np.concatenate([labels.ravel() for labels in label_maps]))
+    shown = sorted({label for labels in label_maps for rows in _blocks(len(labels))
+                    for label in np.unique(labels[rows]).tolist()})
     return [(classes[i], palette[i]) if i < len(classes) else ('void', (255, 255, 255)) for i in shown]
 
 
-def _compose(tiles, entries, columns):
-    """Return tiles of one size (title -> RGB) in rows of `columns`, each under its title, and a legend below."""
-    height, width = next(iter(tiles.values())).shape[:2]
+def _compose(tiles, size, entries, columns):
+    """Return tiles in rows of `columns`, each under its title, and a legend below.
+
+    Args:
+        tiles (dict): title -> function that draws it: uint8 RGB. One at a time is held.
+        size (int, int): height and width of each.
+        entries (list): of `_legend`.
+        columns (int): tiles per row.
+    """
+    height, width = size
     rows = -(-len(tiles) // columns)
     font = ImageFont.load_default(14)
     total = columns * (width + GAP) + GAP
@@ -100,7 +124,7 @@ def _compose(tiles, entries, columns):
     for i, (title, tile) in enumerate(tiles.items()):
         x, y = GAP + (i % columns) * (width + GAP), GAP + (i // columns) * (height + TITLE + GAP)
         draw.text((x, y), title, 'black', font)
-        canvas.paste(Image.fromarray(tile), (x, y + TITLE))
+        canvas.paste(Image.fromarray(tile()), (x, y + TITLE))
     top = canvas.height - legend_height
     for (name, color), (x, y) in zip(entries, places):
         draw.rectangle((x, top + y + 3, x + 12, top + y + 15), tuple(int(c) for c in color), 'black')
@@ -111,12 +135,22 @@ def _compose(tiles, entries, columns):
 def overlay(image, labels, palette):
     """Return the image under its labels' colours, regions edged in white: (height, width, 3) uint8."""
     colors = np.array([*palette, (255, 255, 255)], np.float32)
-    out = (1 - _OPACITY) * image.mean(2, keepdims=True) + _OPACITY * colors[np.minimum(labels, len(palette))]
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    out[edge] = 255
-    return out.astype(np.uint8)
+    out = np.empty_like(image)
+    for rows in _blocks(len(image)):
+        own = labels[rows]
+        block = (1 - _OPACITY) * image[rows].mean(2, keepdims=True) + _OPACITY * colors[np.minimum(own, len(palette))]
+        edge = np.zeros(own.shape, bool)
+        edge[:, 1:] |= own[:, 1:] != own[:, :-1]
+        below = labels[max(rows.start, 1):rows.stop]  # the image's first row has none above it
+        edge[len(edge) - len(below):] |= below != labels[max(rows.start, 1) - 1:rows.stop - 1]
+        block[edge] = 255
+        out[rows] = block
+    return out
+
+
+def _blocks(height):
+    """Return slices of ROWS rows that make up a height."""
+    return [slice(start, min(start + ROWS, height)) for start in range(0, height, ROWS)]
 
 
 def even_palette(count):

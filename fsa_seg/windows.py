@@ -38,8 +38,8 @@ class OverlapAdd:
 
     Each window's cosines are resized bilinearly (align_corners=False) to its pixels, summed over windows, divided by
     coverage, and resized bilinearly to `size`. All of that is linear, and apart for rows and columns, so that it is
-    two products with small matrices. What is held are the products over the columns, (Q, h, width) for each row of
-    windows, and nothing of the height in pixels. The sum is taken in the order in which windows are added.
+    two products with small matrices. What is held are the windows' own cosines, and nothing of the size in pixels; the
+    result is made tile by tile. The sum is taken in the order in which windows are added.
 
     Args:
         shape (int, int): height and width of the image, in pixels.
@@ -52,7 +52,8 @@ class OverlapAdd:
         self.shape, self.size = tuple(shape), tuple(size or shape)
         self._spans = [window_spans(side, window, stride) for side in shape]
         self._pads = [_padding(spans[0], side) for spans, side in zip(self._spans, multiple)]  # all windows are of one size
-        self._parts, self._matrices, self.finite = {}, None, None
+        self._windows, self._matrices = {}, None  # windows by their first row: (first column, cosines (Q, h, w))
+        self.finite = None
 
     def add(self, rows, columns, cosines, grid, finite=None):
         """Add one window.
@@ -67,12 +68,38 @@ class OverlapAdd:
         if self._matrices is None:
             self._matrices = [_to_pixels(grid[axis], tuple(self._spans[axis]), self._pads[axis], self.shape[axis],
                                          self.size[axis], cosines.device) for axis in (0, 1)]  # yapf: disable
-        part = cosines.float().T.unflatten(1, tuple(grid)) @ self._matrices[1][columns[0]].T  # (Q, h, width)
-        self._parts[rows[0]] = part if rows[0] not in self._parts else self._parts[rows[0]] + part
+        cosines = cosines.float().T.contiguous().unflatten(1, tuple(grid))
+        self._windows.setdefault(rows[0], []).append((columns[0], cosines))
 
-    def rows(self, some=slice(None)):
-        """Return a slice of pixel rows of the result, (Q, rows, width) float32."""
-        return sum(self._matrices[0][top][some] @ part for top, part in self._parts.items())
+    def strip(self, columns=slice(None)):
+        """Return a function of a slice of pixel rows, which gives the result there: (Q, rows, columns) float32.
+
+        The products over the strip's columns, (Q, h, columns) for each row of windows, are made once and held.
+
+        Args:
+            columns (slice): of the result's pixels.
+        """
+        to_rows, to_columns = self._matrices
+        parts = {top: _total(cosines @ to_columns[left][columns].T for left, cosines in row)
+                 for top, row in self._windows.items()}
+        return lambda rows=slice(None): _total(to_rows[top][rows] @ part for top, part in parts.items())
+
+    def tiles(self, most):
+        """Yield the result in tiles, strip by strip: ((rows, columns), cosines (Q, rows, columns)), slices of pixels.
+
+        Args:
+            most (int): numbers of a tile, and twice as many of what a strip holds; a pixel at least.
+        """
+        height, width = self.size
+        queries, grid_rows, _ = next(iter(self._windows.values()))[0][1].shape
+        wide = min(width, max(1, 2 * most // (queries * grid_rows * len(self._windows))))
+        high = max(1, most // (queries * wide))
+        for left in range(0, width, wide):
+            columns = slice(left, left + wide)
+            strip = self.strip(columns)
+            for top in range(0, height, high):
+                rows = slice(top, top + high)
+                yield (rows, columns), strip(rows)
 
 
 def cut_window(image, rows, columns, multiple=(1, 1)):
@@ -133,39 +160,43 @@ def label_map(scores, prob_thd=0.0, area_thd=None):
         area_thd (float): acts first: a foreground class whose share of all foreground pixels is at most this gives
             its pixels to their next-best class. None switches it off.
     """
-    return label_rows(lambda some: scores[:, some], scores.shape[1], scores.shape[1], prob_thd, area_thd)
+    return label_tiles(lambda: [((slice(None), slice(None)), scores)], scores.shape[1:], prob_thd, area_thd)
 
 
-def label_rows(score_rows, height, block, prob_thd=0.0, area_thd=None):
-    """Return what `label_map` does, from scores that are made in blocks of rows.
+def label_tiles(tiles, size, prob_thd=0.0, area_thd=None):
+    """Return what `label_map` does, from scores that are made tile by tile.
 
     Args:
-        score_rows: function of a slice of rows -> their scores, (K, rows, width). With `area_thd` several blocks are
-            made twice: the areas are known only when all has been seen.
-        height (int): rows in all.
-        block (int): rows at once.
+        tiles: function that yields each tile's place (slices of rows and columns) and scores (K, rows, columns). With
+            `area_thd` several tiles are made twice: the areas are known only when all has been seen.
+        size (int, int): height and width.
         prob_thd (float), area_thd (float): see `label_map`.
     """
-    spans = [slice(start, min(start + block, height)) for start in range(0, height, block)]
-    if len(spans) == 1:  # made once, also where it is asked for twice
-        whole = score_rows(spans[0])
-        score_rows = lambda _: whole  # noqa: E731
-    small = None
+    small, labels = None, None
     if area_thd is not None:
-        areas = 0
-        for span in spans:
-            scores = score_rows(span)
-            areas = areas + count_labels(scores.argmax(0), len(scores))
+        areas, count = 0, 0
+        for tile in tiles():
+            areas, count = areas + count_labels(tile[1].argmax(0), len(tile[1])), count + 1
         small = areas <= area_thd * (areas.sum() - areas[BACKGROUND])
         small[BACKGROUND].fill_(False)  # without a copy from the host
-    labels = []
-    for span in spans:
-        scores = score_rows(span)
+        if count == 1:  # made once, though it is asked for twice
+            tiles = lambda: [tile]  # noqa: E731
+    for place, scores in tiles():
         if small is not None:
             scores = scores.masked_fill(small[:, None, None], 0)
         best, label = scores.max(0)
-        labels.append(label.masked_fill_(best < prob_thd, BACKGROUND))
-    return torch.cat(labels)
+        if labels is None:
+            labels = label.new_empty(tuple(size))
+        labels[place] = label.masked_fill_(best < prob_thd, BACKGROUND)
+    return labels
+
+
+def _total(terms):
+    """Return the sum of tensors that nothing else holds, in their order."""
+    total = next(terms)
+    for term in terms:
+        total += term
+    return total
 
 
 def _padding(span, multiple):

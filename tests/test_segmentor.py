@@ -41,18 +41,29 @@ def test_images_of_different_size_in_one_batch(method, feedback):
 
 
 @pytest.mark.parametrize('options', [dict(), dict(area_thd=0.1, prob_thd=0.3)])
-def test_post_processing_in_blocks_of_rows_gives_the_same_labels(monkeypatch, options):
+def test_post_processing_tile_by_tile_gives_the_same_labels(monkeypatch, options):
     """And holds no scores of the whole image."""
     torch.manual_seed(0)
     data = dict(inputs=[torch.randint(256, (3, 112, 160), dtype=torch.uint8)], data_samples=[sample(200, 171)])
     model = build('sclip', 'fsa', window=96, stride=64, **options)
     whole = model.test_step(data)[0].pred_sem_seg.data
-    monkeypatch.setattr(segmentor, 'BLOCK_SCORES', 5000)
+    monkeypatch.setattr(segmentor, 'TILE_SCORES', dict(cpu=5000, cuda=5000))
     shapes, own = [], segmentor.class_scores
     monkeypatch.setattr(segmentor, 'class_scores', lambda cosines, *rest: shapes.append(cosines.shape) or own(cosines, *rest))
     assert torch.equal(model.test_step(data)[0].pred_sem_seg.data, whole)
     assert len(whole.unique()) > 1
-    assert all(shape.numel() <= 5000 for shape in shapes) and sum(shape[1] for shape in shapes) in (200, 400)
+    assert all(shape.numel() <= 5000 for shape in shapes) and len({shape[1:] for shape in shapes}) > 2
+    assert sum(shape.numel() for shape in shapes) == 5 * 200 * 171 * (1 if model.area_thd is None else 2)
+
+
+def test_scores_are_those_that_the_labels_are_of(monkeypatch):
+    torch.manual_seed(0)
+    image = torch.randint(256, (3, 112, 160), dtype=torch.uint8)
+    monkeypatch.setattr(segmentor, 'TILE_SCORES', dict(cpu=5000, cuda=5000))
+    scored, bare = (build('sclip', 'fsa', window=96, stride=64, area_thd=None, prob_thd=0.0, keep_scores=keep).test_step(
+        dict(inputs=[image], data_samples=[sample(200, 171)]))[0] for keep in (True, False))  # yapf: disable
+    assert torch.equal(scored.seg_logits.data.argmax(0), scored.pred_sem_seg.data[0])
+    assert torch.equal(bare.pred_sem_seg.data, scored.pred_sem_seg.data) and 'seg_logits' not in bare
 
 
 def test_scores_on_request_alone():

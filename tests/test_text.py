@@ -6,7 +6,7 @@ import torch
 
 from fsa_seg.parts import class_names, load_part, protocol_settings
 from fsa_seg.errors import UserError
-from fsa_seg.text import TEMPLATES, class_words, encode_queries, read_classes, read_words
+from fsa_seg.text import TEMPLATES, WORDS_AT_ONCE, class_words, encode_queries, read_classes, read_words
 
 CLASSES = ['background', 'boat', 'traffic light ', 'person']
 
@@ -101,6 +101,22 @@ def test_embeddings_are_means_over_templates(clip, tmp_path):
         rows = model.encode_text(tokenizer([template('traffic light') for template in TEMPLATES]), normalize=True)
     expected = torch.nn.functional.normalize(rows.mean(0), dim=0)
     torch.testing.assert_close(text[1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_many_words_are_embedded_a_few_at_a_time(clip, tmp_path, monkeypatch):
+    """Each is what it is alone; and no more prompts are held at once for more words."""
+    model, tokenizer = clip
+    words, sizes = [f'thing {i}' for i in range(11)], []
+    encode = type(model).encode_text
+    monkeypatch.setattr(type(model), 'encode_text', lambda self, text, **k: sizes.append(len(text)) or encode(self, text, **k))
+    rows = encode_queries(model, tokenizer, words, 'weights', cache_dir=str(tmp_path))
+    assert sum(sizes) == 11 * len(TEMPLATES) and max(sizes) == WORDS_AT_ONCE * len(TEMPLATES)
+    for word, row in zip(words, rows):
+        alone = encode_queries(model, tokenizer, [word], 'weights', cache_dir=str(tmp_path))
+        torch.testing.assert_close(row, alone[0], atol=1e-6, rtol=0)
+    monkeypatch.undo()
+    expected = open_clip.build_zero_shot_classifier(model, tokenizer, words, TEMPLATES)  # ten at a time
+    torch.testing.assert_close(rows, expected.T, atol=1e-6, rtol=0)
 
 
 def test_cache(clip, tmp_path, monkeypatch):

@@ -79,16 +79,16 @@ def test_processes_leave_their_group_before_python_ends():
 
 def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch):
     from fsa_seg import segmentor
-    label_rows, calls = segmentor.label_rows, []
+    label_tiles, calls = segmentor.label_tiles, []
 
     def interrupt(*arguments):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return label_rows(*arguments)
+        return label_tiles(*arguments)
 
     command = ('test', 'ade20k', '--mini', '--method', 'clip', '--no-fsa', '--limit', 4)
-    monkeypatch.setattr(segmentor, 'label_rows', interrupt)
+    monkeypatch.setattr(segmentor, 'label_tiles', interrupt)
     status, printed = run_tool(*command)
     assert status == 130 and 'goes on' in printed
     assert not results(tmp_path)
@@ -251,9 +251,10 @@ def test_segmenter_takes_paths_pictures_and_arrays():
     one, two, three = (segmenter.segment(image, ['cat; kitten', 'grass', 'wall'])
                        for image in (IMAGE, picture, np.array(picture)))
     assert np.array_equal(one.labels, two.labels) and np.array_equal(one.labels, three.labels)
-    assert one.labels.shape == picture.size[::-1] and one.scores.shape == (3, *picture.size[::-1])
-    assert np.array_equal(one.scores.argmax(0), one.labels)
-    assert len(segmenter.segment(picture, ['road', 'sea']).scores) == 2  # other words, same model
+    assert one.labels.shape == picture.size[::-1] and one.scores is None
+    scored = segmenter.segment(picture, ['cat; kitten', 'grass', 'wall'], scores=True)
+    assert scored.scores.shape == (3, *picture.size[::-1]) and np.array_equal(scored.scores.argmax(0), one.labels)
+    assert len(segmenter.segment(picture, ['road', 'sea'], scores=True).scores) == 2  # other words, same model
 
 
 def test_mmsegs_own_metric_loading_and_visualization_hook(tmp_path):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fsa_seg.windows import OverlapAdd, class_scores, cut_window, label_map, label_rows, window_spans, windows
+from fsa_seg.device import tensor_peak
+from fsa_seg.windows import OverlapAdd, class_scores, cut_window, label_map, label_tiles, window_spans, windows
 
 
 def test_spans_start_at_multiples_and_the_last_is_shifted_inside():
@@ -21,7 +22,7 @@ def added(image, window_cosines, window, stride, multiple=(1, 1), size=None):
 
 
 def slide(*arguments, **options):
-    return added(*arguments, **options).rows()
+    return added(*arguments, **options).strip()()
 
 
 def mean_color(images):
@@ -66,19 +67,38 @@ def test_slide_equals_the_steps_one_by_one(window, stride, size):
                                direct(image, mean_color, window, stride, size), atol=1e-6, rtol=1e-5)
 
 
-def test_blocks_of_rows_are_those_of_the_whole():
+@pytest.mark.parametrize('most', [1, 60, 400, 10**6])
+def test_tiles_are_parts_of_the_whole(most):
+    """They cover each pixel once, and are as small as was asked for."""
     torch.manual_seed(0)
     image = torch.rand(3, 14, 20)
     whole = slide(image, mean_color, 8, 6, size=(37, 21))
-    rows = added(image, mean_color, 8, 6, size=(37, 21)).rows
-    parts = [rows(slice(start, start + 5)) for start in range(0, 37, 5)]
-    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-6, rtol=1e-6)
+    joined, covered = torch.empty_like(whole), torch.zeros(37, 21)
+    for place, tile in added(image, mean_color, 8, 6, size=(37, 21)).tiles(most):
+        joined[(slice(None), *place)] = tile
+        covered[place] += 1
+        assert tile.numel() <= max(most, 3)
+    torch.testing.assert_close(joined, whole, atol=1e-6, rtol=1e-6)
+    assert (covered == 1).all()
+
+
+def test_what_an_image_holds_does_not_grow_with_its_size():
+    """Cosines of all windows, one tile of the result and what a strip holds; not the result, which is 100 times as much."""
+    torch.manual_seed(0)
+    cosines = added(torch.rand(3, 14, 20), mean_color, 8, 6, size=(200, 300))
+    most = 4000
+
+    def run():
+        for _, tile in cosines.tiles(most):
+            pass
+
+    assert tensor_peak(run, 'cpu') < 4 * 6 * most < 4 * 3 * 200 * 300 / 5
 
 
 @pytest.mark.parametrize('area_thd', [None, 0.05, 0.3])
 @pytest.mark.parametrize('block', [1, 4, 9, 50])
-def test_labels_in_blocks_of_rows(block, area_thd):
-    """Areas are of the whole image, whatever the block: by hand, a class that is small in all but not in its block."""
+def test_labels_tile_by_tile(block, area_thd):
+    """Areas are of the whole image, whatever the tile: by hand, a class that is small in all but not in its tile."""
     torch.manual_seed(0)
     scores = torch.rand(5, 9, 7)
     scores[4, :1] = 2  # a ninth of the image, but all of the first rows
@@ -90,7 +110,9 @@ def test_labels_in_blocks_of_rows(block, area_thd):
         expected = scores * ~small[:, None, None]
     best, labels = expected.max(0)
     labels = torch.where(best < 0.6, 0, labels)
-    assert torch.equal(label_rows(lambda rows: scores[:, rows], 9, block, 0.6, area_thd), labels)
+    tiles = [((slice(top, top + block), slice(left, left + 3)), scores[:, top:top + block, left:left + 3])
+             for left in range(0, 7, 3) for top in range(0, 9, block)]
+    assert torch.equal(label_tiles(lambda: iter(tiles), (9, 7), 0.6, area_thd), labels)
     assert torch.equal(label_map(scores, 0.6, area_thd), labels)
 
 

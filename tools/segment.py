@@ -6,7 +6,7 @@
 """
 import argparse
 
-from cli import add_model_options, main_wrapper, model_options, place
+from cli import add_model_options, leave, main_wrapper, model_options, place
 
 PARTS = ('method', 'backbone', 'vfm', 'protocol', 'precision')  # those of a cell's that a picture has too
 
@@ -56,4 +56,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main_wrapper(main)
+    main_wrapper(main, keep=False)  # one picture: little time is won by it
+    leave()
