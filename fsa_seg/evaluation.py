@@ -68,6 +68,8 @@ class Journal:
     def _seal(self, line):
         return hashlib.sha256(json.dumps([self._cell, *line]).encode()).hexdigest()[:16]
 
+MOST_LOGGED = 200  # classes whose IoU is logged; the result has all of them
+
 
 @METRICS.register_module()
 class ExactIoUMetric(IoUMetric):
@@ -112,7 +114,7 @@ class ExactIoUMetric(IoUMetric):
             if finite:
                 check_finite_stages(finite(), image, self.settings)
             with _named(labels):
-                counts = _sparse(truth, counts(), self.ignore_index)
+                counts = _sparse(truth, counts(), len(self.dataset_meta['classes']), self.ignore_index)
             name = os.path.relpath(image, self.root or '.')
             self.results.append((name, counts))
             if self.journal:
@@ -138,6 +140,8 @@ class ExactIoUMetric(IoUMetric):
     def _log(self, figures):
         rows = [f'{name:>20}  {iou:6.2f}' if iou == iou else f'{name:>20}       –'
                 for name, iou in zip(self.dataset_meta['classes'], figures['IoU'])]
+        if len(rows) > MOST_LOGGED:
+            rows[MOST_LOGGED:] = [f'and {len(rows) - MOST_LOGGED} more classes, which the result file has']
         print_log('per-class IoU in percent (– where absent from truth and prediction):\n' + '\n'.join(rows), 'current')
 
 
@@ -155,7 +159,7 @@ def confusion(truth, predicted, classes, ignore_index=255):
     Raises:
         ValueError: sizes differ, or a label lies outside 0..K-1 and is not `ignore_index`.
     """
-    return _sparse(truth, _counting(truth, predicted, classes, ignore_index)(), ignore_index)
+    return _sparse(truth, _counting(truth, predicted, classes, ignore_index)(), classes, ignore_index)
 
 
 @contextlib.contextmanager
@@ -170,28 +174,44 @@ def _named(path):
 def _counting(truth, predicted, classes, ignore_index):
     """Start counting how many pixels have each pair of labels; return a function that waits for the counts.
 
-    They are (K + 1, K + 1) int64: what is outside of 0..K-1 is counted as K, and ignored truth not at all.
+    They are int64 (n, ) each: the pairs that occur, truth · (K + 1) + predicted, increasing; and their pixels. What is
+    outside of 0..K-1 is counted as K, and ignored truth not at all. Either each pixel adds to a table of all pairs, or,
+    where there would be more pairs than pixels, the pixels are sorted by their pair.
     """
     if truth.shape != predicted.shape:
         raise ValueError(f'truth has {tuple(truth.shape)} pixels, the prediction {tuple(predicted.shape)}')
     size = classes + 1
     rows, columns = (torch.where((labels >= 0) & (labels < classes), labels.long(), classes) for labels in (truth, predicted))
-    pairs = torch.where(truth == ignore_index, size**2, rows * size + columns)
-    return to_host(count_labels(pairs, size**2 + 1)[:-1].view(size, size))
+    pairs = torch.where(truth == ignore_index, size**2, rows * size + columns).flatten()
+    if size**2 > pairs.numel():
+        ordered = to_host(pairs.sort().values)
+        return lambda: _runs(ordered(), size**2)
+    table = to_host(count_labels(pairs, size**2 + 1)[:-1])
+    return lambda: _occurring(table())
 
 
-def _sparse(truth, counts, ignore_index):
+def _runs(ordered, stop):
+    """Return the values of a sorted tensor that are below `stop`, each once, and how often each occurs."""
+    return ordered[ordered < stop].unique_consecutive(return_counts=True)
+
+
+def _occurring(table):
+    """Return the indices of a table (n, ) that hold a count, and the counts."""
+    pairs = table.nonzero().flatten()
+    return pairs, table[pairs]
+
+
+def _sparse(truth, found, classes, ignore_index):
     """Return the counts of `_counting` as a sparse confusion matrix; a label outside the classes is a ValueError."""
-    counts = counts.numpy()
-    classes = len(counts) - 1
+    pairs, pixels = (values.numpy() for values in found)
+    rows, columns = np.divmod(pairs, classes + 1)
     allowed = f'but the data set has the classes 0 to {classes - 1} (and {ignore_index} for void)'
-    if counts[classes].any():
+    if (rows == classes).any():
         labels = truth[truth != ignore_index]
         raise ValueError(f'the truth has labels {labels[(labels < 0) | (labels >= classes)].unique()[:5].tolist()}, {allowed}')
-    if counts[:, classes].any():
+    if (columns == classes).any():
         raise ValueError(f'the prediction has other labels, {allowed}')
-    cells = counts.nonzero()
-    return np.stack([*cells, counts[cells]])
+    return np.stack([rows, columns, pixels])
 
 
 def sum_confusions(confusions, classes):
@@ -227,9 +247,11 @@ def per_image_counts(confusions):
     rows = []
     for truth, predicted, pixels in confusions:
         classes = np.union1d(truth, predicted)
-        label = [int(pixels[truth == c].sum()) for c in classes]
-        shown = [int(pixels[predicted == c].sum()) for c in classes]
-        both = [int(pixels[(truth == c) & (predicted == c)].sum()) for c in classes]
-        rows.append(dict(classes=classes.tolist(), intersection=both, label=label,
-                         union=[a + b - c for a, b, c in zip(label, shown, both)]))
+        label, shown, both = np.zeros((3, len(classes)), np.int64)
+        np.add.at(label, np.searchsorted(classes, truth), pixels)
+        np.add.at(shown, np.searchsorted(classes, predicted), pixels)
+        right = truth == predicted
+        both[np.searchsorted(classes, truth[right])] = pixels[right]
+        rows.append(dict(classes=classes.tolist(), intersection=both.tolist(), label=label.tolist(),
+                         union=(label + shown - both).tolist()))
     return rows

@@ -1,11 +1,15 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from fsa_seg import evaluation
+from fsa_seg.device import count_labels, tensor_peak
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation import ExactIoUMetric, Journal, confusion, metrics, per_image_counts, sum_confusions
+from fsa_seg.evaluation import (ExactIoUMetric, Journal, _occurring, _runs, confusion, metrics, per_image_counts,
+                                sum_confusions)  # yapf: disable
 
 TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]])
 PREDICTED = torch.tensor([[0, 1, 1], [1, 0, 0]])
@@ -30,6 +34,46 @@ def test_counts_beyond_float32():
 def test_per_image_counts():
     assert per_image_counts([confusion(TRUTH, PREDICTED, 4)]) == [
         dict(classes=[0, 1, 2], intersection=[1, 2, 0], label=[2, 2, 1], union=[3, 3, 1])]
+
+
+@pytest.mark.parametrize('classes', [3, 5, 30, 400])
+def test_counts_of_many_classes_are_sparse(classes, monkeypatch):
+    """By sorting the pixels or by a table of all pairs: the same, and the same as pixel by pixel."""
+    torch.manual_seed(0)
+    truth, predicted = torch.randint(classes, (12, 13)), torch.randint(classes, (12, 13))
+    truth[:3, :5], predicted[4:, 4:] = 255, truth[4:, 4:].clamp(max=classes - 1)
+    valid = truth != (ignored := 255 if classes < 255 else 7)
+    expected = sorted(Counter(zip(truth[valid].tolist(), predicted[valid].tolist())).items())
+    tables = []
+    monkeypatch.setattr(evaluation, 'count_labels', lambda labels, count: tables.append(count) or count_labels(labels, count))
+    found = confusion(truth, predicted, classes, ignored)
+    assert [((t, p), n) for t, p, n in found.T.tolist()] == expected and found.dtype == np.int64
+    assert tables == ([(classes + 1)**2 + 1] if classes <= 5 else [])
+    pairs = truth.clamp(max=classes - 1).flatten() * (classes + 1) + predicted.flatten()
+    runs, table = _runs(pairs.sort().values, (classes + 1)**2), _occurring(count_labels(pairs, (classes + 1)**2))
+    assert all(torch.equal(*both) for both in zip(runs, table))
+    with pytest.raises(ValueError, match=f'truth has labels .{classes}.'):
+        confusion(torch.full((12, 13), classes), predicted, classes, ignored)
+    with pytest.raises(ValueError, match='prediction has other labels'):
+        confusion(predicted, torch.full((12, 13), classes), classes, ignored)
+
+
+def test_memory_of_an_images_counts_does_not_grow_with_the_pairs_of_classes():
+    labels = torch.zeros(20, 30, dtype=torch.int64)
+    few, many = (tensor_peak(lambda: confusion(labels, labels, classes, 65535), 'cpu') for classes in (100, 5000))
+    assert many <= few < 100 * labels.numel()
+
+
+def test_the_log_has_the_first_classes_of_many(monkeypatch):
+    shown = []
+    monkeypatch.setattr(evaluation, 'print_log', lambda text, *_: shown.append(text))
+    for count in (4, 1000):
+        metric = ExactIoUMetric()
+        metric.dataset_meta = dict(classes=[f'thing {i}' for i in range(count)])
+        metric.process({}, [sample('a', TRUTH, PREDICTED)])
+        metric.evaluate(1)
+    assert len(shown[0].splitlines()) == 5 and len(shown[1].splitlines()) == 202
+    assert shown[1].endswith('and 800 more classes, which the result file has')
 
 
 @pytest.mark.parametrize('truth, predicted, message', [
