@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import MINI
+from conftest import MINI, ROOT
 from fsa_seg.benchmark import prepare, result_path, run_cells
 from fsa_seg.config import compose, merge_options
 from fsa_seg.errors import UserError
@@ -65,6 +65,13 @@ def test_two_text_towers_that_differ_in_pooling_are_two_cells(tmp_path):
     config['model_cfg']['text_cfg']['pool_type'] = 'last'
     (folder / 'open_clip_config.json').write_text(json.dumps(config))
     assert digest(option) != digest()
+
+
+def test_the_hash_is_the_one_of_the_readme():
+    """It is the same on every machine and every stack."""
+    cell = prepare(compose('voc21', **TOY))
+    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
+        assert f'voc21_sclip+fsa_toy_sclip_{cell.hash[:10]}.json' in f.read()
 
 
 def test_numbers_are_canonical():

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
-# Sets everything up in .venv, then runs the tests; arguments go to pytest.
+# Sets everything up in .venv, then runs the tests in two processes of one thread; arguments go to pytest.
 . "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
-exec python -m pytest "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec python -m pytest -n 2 "$@"
