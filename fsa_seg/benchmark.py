@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -104,7 +104,8 @@ def run_panel(cells, paths=None):
         make_folder(os.path.dirname(os.path.abspath(path)))
         make_folder(folder)
     with contextlib.ExitStack() as stack:
-        waited = any([stack.enter_context(locked(folder)) for folder in sorted(set(folders))]) if is_main_process() else False
+        mine = sorted(set(folders)) if is_main_process() else []
+        waited = any([stack.enter_context(locked(folder, get_world_size() == 1)) for folder in mine])
         kept = [[usable(path, cell) for path, cell in zip(paths, cells)] if waited else None]
         broadcast_object_list(kept)
         if kept[0] and all(kept[0]):

@@ -3,6 +3,7 @@ import difflib
 import functools
 import os
 import sys
+from collections.abc import Hashable
 
 
 class UserError(ValueError):
@@ -24,7 +25,7 @@ def built(what, make):
 
 def one_of(name, allowed, kind):
     """Return `name` if it is among `allowed`; else raise a UserError that names the nearest match and the choices."""
-    if name in allowed:
+    if isinstance(name, Hashable) and name in allowed:
         return name
     names = sorted(str(choice) for choice in allowed)
     raise UserError(f'unknown {kind} {name!r}{_nearest(name, names)}; choose from: {", ".join(names)}')

@@ -240,9 +240,9 @@ def _vfm(config):
     if weights is None and checkpoint:
         weights = dict(sha256=file_digest(local_path(checkpoint, 'checkpoint of the VFM')))
     cached = _cached_digest('vfm', config) if weights is None else None
-    own = timm.get_pretrained_cfg(arguments.get('model', ''), allow_unregistered=False)
-    for key in ('mean', 'std') if own else ():  # timm's, where they are not given
-        arguments[key] = getattr(own, key) if arguments.get(key, 0) is None else arguments.get(key)
+    if timm.is_model(arguments.get('model') or ''):  # timm's normalisation, where none is given
+        own = timm.get_pretrained_cfg(arguments['model'], allow_unregistered=False)
+        arguments.update((key, getattr(own, key)) for key in ('mean', 'std') if arguments.get(key, own) is None)
     return [Entry('model.vfm', config['type'], 'number'), Entry('model.vfm.weights', weights, 'number'),
             Entry('model.vfm.file', cached, 'source'),
             *(Entry(f'model.vfm.{key}', value, 'number') for key, value in arguments.items())]  # yapf: disable

@@ -108,7 +108,7 @@ class Measurements:
 
         def overlap():
             whole = add()
-            for (_, rows, columns), [(_, cosines, grid)] in zip(crops, found):
+            for (_, rows, columns), [(_, cosines, grid, _)] in zip(crops, found):
                 whole.add(rows, columns, cosines[0], grid)
             return whole
 

@@ -18,8 +18,8 @@ from fsa_seg.labels import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.methods import METHODS, resolve_method
 from fsa_seg.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
 from fsa_seg.saved import from_json
-from fsa_seg.settings import (BACKBONE, DATASET, IMPORTS, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values,
-                              dict_of)  # yapf: disable
+from fsa_seg.settings import (BACKBONE, DATASET, IMPORTS, MAPPING, PROTOCOL, SEGMENTOR, TEXT, VFM, WORD_RULES, check_values,
+                              dict_of, list_of)  # yapf: disable
 from fsa_seg.text import read_classes
 from fsa_seg.visualization import even_palette
 
@@ -34,6 +34,7 @@ ABOUT = ('name', 'fsa', 'toy', 'licence', 'custom_imports')
 # the same of a data set, and how its files are read
 DATA_ABOUT = ('name', 'images', 'custom_imports', 'label_map', 'image_max')
 RULES = dict(dataset=DATASET, backbone=BACKBONE, vfm=VFM, protocol=dict(name=TEXT, default=MAPPING, datasets=dict_of(MAPPING)),
+             feedback=dict(name=TEXT, type=TEXT), suite=dict(name=TEXT, groups=list_of(MAPPING)),
              method=dict(name=TEXT, protocol=TEXT, fsa_protocol=TEXT, segmentor=MAPPING, custom_imports=IMPORTS))  # yapf: disable
 METHOD_KEYS = ('attention', 'residual', 'mlp')
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 'words')
@@ -268,7 +269,9 @@ def _checked(part, kind, path):
     missing = [key for key in REQUIRED[kind] if key not in part]
     if missing:
         raise UserError(f'{kind} in {path} lacks the keys {", ".join(missing)}')
-    check_values(part, RULES.get(kind, dict(name=TEXT)), f'{kind} in {path}')
+    check_values(part, RULES[kind], f'{kind} in {path}')
+    if kind == 'method':
+        check_values(part.segmentor, SEGMENTOR, f'segmentor of {kind} in {path}')
     for settings in (part.default, *part.datasets.values()) if kind == 'protocol' else ():
         _check_protocol(settings, f'protocol in {path}')
     if kind in ('backbone', 'vfm') and 'random_weights' in part:

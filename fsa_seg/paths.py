@@ -58,10 +58,13 @@ def _file_digest(path, size, modified, inode):
 
 
 @contextlib.contextmanager
-def locked(folder):
+def locked(folder, wait=True):
     """Hold a folder's lock, which ends with the process; yield whether another process had to be waited for.
 
-    One of several processes (torchrun, SLURM) does not wait, since the others would wait for it: that is a UserError.
+    Args:
+        folder (str): what is worked on.
+        wait (bool): False raises a UserError where another process holds the lock, as one of several has to, which the
+            others wait for.
     """
     handle, waited = os.open(folder, os.O_RDONLY), False
     try:
@@ -69,7 +72,7 @@ def locked(folder):
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+                if not wait:
                     raise UserError(f'another run works on this cell ({folder}); wait for it, or name another --work-dir') from None
                 waited = True
                 print(f'another process runs this cell ({folder}); waiting for it', file=sys.stderr, flush=True)
@@ -95,8 +98,8 @@ def new_file(path):
         with contextlib.suppress(OSError):
             os.remove(part)
         if isinstance(error, OSError) and error.errno in FULL:
-            raise UserError(f'{path} cannot be written: {error.strerror}; make room or name another place, and run the same '
-                            'command again') from None
+            raise UserError(f'{path} cannot be written ({error.strerror}); what is there stays, and the same command goes on from it: '
+                            'make room, or name another place') from None
         raise
 
 

@@ -72,7 +72,7 @@ def make_result(cell, metric, classes, weights, device, seconds):
                  for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])],
         confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
         images=images, seconds=seconds, images_resumed=len(metric.done), device=device, weights=weights,
-        fingerprint=[list(entry) for entry in cell.fingerprint], config=to_json(config))  # yapf: disable
+        fingerprint=list(cell.fingerprint), config=to_json(config))  # yapf: disable
 
 
 def write_result(result, path):

@@ -16,6 +16,7 @@ from fsa_seg.methods import Inspection
 from fsa_seg.panel import check_finite_stages, finite_field
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
 from fsa_seg.segmentor import resolve_precision
+from fsa_seg.settings import SEGMENTOR, check_values
 from fsa_seg.text import check_distinct, split_words
 from fsa_seg.visualization import attention_panel, even_palette, panel
 from fsa_seg.windows import cut_window, patch_at, to_window, window_spans
@@ -92,7 +93,7 @@ class Segmenter:
         Raises:
             UserError: no class, a class without a word, or an image that cannot be read.
         """
-        rgb, data = self._prepared(image, classes)
+        rgb, data = self._prepared(image, classes, prob_thd)
         sample = self._segmented(data, prob_thd, scores)
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
         kept = sample.seg_logits.data.cpu().numpy() if scores else None
@@ -111,7 +112,7 @@ class Segmenter:
         Raises:
             UserError: a pixel outside the image, a segmenter without feedback, or as of `segment`.
         """
-        rgb, data = self._prepared(image, classes)
+        rgb, data = self._prepared(image, classes, prob_thd)
         model, (height, width) = self.model, rgb.shape[:2]
         if not (0 <= x < width and 0 <= y < height):
             raise UserError(f'the pixel {x},{y} lies outside the image, which has {width}×{height} (x from 0 to '
@@ -142,8 +143,9 @@ class Segmenter:
                                   {'without FSA': without, 'with FSA': labels}, names, even_palette(len(classes)))
         return AttentionRows(Inspection(*(row.numpy() for row in found)), window, patch, without, labels, picture)
 
-    def _prepared(self, image, classes):
+    def _prepared(self, image, classes, prob_thd):
         """Return an image as an array, and as the model's input; the model's words are set to the classes'."""
+        check_values(dict(prob_thd=prob_thd), SEGMENTOR, 'options')
         words = [split_words(line) for line in classes]
         if not words or not all(words):
             raise UserError(f'classes {list(classes)!r}: give at least one, each with a word, such as "cat; kitten"')

@@ -91,7 +91,7 @@ def wrong_sum(monkeypatch):
 
 def cosines_that_are_no_numbers(monkeypatch):
     own = measurements.window_cosines
-    nan = lambda *given: ((i, z * float('nan'), grid) for i, z, grid in own(*given))  # noqa: E731
+    nan = lambda *given: ((i, z * float('nan'), *more) for i, z, *more in own(*given))  # noqa: E731
     monkeypatch.setattr(measurements, 'window_cosines', nan)
 
 

@@ -206,6 +206,7 @@ def voc_pair(folder, name, number, image=lambda picture, path: picture.save(path
 
 def run(run_tool, folder, *more, out='result.json'):
     """Run SCLIP without FSA on a folder; return status, what is printed, and the confusion of the result."""
+    (folder.parent / out).unlink(missing_ok=True)  # a file of another cell is not written over
     status, printed = run_tool('test', *options(folder), *TOY, '--no-fsa', '--out', out, *more)
     return status, printed, json.loads((folder.parent / out).read_text())['confusion'] if status == 0 else None
 
@@ -283,7 +284,7 @@ def test_another_void(run_tool, tmp_path):
     for more, message in ((('--ignore-index', -1), 'ignore_index is -1'), (('--label-map', '21:22'), 'gives 21 the label 22'),
                           (('--image-max', 7), 'image_max is 7')):
         status, printed, _ = run(run_tool, tmp_path / 'b', *more)
-        assert status == 1 and f'error: {message}' in printed.replace('the label map ', ''), printed
+        assert status == 1 and message in printed and 'Traceback' not in printed, printed
 
 
 def test_what_is_left_out_is_said(run_tool, tmp_path):

@@ -61,6 +61,9 @@ def test_any_value_anywhere_is_taken_or_is_one_error():
     ('protocol', "_base_ = 'P'\nprotocol = dict(name='x', datasets=dict(voc21=5))", 'datasets is'),
     ('dataset', "dataset = dict(name=5, type='PascalVOCDataset', data_root='x', data_prefix={})", 'name is 5; it has to be a text'),
     ('dataset', "dataset = dict(name='x', type='PascalVOCDataset', data_root='x', data_prefix=5)", 'data_prefix is 5'),
+    ('method', "method = dict(name='x', protocol='sclip', segmentor=dict(type=['SCLIP']))", 'type is .* it has to be a text'),
+    ('method', "method = dict(name='x', protocol='sclip', segmentor=dict(type='SCLIP', attention=[1]))", 'attention is'),
+    ('feedback', "feedback = dict(name='x', type=5)", 'type is 5'),
     ('backbone', "backbone = dict(name='x', model='ViT-B-16', mean=0.5)", 'mean is 0.5; it has to be 3 values'),
     ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', std=(0.2, 0.2, 0))", 'std is'),
 ])  # yapf: disable
@@ -70,6 +73,14 @@ def test_values_in_component_files(tmp_path, kind, text, message):
     arguments = {**dict(dataset='voc21', method='proxyclip'), **TOY, kind: str(tmp_path / 'part.py')}
     with pytest.raises(UserError, match=message):
         compose(**arguments)
+
+
+@pytest.mark.parametrize('value', [5, float('nan'), '0.5', True])
+def test_a_threshold_of_a_single_picture(value):
+    from fsa_seg import Segmenter
+    segmenter = Segmenter.__new__(Segmenter)
+    with pytest.raises(UserError, match='prob_thd is'):
+        segmenter.segment('no.png', ['cat'], value)
 
 
 @pytest.mark.parametrize('arguments, status, message', [

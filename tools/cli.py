@@ -113,8 +113,8 @@ def main_wrapper(main, keep=True):
     before = _on_interrupt(interrupt)
     try:
         _run(main)
-    except BaseException:
-        if not interrupts:
+    except BaseException as error:
+        if not interrupts and not isinstance(error, KeyboardInterrupt):
             raise
         # libraries turn an interrupt into errors of their own while they are imported
         print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
