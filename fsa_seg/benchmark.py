@@ -2,12 +2,14 @@
 import contextlib
 import copy
 import functools
+import inspect
 import json
 import os
 import time
 
 import numpy as np
 import torch
+from mmengine import Config
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
@@ -31,6 +33,7 @@ from fsa_seg.segmentor import check_window
 from fsa_seg.visualization import panel, picture_path
 
 LIMIT_SEED = 0
+LONG_LIST = 200  # elements that a list of the config has in a log
 
 
 def prepare(config):
@@ -141,7 +144,7 @@ def _run_pass(cells, paths, folders):
                    for i, (metric, cell) in enumerate(zip(metrics, cells))]
     run.test_evaluator = metrics
 
-    runner = built('the run of this config', lambda: Runner.from_cfg(run))
+    runner = built('the run of this config', lambda: _runner(run))
     metrics = runner.test_loop.evaluator.metrics
     for metric, counted, journal, cell in zip(metrics, done, journals, cells):
         metric.done, metric.journal = counted, journal
@@ -167,6 +170,24 @@ def _run_pass(cells, paths, folders):
         journal.remove()
         results.append(result)
     return results
+
+
+def _runner(config):
+    """Return mmengine's runner of a config. What it logs and writes of the config has long lists cut."""
+    shown = Config(_shortened(config.to_dict()), format_python_code=False)
+    options = {key: config[key] for key in inspect.signature(Runner.__init__).parameters if key in config}
+    return Runner(**options, cfg=shown)
+
+
+def _shortened(value):
+    """Return a config's value whose lists of more than LONG_LIST elements are cut to the first few."""
+    if isinstance(value, dict):
+        return {key: _shortened(one) for key, one in value.items()}
+    if not isinstance(value, (list, tuple)):
+        return value
+    cut = len(value) > LONG_LIST
+    kept = [_shortened(one) for one in (value[:3] if cut else value)]
+    return type(value)([*kept, f'... {len(value)} in all, see the result file'] if cut else kept)
 
 
 def _member_name(cell):

@@ -6,6 +6,7 @@ import os
 
 import open_clip
 import torch
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from open_clip.tokenizer import get_clean_fn
 from safetensors import SafetensorError
@@ -160,7 +161,8 @@ def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=No
     text = torch.cat([
         open_clip.build_zero_shot_classifier(clip.to(device), tokenizer, queries[start:start + WORDS_AT_ONCE], TEMPLATES,
                                              device=device).T.float().cpu()
-        for start in tqdm(range(0, len(queries), WORDS_AT_ONCE), 'embedding words', delay=2, leave=False)])  # yapf: disable
+        for start in tqdm(range(0, len(queries), WORDS_AT_ONCE), 'embedding words', delay=2, leave=False,
+                          disable=not is_main_process())])  # yapf: disable
     trim_memory()
     if not _are_units(text):
         wrong = [query for query, row in zip(queries, text) if not _are_units(row[None])]

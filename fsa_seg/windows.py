@@ -52,7 +52,7 @@ class OverlapAdd:
         self.shape, self.size = tuple(shape), tuple(size or shape)
         self._spans = [window_spans(side, window, stride) for side in shape]
         self._pads = [_padding(spans[0], side) for spans, side in zip(self._spans, multiple)]  # all windows are of one size
-        self._windows, self._matrices = {}, None  # windows by their first row: (first column, cosines (Q, h, w))
+        self._windows, self._matrices = {}, None  # windows by their first row: (first column, cosines (h, w, Q))
         self.finite = None
 
     def add(self, rows, columns, cosines, grid, finite=None):
@@ -68,21 +68,24 @@ class OverlapAdd:
         if self._matrices is None:
             self._matrices = [_to_pixels(grid[axis], tuple(self._spans[axis]), self._pads[axis], self.shape[axis],
                                          self.size[axis], cosines.device) for axis in (0, 1)]  # yapf: disable
-        cosines = cosines.float().T.contiguous().unflatten(1, tuple(grid))
+        cosines = cosines.float().unflatten(0, tuple(grid))
         self._windows.setdefault(rows[0], []).append((columns[0], cosines))
 
     def strip(self, columns=slice(None)):
         """Return a function of a slice of pixel rows, which gives the result there: (Q, rows, columns) float32.
 
-        The products over the strip's columns, (Q, h, columns) for each row of windows, are made once and held.
+        The products over the strip's columns, (h, columns, Q) for each row of windows, are made once and held. Queries
+        lie side by side in memory, so that the products are few and large, however many there are.
 
         Args:
             columns (slice): of the result's pixels.
         """
         to_rows, to_columns = self._matrices
-        parts = {top: _total(cosines @ to_columns[left][columns].T for left, cosines in row)
+        parts = {top: _total(to_columns[left][columns] @ cosines for left, cosines in row)
                  for top, row in self._windows.items()}
-        return lambda rows=slice(None): _total(to_rows[top][rows] @ part for top, part in parts.items())
+        shape = next(iter(parts.values())).shape[1:]
+        return lambda rows=slice(None): _total(
+            to_rows[top][rows] @ part.flatten(1) for top, part in parts.items()).unflatten(1, shape).permute(2, 0, 1)
 
     def tiles(self, most):
         """Yield the result in tiles, strip by strip: ((rows, columns), cosines (Q, rows, columns)), slices of pixels.
@@ -91,7 +94,7 @@ class OverlapAdd:
             most (int): numbers of a tile, and twice as many of what a strip holds; a pixel at least.
         """
         height, width = self.size
-        queries, grid_rows, _ = next(iter(self._windows.values()))[0][1].shape
+        grid_rows, _, queries = next(iter(self._windows.values()))[0][1].shape
         wide = min(width, max(1, 2 * most // (queries * grid_rows * len(self._windows))))
         high = max(1, most // (queries * wide))
         for left in range(0, width, wide):
@@ -145,7 +148,7 @@ def class_scores(cosines, words_per_class, logit_scale):
         words_per_class (list of int): how many queries each class has.
         logit_scale (float): factor on the cosines before the softmax.
     """
-    probs = (logit_scale * cosines).softmax(0)
+    probs = (logit_scale * cosines.movedim(0, -1)).softmax(-1).movedim(-1, 0)  # quickest where queries lie side by side
     if len(words_per_class) == len(probs):
         return probs
     return torch.stack([queries.amax(0) for queries in probs.split(list(words_per_class))])

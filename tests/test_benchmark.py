@@ -1,6 +1,9 @@
+import functools
+
 import pytest
 
 from conftest import MINI
+from fsa_seg import benchmark
 from fsa_seg.benchmark import prepare, run_cell, run_cells
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
@@ -43,3 +46,27 @@ def test_a_choice_of_a_data_sets_classes(tmp_path):
     result = run_cell(prepare(chosen), str(tmp_path / 'r.json'))
     assert [entry['name'] for entry in result['classes']] == ['car', 'road']
     assert set(result['confusion']['truth']) == {0, 1}
+
+
+def test_long_lists_of_a_config_are_in_no_log(tmp_path, monkeypatch):
+    """The runner works with all of the config, and logs and writes one of a few hundred lines, whatever the classes."""
+    class Recorder:
+        @functools.wraps(benchmark.Runner.__init__)
+        def __init__(self, **given):
+            self.given = given
+
+    names = [f'thing {i}' for i in range(1000)]
+    data = dict(name='own', type='ImageFolderDataset', data_root='.', data_prefix=dict(img_path='a', seg_map_path='b'),
+                metainfo=dict(classes=names, palette=[[0, 0, 0]] * 1000))
+    monkeypatch.setattr(benchmark, 'Runner', Recorder)
+    for classes, cut in ((1000, True), (21, False)):
+        data['metainfo'] = {key: values[:classes] for key, values in data['metainfo'].items()}
+        whole = config(tmp_path, dataset=data)
+        given = benchmark._runner(whole).given
+        assert given['model'].words == [[name] for name in names[:classes]]
+        assert given['test_dataloader'].dataset.metainfo.classes == names[:classes]
+        assert {'test_cfg', 'test_evaluator', 'default_hooks', 'default_scope', 'log_level', 'launcher'} <= set(given)
+        text = given['cfg'].pretty_text
+        assert ('thing 20' in text) != cut and ('1000 in all, see the result file' in text) == cut
+        assert len(text.splitlines()) < 300
+        assert 'thing 20' in whole.pretty_text and (cut or text == whole.pretty_text)

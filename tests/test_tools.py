@@ -251,7 +251,7 @@ def test_segmenter_takes_paths_pictures_and_arrays():
     one, two, three = (segmenter.segment(image, ['cat; kitten', 'grass', 'wall'])
                        for image in (IMAGE, picture, np.array(picture)))
     assert np.array_equal(one.labels, two.labels) and np.array_equal(one.labels, three.labels)
-    assert one.labels.shape == picture.size[::-1] and one.scores is None
+    assert one.labels.shape == picture.size[::-1] and one.scores is None and not segmenter.model.keep_scores
     scored = segmenter.segment(picture, ['cat; kitten', 'grass', 'wall'], scores=True)
     assert scored.scores.shape == (3, *picture.size[::-1]) and np.array_equal(scored.scores.argmax(0), one.labels)
     assert len(segmenter.segment(picture, ['road', 'sea'], scores=True).scores) == 2  # other words, same model

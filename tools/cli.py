@@ -96,12 +96,11 @@ def main_wrapper(main, keep=True):
 
     Args:
         main (function): the tool.
-        keep (bool): see `keep_memory`.
+        keep (bool): whether freed memory is kept for the next image, or given back, see `set_memory`.
     """
     warnings.filterwarnings('ignore', message='Fail to import')
     logging.raiseExceptions = False  # a log that cannot be written ends nothing
-    if keep:
-        keep_memory()
+    set_memory(keep)
     interrupts = []
 
     def interrupt(number, frame):
@@ -178,9 +177,13 @@ def leave():
     os._exit(0)
 
 
-def keep_memory():
-    """Have glibc keep large blocks that were freed for the next ones: to get them anew costs much of the time on a CPU."""
+def set_memory(keep):
+    """Have glibc keep all freed blocks for the next ones, or give each of 4 MiB and more back at once.
+
+    To get large blocks anew costs much of the time on a CPU; to keep them costs memory, since they differ in size.
+    """
     with contextlib.suppress(OSError, AttributeError):  # another system's C library
         mallopt = ctypes.CDLL('libc.so.6').mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-3, 2**30 if keep else 2**22)  # M_MMAP_THRESHOLD
+        if keep:
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

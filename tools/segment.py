@@ -56,5 +56,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main_wrapper(main, keep=False)  # one picture: little time is won by it
+    main_wrapper(main, keep=False)
     leave()
