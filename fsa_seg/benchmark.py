@@ -23,7 +23,7 @@ from fsa_seg.datasets import check_count, check_images, file_classes, left_out, 
 from fsa_seg.device import device_name, exact_float32
 from fsa_seg.errors import UserError, built, warn_once
 from fsa_seg.evaluation import Journal
-from fsa_seg.fingerprint import Data, differences, fingerprint, shared_key, sources_digest, with_files
+from fsa_seg.fingerprint import Data, differences, fingerprint, shared_key, with_files
 from fsa_seg.panel import label_field
 from fsa_seg.parts import known_images
 from fsa_seg.paths import check_file, cut_name, find_root, locked, make_folder
@@ -134,8 +134,8 @@ def _run_pass(cells, paths, folders):
     run.work_dir = os.path.join(first.work_dir, 'logs', name)
     run.experiment_name = f'{cut_name(name)}_{time.time_ns()}'
     run.test_dataloader.pin_memory = torch.cuda.is_available()
-    journals = [Journal(os.path.join(folder, f'journal_{sources_digest()[:10]}'), cell.settings_hash, cell.data.contents)
-                for folder, cell in zip(folders, cells)]
+    journals = [Journal(os.path.join(folder, f'journal_{cell.sources_hash[:10]}'), cell.settings_hash + cell.sources_hash,
+                        cell.data.contents, cell.weights) for folder, cell in zip(folders, cells)]  # yapf: disable
     done = _skip_done(run, journals, cells[0].data.names)
     metrics = [dict(cell.config.test_evaluator, root=run.test_dataloader.dataset.data_root) for cell in cells]
     if len(cells) > 1:
@@ -146,6 +146,9 @@ def _run_pass(cells, paths, folders):
 
     runner = built('the run of this config', lambda: _runner(run))
     metrics = runner.test_loop.evaluator.metrics
+    cells = [cell._replace(fingerprint=with_files(cell.fingerprint, cell.config)) for cell in cells]
+    for journal, cell in zip(journals, cells):
+        journal.weights = cell.weights
     for metric, counted, journal, cell in zip(metrics, done, journals, cells):
         metric.done, metric.journal = counted, journal
         metric.settings = f'{row_name(cell.config.cell)}, {cell.config.model.precision}'
@@ -163,7 +166,6 @@ def _run_pass(cells, paths, folders):
     members = model.members if len(cells) > 1 else [model]
     device, results = device_name(members[0].text.device), []
     for cell, path, metric, member, journal in zip(cells, paths, metrics, members, journals):
-        cell = cell._replace(fingerprint=with_files(cell.fingerprint, cell.config))
         result = make_result(cell, metric, metric.dataset_meta['classes'], member.weights, device, seconds)
         result.update(panel=len(cells), window_batch=members[0].batch_size(None))
         write_result(result, path)
@@ -212,6 +214,7 @@ def run_cells(configs, progress, force=False, most=32):
     Raises:
         UserError: as of `prepare` and `run_panel`.
     """
+    _checked_images.cache_clear()  # files may have changed since an earlier call of the process
     cells = [prepare(config) for config in configs]
     there = {} if force else _kept_results(cells)
     _check_models([cell.config.model for cell in cells if result_path(cell) not in there])

@@ -20,13 +20,20 @@ from fsa_seg.parts import (check_constructor, class_names, dataset_config, feedb
                            with_classes)  # yapf: disable
 from fsa_seg.paths import CONFIGS, TOY_MARK, find_root
 from fsa_seg.segmentor import check_settings, resolve_precision
-from fsa_seg.settings import DATASET, LOADER, LOOP, METRIC, RUNTIME as RUNTIME_RULES, SEED, check_values, whole
+from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, RUNTIME as RUNTIME_RULES, SEED, check_values, whole
 from fsa_seg.text import check_words, class_words, read_words
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
 RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # of configs/runtime.py that a tool's option sets
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 ABOUT = ('cell', 'known_images')  # what a run is, not how it is carried out
+REQUIRED = {  # keys that a complete config has
+    '': ('cell', 'model', 'test_dataloader', 'test_evaluator', 'test_cfg', 'default_hooks', *RUN_OPTIONS, 'work_dir', 'log_level',
+         'log_interval'),
+    'cell': ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words', 'limit', 'changed', 'toy', 'random_weights'),
+    'model': ('type', 'backbone', 'words', 'window', 'stride', 'logit_scale', 'prob_thd', 'precision', 'window_batch', 'compile'),
+    'model.backbone': ('model', ), 'test_dataloader': ('dataset', 'batch_size'), 'test_evaluator': ('type', ), 'test_cfg': ('type', ),
+    'test_dataloader.dataset': ('type', 'data_root', 'data_prefix', 'pipeline'), 'default_hooks': ('logger', )}  # yapf: disable
 CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
            'test_dataloader.dataset', 'test_evaluator')  # dicts that --cfg-options may add a key to: it is checked
 
@@ -101,11 +108,20 @@ def model_config(parts, settings, precision='auto', device=None, random_weights=
 def check_config(config):
     """Raise a UserError if a composed config has a key that the class it goes to does not take, a value of a wrong type or out
     of its range, or words missing."""
+    for where, keys in REQUIRED.items():
+        node = config._cfg_dict
+        for step in where.split('.') if where else ():
+            node = node.get(step) if isinstance(node, dict) else None
+        missing = [key for key in keys if not isinstance(node, dict) or key not in node]
+        if missing:
+            raise UserError(f'{where or "the config"} lacks {", ".join(missing)}; give a complete config, such as a saved result')
     check_values(config, RUNTIME_RULES, 'the config')
+    check_values(config.cell, CELL, 'cell')
     check_values(config.test_dataloader, LOADER, 'test_dataloader')
     check_values(config.test_evaluator, METRIC, 'test_evaluator')
     check_values(config.test_cfg, LOOP, 'test_cfg')
     dataset = _without(config.test_dataloader.dataset, 'pipeline')
+    _check_void(config)
     check_values(config.test_dataloader.dataset, DATASET, 'the data set')
     check_constructor(config.model, MODELS, 'model')
     check_settings(config.model)
@@ -125,6 +141,16 @@ def check_config(config):
     built('the pipeline', lambda: [TRANSFORMS.build(step) for step in config.test_dataloader.dataset.pipeline])
 
 
+def _check_void(config):
+    """Raise a UserError unless data set, loading and metric take the same label for void."""
+    dataset = config.test_dataloader.dataset
+    loading = [step.get('void', VOID) for step in dataset.get('pipeline', ()) if str(step.get('type')).endswith('LoadLabels')]
+    voids = [dataset.get('ignore_index', VOID), *loading, config.test_evaluator.get('ignore_index', VOID)]
+    if len(set(map(str, voids))) > 1:
+        raise UserError(f'void is {voids[0]} for the data set, {voids[1]} where labels are loaded and {voids[-1]} for the metric: set '
+                        'ignore_index in the config of the data set (for own data --ignore-index), which sets all three')
+
+
 def merge_options(config, options):
     """Set `--cfg-options` in a composed config, and note in its cell what they changed of the number's fingerprint.
 
@@ -132,6 +158,8 @@ def merge_options(config, options):
         UserError: a key that is not there, or a value where the config has a dict or a list.
     """
     options = options or {}
+    if options:
+        check_config(config)
     before = fingerprint(config) if options else []
     for key, value in options.items():
         if key in (*RUN_OPTIONS, 'launcher'):
@@ -162,6 +190,7 @@ def merge_options(config, options):
         raise UserError(f'--cfg-options {", ".join(options)}: {error}' if options else str(error)) from error
     if not options:
         return
+    config.model.precision = resolve_precision(config.model.precision)
     changed = {key: shown(key, now) for key, _, now in differences(before, fingerprint(config), 'number')}
     kept = [text for text in config.cell.changed if text.split('=')[0] not in changed]
     config.cell.changed = sorted([*kept, *changed.values()])

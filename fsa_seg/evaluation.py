@@ -30,17 +30,19 @@ class Journal:
 
     Args:
         folder (str): of the files; made with the first line.
-        cell (str): hash of the cell's settings.
+        cell (str): hash of the cell's settings and of the code behind them.
         contents (dict): image name -> digest of what its image and label image hold now.
+        weights (list): digests of the files of weights, None for a file that is not there; `self.weights` is replaced when
+            the models are loaded.
     """
 
-    def __init__(self, folder, cell, contents):
-        self.folder, self._cell, self._contents = folder, cell, contents
+    def __init__(self, folder, cell, contents, weights=()):
+        self.folder, self.weights, self._cell, self._contents = folder, list(weights), cell, contents
         self._path = os.path.join(folder, f'{get_rank()}_{secrets.token_hex(8)}.jsonl')
 
     def keep(self, name, counts):
         """Append the sparse confusion matrix of an image; a full disk is a UserError."""
-        line = [name, self._contents[name], counts.tolist()]
+        line = [name, self._contents[name], self.weights, counts.tolist()]
         try:
             os.makedirs(self.folder, exist_ok=True)
             with open(self._path, 'a', encoding='utf-8') as f:
@@ -56,14 +58,19 @@ class Journal:
             with open(path, encoding='utf-8', errors='replace') as f:
                 for text in f:
                     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
-                        name, content, counts, seal = json.loads(text)
-                        if content == self._contents[name] and seal == self._seal([name, content, counts]):
+                        name, content, weights, counts, seal = json.loads(text)
+                        if (content == self._contents[name] and self._same(weights)
+                                and seal == self._seal([name, content, weights, counts])):
                             found[name] = np.array(counts, np.int64)
         return found
 
     def remove(self):
         """Remove the files: the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _same(self, weights):
+        """Return whether counts were made by the files of weights that are there, as far as that is known."""
+        return len(weights) == len(self.weights) and all(a == b or None in (a, b) for a, b in zip(weights, self.weights))
 
     def _seal(self, line):
         return hashlib.sha256(json.dumps([self._cell, *line]).encode()).hexdigest()[:16]

@@ -3,18 +3,12 @@ import os
 import stat
 
 from fsa_seg.errors import UserError
-
-MEMINFO = '/proc/meminfo'
+from fsa_seg.machine import memory
 
 
 def free_memory():
     """Return the bytes of memory that programs can still take, or None where the system does not say (Linux does)."""
-    try:
-        with open(MEMINFO, encoding='ascii') as f:
-            fields = dict(line.split(':', 1) for line in f)
-        return 1024 * int(fields['MemAvailable'].split()[0])
-    except (OSError, KeyError, ValueError):
-        return None
+    return memory()[1]
 
 
 def check_memory(size, what):

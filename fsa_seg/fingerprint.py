@@ -27,27 +27,28 @@ from mmengine.device import get_device
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.attention import attention_files
-from fsa_seg.clip import CONFIG_FILE
+from fsa_seg.clip import CONFIG_FILE, _config_beside, _pretrained_tag
 from fsa_seg.device import device_name, tf32_state
 from fsa_seg.errors import UserError
 from fsa_seg.feedback import FSA, TERMS
 from fsa_seg.methods import METHODS, resolve_method
+from fsa_seg.parts import METHOD_KEYS
 from fsa_seg.paths import ROOT, file_digest, local_path
+from fsa_seg.segmentor import resolve_precision
 from fsa_seg.text import templates_digest
 from fsa_seg.weights import path_of, weights_from
 
 LEVELS = ('number', 'source', 'rounding', 'none')
 PACKAGES = ('torch', 'torchvision', 'open_clip_torch', 'timm', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'mmengine',
-            'mmcv', 'mmsegmentation', 'numpy', 'opencv-python', 'opencv-python-headless', 'pillow', 'safetensors',
-            'huggingface_hub')  # yapf: disable
+            'mmcv', 'mmcv-lite', 'mmsegmentation', 'numpy', 'opencv-python', 'opencv-python-headless', 'opencv-contrib-python',
+            'pillow', 'safetensors', 'huggingface_hub', 'ftfy', 'regex')  # yapf: disable
 WEIGHT_SUFFIXES = ('.json', '.safetensors', '.bin', '.pt', '.pth')
-METHOD_KEYS = ('attention', 'residual', 'mlp')
 MODEL_LEVELS = dict(window_batch='rounding', compile='rounding', keep_scores='none', text_cache='none')  # others: number
 DATASET_BLIND = ('data_root', 'pipeline', 'indices', 'test_mode', 'serialize_data', 'lazy_init', 'max_refetch', 'backend_args',
                  'metainfo')  # arguments of a data set that stand elsewhere in the list, or change nothing
 METRIC_BLIND = ('journal', 'root', 'collect_device', 'output_dir', 'prefix', 'field')
-MEMBER_KEYS = ('segmentor', 'method', 'model.feedback', 'model.vfm', 'model.words', 'model.logit_scale', 'model.prob_thd',
-               'model.area_thd', 'class ', 'attention file', 'data.')  # in which the cells of one pass may differ
+MEMBER_KEYS = ('method', 'model.feedback', 'model.vfm', 'model.words', 'model.logit_scale', 'model.prob_thd', 'model.area_thd',
+               'class ', 'attention file')  # in which the cells of one pass may differ
 SHORT = 32  # characters of a value that a row of a table shows
 
 
@@ -108,19 +109,33 @@ def cell_hash(entries, contents=True):
     return _sha256([entry[:2] for entry in entries if entry.level == 'number' and (contents or entry.key != 'data.contents')])
 
 
+def sources_hash(entries):
+    """Return the SHA-256 of the code behind a number: the entries of level 'source' but for the files of weights."""
+    return _sha256([entry[:2] for entry in entries if entry[2] == 'source' and not entry[0].endswith('.file')])
+
+
+def weights_files(entries):
+    """Return the digests of the files of weights in the libraries' caches, None for a file that is not there yet."""
+    return [entry[1] for entry in entries if entry[2] == 'source' and entry[0].endswith('.file')]
+
+
 def differences(before, now, level):
     """Return what differs between two fingerprints at one level: a list of (key, value before, value now).
 
-    A value that one side does not know (None) is no difference at the level 'source'.
+    A file of weights that one side does not know (None: it was not downloaded yet) is no difference.
     """
     old, new = ({entry[0]: entry[1] for entry in entries if entry[2] == level} for entries in (before, now))
     found = [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    return [row for row in found if level != 'source' or None not in row[1:]]
+    return [row for row in found if not row[0].endswith('.file') or None not in row[1:]]
 
 
 def shared_key(entries):
-    """Return what the cells of one pass over the data have in common, as a string: all but the last block and its words."""
-    return json.dumps([entry[:2] for entry in entries if not entry.key.startswith(MEMBER_KEYS)])
+    """Return what the cells of one pass over the data have in common, as a string: all but the last block and its words.
+
+    A segmentor class of a user's own shares with no other cell, since it may do what a pass does in another way.
+    """
+    own = any(entry.key == 'segmentor' for entry in entries)
+    return json.dumps([entry[:2] for entry in entries if own or not entry.key.startswith(MEMBER_KEYS)])
 
 
 def shown(key, value):
@@ -186,6 +201,7 @@ def _model(model):
     entries = [Entry(f'method.{key}', method[key], 'number') for key in METHOD_KEYS]
     if not cls.__module__.startswith('fsa_seg.'):
         entries.append(Entry('segmentor', model.type, 'number'))
+    arguments['precision'] = resolve_precision(arguments['precision'])
     for key, value in arguments.items():
         if key not in (*METHOD_KEYS, 'backbone', 'vfm', 'feedback', 'models', 'members'):
             entries.append(Entry(f'model.{key}', value, MODEL_LEVELS.get(key, 'number')))
@@ -221,11 +237,12 @@ def _backbone(config):
         beside = [os.path.join(os.path.dirname(file), CONFIG_FILE) for file in files]
         files += [path for path in beside if os.path.isfile(path)]
     weights = dict(random=seed) if seed is not None else dict(sha256=files_digest(files)) if files else dict(tag=config.get('pretrained'))
-    given = {key: config.get(key) for key in ('quick_gelu', 'mean', 'std')}
-    tag = config.get('pretrained') if checkpoint else None  # it says the activation and the normalisation
+    known = {} if folder else _pretrained_tag(model, config.get('pretrained')) or _config_beside(checkpoint).get('preprocess_cfg', {})
+    pixels = {key: config.get(key) or known.get(key) or (None if folder else own)
+              for key, own in (('mean', open_clip.OPENAI_DATASET_MEAN), ('std', open_clip.OPENAI_DATASET_STD))}
     return [Entry('model.backbone.architecture', architecture, 'number'),
             Entry('model.backbone.weights', weights, 'number'),
-            Entry('model.backbone.settings', dict(given, tag=tag), 'number'),
+            Entry('model.backbone.pixels', pixels, 'number'),
             Entry('model.backbone.file', _cached_digest('backbone', config) if 'tag' in weights else None, 'source'),
             Entry('model.backbone.cache_dir', config.get('cache_dir'), 'none')]  # yapf: disable
 
@@ -245,7 +262,12 @@ def _vfm(config):
         arguments.update((key, getattr(own, key)) for key in ('mean', 'std') if arguments.get(key, own) is None)
     return [Entry('model.vfm', config['type'], 'number'), Entry('model.vfm.weights', weights, 'number'),
             Entry('model.vfm.file', cached, 'source'),
-            *(Entry(f'model.vfm.{key}', value, 'number') for key, value in arguments.items())]  # yapf: disable
+            *(Entry(f'model.vfm.{key}', _content(value), 'number') for key, value in arguments.items())]  # yapf: disable
+
+
+def _content(value):
+    """Return a value, or the digest of the file that it names: a class of a user's own may read it."""
+    return dict(sha256=file_digest(value)) if isinstance(value, str) and os.path.isfile(value) else value
 
 
 def _dataset(config):
@@ -296,19 +318,27 @@ def _sources(config):
 
 
 def _files_of(cls):
-    """Return the source files of a class and its bases, but for those of the package and the libraries it is built on."""
+    """Return the source files of a class, its bases and the modules beside them, but for the package's and the libraries'."""
     files = []
     for base in cls.__mro__:
         library = base.__module__.split('.')[0] in ('builtins', 'fsa_seg', 'torch', 'mmseg', 'mmengine', 'mmcv', 'timm', 'abc', 'typing')
         file = None if library else getattr(sys.modules.get(base.__module__), '__file__', None)
-        files += [file] if file and os.path.isfile(file) else []
-    return files
+        files += _neighbours(file) if file and os.path.isfile(file) else []
+    return sorted(set(files))
+
+
+def _neighbours(file):
+    """Return a module's file and those of the loaded modules that lie in its folder, which it may have imported."""
+    folder = os.path.dirname(os.path.abspath(file))
+    loaded = [getattr(module, '__file__', None) for module in list(sys.modules.values())]
+    return sorted({os.path.abspath(path) for path in (file, *loaded)
+                   if path and path.endswith('.py') and os.path.dirname(os.path.abspath(path)) == folder})
 
 
 def _module_digest(name, file):
-    """Return the digest of a module's file, or, of a module in a package, of all files of that package."""
+    """Return the digest of a module and its neighbours, or, of a module in a package, of all files of that package."""
     if '.' not in name and not file.endswith('__init__.py'):
-        return file_digest(file)
+        return files_digest(_neighbours(file))
     top = getattr(sys.modules.get(name.split('.')[0]), '__file__', None) or file
     return files_digest(sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(top)), '**', '*.py'), recursive=True)))
 

@@ -4,7 +4,7 @@ import math
 
 from fsa_seg.errors import UserError
 from fsa_seg.paths import new_file
-from fsa_seg.results import table_row
+from fsa_seg.results import table_rows
 
 TOLERANCE = 0.1  # mIoU, in percent points
 SHOWN = 20  # wrong cells that a report names
@@ -89,8 +89,7 @@ def compare(results, expected, tolerance=TOLERANCE):
 def _numbers(results):
     """Return (row, data set) -> mIoU of the results that enter a table; NaN where there is none."""
     numbers = {}
-    for result in results:
-        row = table_row(result)
+    for result, row in zip(results, table_rows(results)):
         if row:
             value = result['metrics']['mIoU']
             numbers[' | '.join(row), result['cell']['dataset']] = math.nan if value is None else value

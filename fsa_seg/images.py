@@ -58,18 +58,18 @@ def read_image(path, image_max=None, order='rgb'):
     return image if order == 'bgr' else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def as_rgb(image):
+def as_rgb(image, image_max=None):
     """Return a path, a PIL image or an array as (height, width, 3) uint8 RGB, see `read_image`.
 
     An array has to be (height, width, 3) uint8 RGB already.
     """
     if isinstance(image, Image.Image):
-        return _pillow_rgb(image, 'the given image')
+        return _pillow_rgb(image, 'the given image', image_max)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UserError(f'the image has shape {image.shape} and type {image.dtype}; give (height, width, 3) uint8')
         return image
-    return read_image(image)
+    return read_image(image, image_max)
 
 
 def image_size(path, decode=False, image_max=None):

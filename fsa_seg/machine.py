@@ -162,7 +162,7 @@ def one_line(error):
 
 def _sources():
     try:
-        from fsa_seg.results import sources_digest
+        from fsa_seg.fingerprint import sources_digest
         return sources_digest()[:12]
     except Exception as error:  # the package needs libraries
         return f'unknown ({one_line(error)})'

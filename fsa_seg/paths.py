@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, warn_once
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONFIGS = os.path.join(ROOT, 'configs')
@@ -66,17 +66,18 @@ def locked(folder, wait=True):
         wait (bool): False raises a UserError where another process holds the lock, as one of several has to, which the
             others wait for.
     """
-    handle, waited = os.open(folder, os.O_RDONLY), False
+    handle, waited = os.open(os.path.join(folder, 'lock'), os.O_RDWR | os.O_CREAT), False
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    raise UserError(f'another run works on this cell ({folder}); wait for it, or name another --work-dir') from None
-                waited = True
-                print(f'another process runs this cell ({folder}); waiting for it', file=sys.stderr, flush=True)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise UserError(f'another run works on this cell ({folder}); wait for it, or name another --work-dir') from None
+            waited = True
+            print(f'another process runs this cell ({folder}); waiting for it', file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            warn_once(f'{folder} cannot be locked ({error.strerror}): let no two runs of one cell work there at once')
         yield waited
     finally:
         os.close(handle)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import metrics, per_image_counts, sum_confusions
-from fsa_seg.fingerprint import Data, Entry, cell_hash, differences, shown
+from fsa_seg.fingerprint import Data, Entry, cell_hash, differences, shown, sources_hash, weights_files
 from fsa_seg.paths import cut_name, new_file
 from fsa_seg.saved import to_json
 
@@ -29,6 +29,8 @@ class Cell(NamedTuple):
 
     hash = property(lambda self: cell_hash(self.fingerprint))
     settings_hash = property(lambda self: cell_hash(self.fingerprint, contents=False))
+    sources_hash = property(lambda self: sources_hash(self.fingerprint))
+    weights = property(lambda self: weights_files(self.fingerprint))
 
 
 def row_name(cell):
@@ -134,7 +136,7 @@ def table(results, datasets):
     """
     kept = [result for result in results if table_row(result)]
     rows = {}
-    for result, row in zip(kept, _rows(kept)):
+    for result, row in zip(kept, table_rows(kept)):
         rows.setdefault(row, {})[result['cell']['dataset']] = result
     lines = [f'| method | backbone | VFM | protocol | {" | ".join(datasets)} | mean |',
              '|---|---|---|---|' + '---:|' * (len(datasets) + 1)]
@@ -159,13 +161,17 @@ def table_row(result):
     return row_name(cell), cell['backbone'], cell['vfm'] or '–', ', '.join([cell['protocol'], *words, *cell['changed']])
 
 
-def _rows(results):
-    """Return the row of each result: that of `table_row`, and what tells it from another cell of the row and data set."""
+def table_rows(results):
+    """Return the row of each result: that of `table_row`, and what tells it from another cell of the row and data set.
+
+    Results of one cell that were made by other code are told apart too.
+    """
     rows = [table_row(result) for result in results]
     groups = {}
     for i, row in enumerate(rows):
-        groups.setdefault(row, []).append(i)
-    for row, group in groups.items():
+        if row:
+            groups.setdefault((row, results[i]['cell']['dataset']), []).append(i)
+    for (row, _), group in groups.items():
         keys = _telling_keys([results[i] for i in group])
         for i in group if keys is not None else ():
             values = {entry[0]: entry[1] for entry in results[i].get('fingerprint', ())}
@@ -175,13 +181,13 @@ def _rows(results):
 
 
 def _telling_keys(results):
-    """Return the keys of the fingerprint in which results of one data set differ; None where there is one cell for each."""
-    of_dataset, keys, several = {}, {}, False
-    for result in results:
-        first = of_dataset.setdefault(result['cell']['dataset'], result)
-        if first['hash'] != result['hash']:
-            several = True
-            keys.update((key, None) for key, _, _ in differences(first.get('fingerprint', ()), result.get('fingerprint', ()), 'number'))
+    """Return the keys of the fingerprint in which results of one data set differ; None where all are of one cell and code."""
+    first, keys, several = results[0], {}, False
+    for result in results[1:]:
+        pair = first.get('fingerprint', ()), result.get('fingerprint', ())
+        found = [key for level in ('number', 'source') for key, _, _ in differences(*pair, level)]
+        several |= bool(found) or first['hash'] != result['hash']
+        keys.update((key, None) for key in found)
     return list(keys) if several else None
 
 

@@ -17,6 +17,7 @@ KEYS = ('batch_size', 'cell', 'compile', 'custom_hooks', 'custom_imports', 'defa
 LIBRARY_CLASSES = ('Resize', 'PackSegInputs', 'LoadAnnotations', 'DefaultSampler', 'TestLoop', 'IoUMetric', 'RuntimeInfoHook',
                    'IterTimerHook', 'LoggerHook', 'DistSamplerSeedHook', 'SideBySideHook', 'MMSeparateDistributedDataParallel',
                    'MMDistributedDataParallel', 'pseudo_collate')  # of mmengine, mmcv and mmseg, beside mmseg's data sets
+LOGGER = ('type', 'interval', 'log_metric_by_epoch')  # what a saved config may say of the log
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
 
 
@@ -51,6 +52,10 @@ def from_json(data, path, modules=()):
     if imports:
         _import(imports, path)
     _check(data, path, _allowed(imports))
+    hooks = data.setdefault('default_hooks', {})
+    hooks.pop('pictures', None)  # --show-dir names where pictures go, not a file
+    hooks['logger'] = {key: value for key, value in (hooks.get('logger') or {}).items() if key in LOGGER}
+    data['model'].pop('text_cache', None)
     for step in data['test_dataloader'].get('dataset', {}).get('pipeline', ()):
         if isinstance(step.get('scale'), list):
             step['scale'] = tuple(step['scale'])  # mmcv takes no list
@@ -77,9 +82,14 @@ def _allowed(imports):
     names = set(LIBRARY_CLASSES)
     for registry in REGISTRIES:
         for name, cls in registry.module_dict.items():
-            if cls.__module__.startswith(('fsa_seg.', 'mmseg.datasets.')) or cls.__module__ in imports:
+            if cls.__module__.startswith(('fsa_seg.', 'mmseg.datasets.')) or _within(cls.__module__, imports):
                 names.add(name)
     return names
+
+
+def _within(module, packages):
+    """Return whether a module is one of some packages or lies in one."""
+    return any(module == package or module.startswith(f'{package}.') for package in packages)
 
 
 def _check(node, path, allowed):

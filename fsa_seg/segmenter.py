@@ -81,7 +81,7 @@ class Segmenter:
         self.model = MODELS.build(model_config(parts, settings, precision, device)).to(device)
 
     @torch.no_grad()
-    def segment(self, image, classes, prob_thd=0.0, scores=False):
+    def segment(self, image, classes, prob_thd=0.0, scores=False, image_max=None):
         """Return the `Segmentation` of one image.
 
         Args:
@@ -89,11 +89,12 @@ class Segmenter:
             classes (list of str): one per class, synonyms separated by ';' ('cat; kitten').
             prob_thd (float): a pixel whose best score is under it gets the first class.
             scores (bool): keep the scores: 4 bytes for each pixel and class, which a photograph multiplies to gigabytes.
+            image_max (int): the value of white in a 16-bit image, see `fsa_seg.images.read_image`.
 
         Raises:
             UserError: no class, a class without a word, or an image that cannot be read.
         """
-        rgb, data = self._prepared(image, classes, prob_thd)
+        rgb, data = self._prepared(image, classes, prob_thd, image_max)
         sample = self._segmented(data, prob_thd, scores)
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
         kept = sample.seg_logits.data.cpu().numpy() if scores else None
@@ -101,18 +102,18 @@ class Segmenter:
         return Segmentation(labels, kept, picture)
 
     @torch.no_grad()
-    def attention(self, image, classes, x, y, prob_thd=0.0):
+    def attention(self, image, classes, x, y, prob_thd=0.0, image_max=None):
         """Return the `AttentionRows` of the patch at column x and row y (pixels from the upper left corner).
 
         Of the windows that cover the pixel, the one whose centre is nearest to it is looked at.
 
         Args:
-            image, classes, prob_thd: as of `segment`.
+            image, classes, prob_thd, image_max: as of `segment`.
 
         Raises:
             UserError: a pixel outside the image, a segmenter without feedback, or as of `segment`.
         """
-        rgb, data = self._prepared(image, classes, prob_thd)
+        rgb, data = self._prepared(image, classes, prob_thd, image_max)
         model, (height, width) = self.model, rgb.shape[:2]
         if not (0 <= x < width and 0 <= y < height):
             raise UserError(f'the pixel {x},{y} lies outside the image, which has {width}×{height} (x from 0 to '
@@ -143,14 +144,14 @@ class Segmenter:
                                   {'without FSA': without, 'with FSA': labels}, names, even_palette(len(classes)))
         return AttentionRows(Inspection(*(row.numpy() for row in found)), window, patch, without, labels, picture)
 
-    def _prepared(self, image, classes, prob_thd):
+    def _prepared(self, image, classes, prob_thd, image_max):
         """Return an image as an array, and as the model's input; the model's words are set to the classes'."""
         check_values(dict(prob_thd=prob_thd), SEGMENTOR, 'options')
         words = [split_words(line) for line in classes]
         if not words or not all(words):
             raise UserError(f'classes {list(classes)!r}: give at least one, each with a word, such as "cat; kitten"')
         check_distinct(words, classes, 'classes')
-        rgb = as_rgb(image)
+        rgb = as_rgb(image, image_max)
         resized = self.resize(dict(img=np.ascontiguousarray(rgb[..., ::-1])))['img']
         self.model.set_words(words)
         sample = SegDataSample(metainfo=dict(ori_shape=rgb.shape[:2]))

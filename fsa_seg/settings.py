@@ -66,6 +66,9 @@ FLAG = choice(True, False)
 NONE = choice(None)
 TEXT = Rule(lambda value: isinstance(value, str) and bool(value.strip()) and '\0' not in value, 'a text')
 ANY_TEXT = Rule(lambda value: isinstance(value, str) and '\0' not in value, 'a text')
+WEIGHT_ARGUMENTS = ('checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_strict', 'cache_dir')
+ARCHITECTURE = Rule(lambda value: isinstance(value, dict) and not set(value) & set(WEIGHT_ARGUMENTS),
+                    f'a dict of arguments of the architecture, without {", ".join(WEIGHT_ARGUMENTS)}: weights are named by `checkpoint`')
 MAPPING = Rule(lambda value: isinstance(value, dict), 'a dict')
 SEED = whole(0)
 RANDOM = either(SEED, NONE)
@@ -86,7 +89,7 @@ BACKBONE = dict(
     cache_dir=either(TEXT, NONE), random_weights=RANDOM)  # yapf: disable
 VFM = dict(
     name=TEXT, toy=FLAG, licence=ANY_TEXT, fsa=MAPPING, custom_imports=IMPORTS, type=TEXT, model=TEXT, checkpoint=either(TEXT, NONE),
-    model_args=either(MAPPING, NONE), mean=COLOR, std=SCALES, pos_embed=TEXT, random_weights=RANDOM)  # yapf: disable
+    model_args=either(ARCHITECTURE, NONE), mean=either(COLOR, NONE), std=either(SCALES, NONE), pos_embed=TEXT, random_weights=RANDOM)  # yapf: disable
 DATASET = dict(
     name=TEXT, type=TEXT, data_root=either(ANY_TEXT, NONE), data_prefix=dict_of(ANY_TEXT), ann_file=ANY_TEXT,
     images=either(whole(1), list_of(whole(1), 1), NONE), classes=TEXT, metainfo=MAPPING, img_suffix=TEXT, seg_map_suffix=TEXT,
@@ -107,6 +110,9 @@ METRIC = dict(type=TEXT, ignore_index=LABEL, prefix=either(TEXT, NONE), root=ANY
 LOADER = dict(batch_size=whole(1, 2**16), num_workers=whole(0, 1024), persistent_workers=FLAG, sampler=MAPPING, dataset=MAPPING,
               pin_memory=FLAG)  # yapf: disable
 LOOP = dict(type=TEXT, fp16=FLAG)
+CELL = dict(
+    dataset=TEXT, method=TEXT, feedback=either(TEXT, NONE), backbone=TEXT, vfm=either(TEXT, NONE), protocol=TEXT, words=TEXT,
+    limit=either(whole(1), NONE), changed=list_of(TEXT), toy=FLAG, random_weights=RANDOM)  # yapf: disable
 
 
 def check_values(given, rules, where):

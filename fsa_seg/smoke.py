@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 
 from fsa_seg.clip import load_clip, trunk
-from fsa_seg.device import device_name, measured
+from fsa_seg.device import device_name, exact_float32, measured
 from fsa_seg.errors import UserError
 from fsa_seg.feedback import prune
 from fsa_seg.methods import LastBlock, resolve_feedback, token_logits
@@ -45,6 +45,7 @@ class Smoke:
         self.suite, self.seed, self.precision, self.device = suite, seed, precision, device
         self.folder, self.force = folder, force
         self._backbone, self._features = (None, None), {}
+        exact_float32()
         self._state = [seed, precision, self.where(), suite.queries, sources_digest(), reference_digest(), versions()]
 
     @torch.no_grad()

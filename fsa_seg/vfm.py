@@ -15,6 +15,7 @@ from fsa_seg.clip import POSITION_OFFSET, loading_weights, resize_position_embed
 from fsa_seg.device import constant
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.paths import local_path
+from fsa_seg.settings import VFM, check_values
 
 POSITION_RULES = dict(offset=POSITION_OFFSET, size=0, timm=None)  # offset of the scale factors, see TimmViT
 
@@ -38,6 +39,7 @@ class TimmModel(nn.Module):
     def __init__(self, model, checkpoint=None, model_args=None, mean=None, std=None, random_weights=None,
                  **architecture):
         super().__init__()
+        check_values(dict(model_args=model_args), VFM, 'VFM')
         one_of(model.split('.')[0], timm.list_models(self.family), 'timm model')
         checkpoint = checkpoint and local_path(checkpoint, f'checkpoint of the VFM {model}')
         overlay = dict(file=checkpoint, custom_load=False) if checkpoint else None  # no NumPy archive

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 from fsa_seg import doctor, feedback, machine, measurements, segmentor, self_checks
 from fsa_seg.doctor import CHECKS, Check, run_check
+from fsa_seg.fingerprint import sources_digest
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='a machine without a GPU is meant')
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -253,6 +254,7 @@ def test_the_machine(monkeypatch):
     assert rows['offline switches'].startswith('HF_HUB_OFFLINE=1; not set: TRANSFORMERS_OFFLINE')
     assert 'NVIDIA_TF32_OVERRIDE=1' in rows['environment']
     assert f'torch {torch.__version__.split("+")[0]}' in rows['libraries']
+    assert machine._sources() == sources_digest()[:12]
 
 
 def test_folders_and_memory(monkeypatch, tmp_path):

@@ -155,7 +155,7 @@ def test_journal(tmp_path):
 @pytest.mark.parametrize('garble', [
     lambda line: line.replace('[[0', '[[1', 1),  # other counts
     lambda line: line.replace('a.jpg', 'b.jpg'), lambda line: line.replace('one', 'two'), lambda line: line[:-5] + '"]\n',
-    lambda line: '[' * 100_000 + '\n', lambda line: '{}\n', lambda line: 'null\n', lambda line: '["a.jpg", "one", 5, ""]\n',
+    lambda line: '[' * 100_000 + '\n', lambda line: '{}\n', lambda line: 'null\n', lambda line: '["a.jpg", "one", [], 5, ""]\n',
     lambda line: '\udcff\x00\n', lambda line: line.strip()[:-1] + ', 9]\n'])
 def test_a_line_that_cannot_be_believed_is_counted_anew(tmp_path, garble):
     journaled(tmp_path).process({}, [sample('a', TRUTH, PREDICTED)])
@@ -171,6 +171,15 @@ def test_kept_counts_are_those_of_the_files_and_the_cell(tmp_path):
     journaled(tmp_path).process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
     assert list(Journal(str(tmp_path), 'cell', {**CONTENTS, 'a.jpg': 'mended'}).read()) == ['b.jpg']
     assert Journal(str(tmp_path), 'other cell', CONTENTS).read() == {}
+
+
+def test_kept_counts_are_those_of_the_weights(tmp_path):
+    """As far as it is known: a file that is downloaded in the first run was not there before."""
+    metric = journaled(tmp_path)
+    metric.journal.weights = ['w', None]
+    metric.process({}, [sample('a', TRUTH, PREDICTED)])
+    for weights, kept in ((['w', None], 1), (['w', 'v'], 1), ([None, None], 1), (['other', None], 0), (['w'], 0)):
+        assert len(Journal(str(tmp_path), 'cell', CONTENTS, weights).read()) == kept
 
 
 def test_images_are_named_below_the_root():

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_the_hash_changes_with_what_can_change_a_number(tmp_path):
               digest(random_weights=0), digest(random_weights=1), digest(feedback=dict(rounds=2)), digest(feedback=dict(terms=['W'])),
               digest(method='proxyclip'), digest(method='proxyclip', vfm='dino_vit-b8'), digest(method='proxyclip', vfm='dino_vit-b16'),
               digest({'test_cfg.fp16': True}), digest({'test_dataloader.dataset.seg_map_suffix': '_other.png'}),
-              digest({'test_dataloader.dataset.ann_file': 'other.txt'}), digest({'test_evaluator.ignore_index': 254}),
+              digest({'test_dataloader.dataset.ann_file': 'other.txt'}),
               digest({'test_dataloader.dataset.data_prefix.seg_map_path': 'OtherLabels'}),
               digest({'test_dataloader.dataset.pipeline.1.scale': (2048, 448)})]  # yapf: disable
     assert len(set(hashes)) == len(hashes)
@@ -103,6 +104,7 @@ class OwnSegmentor(TrainingFreeSegmentor):
 def own(tmp_path, monkeypatch):
     """A segmentor of a user's own in a module of a folder of PYTHONPATH."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, 'own_segmentor', raising=False)  # that of another test
     (tmp_path / 'own_segmentor.py').write_text(OWN)
     (tmp_path / 'own.py').write_text("custom_imports = dict(imports=['own_segmentor'])\n"
                                      "method = dict(name='own', segmentor=dict(type='OwnSegmentor'), protocol='clearclip')")
@@ -217,10 +219,32 @@ def test_other_labels_of_a_named_data_set_are_another_cell(tmp_path):
 
 
 def test_differences():
-    before, now = ([('a', 1, 'number'), ('b', None, 'source'), ('c', 1, 'source')],
-                   [('a', 2, 'number'), ('b', 5, 'source'), ('c', 2, 'source'), ('d', 3, 'number')])
+    before, now = ([('a', 1, 'number'), ('vfm.file', None, 'source'), ('c', 1, 'source')],
+                   [('a', 2, 'number'), ('vfm.file', 5, 'source'), ('c', 2, 'source'), ('d', 3, 'number'), ('module m', 4, 'source')])
     assert differences(before, now, 'number') == [('a', 1, 2), ('d', None, 3)]
-    assert differences(before, now, 'source') == [('c', 1, 2)]  # what one side does not know is no difference
+    assert differences(before, now, 'source') == [('c', 1, 2), ('module m', None, 4)]  # a file that was not there is none
+
+
+def test_counts_by_other_code_of_a_users_own_are_not_taken_over(own, tmp_path, monkeypatch):
+    """A run is cut after one image, the class is changed, and the same command counts that image anew."""
+    from fsa_seg.evaluation import Journal
+    keep = Journal.keep
+
+    def cut(self, *given):
+        keep(self, *given)
+        raise KeyboardInterrupt
+
+    own['limit'] = 2
+    for text, resumed in ((OWN, 1), (OWN.replace('constant = 1', 'constant = 2'), 0)):
+        (tmp_path / 'own_segmentor.py').write_text(OWN)
+        monkeypatch.setattr(Journal, 'keep', cut)
+        with pytest.raises(KeyboardInterrupt):
+            run_cells([compose(**own)], list)
+        monkeypatch.setattr(Journal, 'keep', keep)
+        (tmp_path / 'own_segmentor.py').write_text(text)
+        result, = run_cells([compose(**own)], list)
+        assert result['images_resumed'] == resumed
+        shutil.rmtree(tmp_path / 'work')
 
 
 def test_a_class_that_no_registry_knows():
@@ -228,3 +252,49 @@ def test_a_class_that_no_registry_knows():
     config.test_dataloader.dataset.pipeline[1].type = 'Resise'
     with pytest.raises(UserError, match="unknown class 'Resise'"):
         fingerprint(config)
+
+
+def test_a_segmentor_of_a_users_own_shares_no_pass(own, tmp_path):
+    """A pass does not call what the class overrides; alone it does."""
+    text = OWN.replace('    constant = 1\n', '''
+    def predict(self, inputs, data_samples=None):
+        samples = super().predict(inputs, data_samples)
+        for sample in samples:
+            sample.pred_sem_seg.data.zero_()
+        return samples
+''')
+    (tmp_path / 'own_segmentor.py').write_text(text)
+    passes = []
+    results = run_cells([compose(**own), compose(**{**own, 'method': 'maskclip'})], lambda cells: passes.extend(cells) or cells)
+    assert [len(cells) for cells in passes] == [1, 1]
+    assert {*results[0]['confusion']['predicted']} == {0} and len({*results[1]['confusion']['predicted']}) > 1
+
+
+def test_precision_and_normalisation_are_resolved():
+    """'auto' is what it stands for here, and a tag's own normalisation may be spelt out."""
+    entries_of = {entry.key: entry.value for entry in entries({'model.precision': 'auto'})}
+    assert entries_of['model.precision'] == 'fp32' and digest({'model.precision': 'auto'}) == digest()
+    import open_clip
+    tag = {'model.backbone.model': 'ViT-B-16-quickgelu', 'model.backbone.pretrained': 'openai'}
+    spelt = {**tag, 'model.backbone.mean': list(open_clip.OPENAI_DATASET_MEAN)}
+    assert digest(tag) == digest(spelt) != digest({**tag, 'model.backbone.mean': [0.5, 0.5, 0.5]})
+
+
+def test_void_is_one_label_everywhere():
+    with pytest.raises(UserError, match='void is 20 for the data set, 255 where labels are loaded and 255 for the metric'):
+        entries({'test_dataloader.dataset.ignore_index': 20})
+
+
+@pytest.mark.parametrize('key', ['cell', 'cell.limit', 'cell.changed', 'model', 'model.words', 'model.stride', 'model.backbone.model',
+                                 'test_dataloader.dataset', 'test_dataloader.dataset.data_root', 'test_dataloader.dataset.type',
+                                 'test_dataloader.dataset.pipeline', 'test_evaluator.type', 'default_hooks', 'workers'])
+@pytest.mark.parametrize('options', [None, {'model.stride': 56}])
+def test_a_config_that_lacks_something(key, options):
+    config = compose('voc21', **TOY)
+    *path, last = key.split('.')
+    node = config._cfg_dict
+    for step in path:
+        node = node[step]
+    del node[last]
+    with pytest.raises(UserError, match=f'lacks .*{last}'):
+        merge_options(config, options)

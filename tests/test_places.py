@@ -107,7 +107,7 @@ def test_a_cell_that_another_process_runs_is_waited_for(tmp_path, capfd):
     folder, = (tmp_path / 'logs').iterdir()
     written = json.loads(open(result_path(cell)).read())
     os.remove(result_path(cell))
-    code = ('import fcntl, os, sys, time; handle = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(handle, fcntl.LOCK_EX); '
+    code = ('import fcntl, os, sys, time; handle = os.open(sys.argv[1] + "/lock", os.O_RDWR); fcntl.flock(handle, fcntl.LOCK_EX); '
             'print("held", flush=True); sys.stdin.read()')
     holder = subprocess.Popen([sys.executable, '-c', code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b'held\n'

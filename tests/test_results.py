@@ -97,3 +97,14 @@ def test_a_result_of_another_schema(tmp_path):
     write_result(dict(result('voc21'), schema=1), tmp_path / 'old.json')
     with pytest.raises(UserError, match='old.json is a result of schema 1, and this fsa_seg writes 2'):
         read_result(tmp_path / 'old.json')
+
+
+def test_what_tells_one_data_sets_cells_apart_leaves_the_others():
+    """Two kinds of labels of VOC: their rows are their own; and results of one cell by other code are two rows."""
+    two = [dict(result('voc21', miou=10.0 * i), hash=str(i), fingerprint=[['data.contents', i, 'number']]) for i in (1, 2)]
+    other = dict(result('ade20k', miou=50.0), hash='3', fingerprint=[['data.contents', 3, 'number']])
+    text = table([*two, other], ['voc21', 'ade20k'])
+    assert '| sclip | – | 50.0 |' in text and '| sclip, data.contents=1 | 10.0 | – |' in text
+    codes = [dict(result('voc21', miou=10.0 * i), fingerprint=[['package', f'p{i}', 'source']]) for i in (1, 2)]
+    text = table(codes, ['voc21'])
+    assert '| sclip, package=p1 | 10.0 |' in text and '| sclip, package=p2 | 20.0 |' in text

@@ -92,6 +92,18 @@ def clip():
     return model, open_clip.SimpleTokenizer(context_length=24)
 
 
+def test_two_towers_that_differ_in_pooling_or_mask_share_no_embedding(clip, tmp_path):
+    """Their weights, and the digest of them, are the same."""
+    model, tokenizer = clip
+    texts = [encode_queries(model, tokenizer, ['cat'], 'weights', cache_dir=str(tmp_path))]
+    model.text_pool_type = 'first'
+    texts.append(encode_queries(model, tokenizer, ['cat'], 'weights', cache_dir=str(tmp_path)))
+    model.attn_mask.zero_()
+    texts.append(encode_queries(model, tokenizer, ['cat'], 'weights', cache_dir=str(tmp_path)))
+    assert len(list(tmp_path.rglob('*.safetensors'))) == 3
+    assert not torch.equal(texts[0], texts[1]) and not torch.equal(texts[1], texts[2])
+
+
 def test_embeddings_are_means_over_templates(clip, tmp_path):
     model, tokenizer = clip
     text = encode_queries(model, tokenizer, ['cat', 'traffic light'], 'weights', cache_dir=str(tmp_path))

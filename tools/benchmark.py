@@ -29,9 +29,9 @@ def parse_args(argv=None):
                         help='cells that share one pass over the data, at most (default: 32; 1 shares nothing)')
     parser.add_argument('--picture', type=place, metavar='FILE', help='also draw one image under every row')
     parser.add_argument('--picture-of', metavar='D', help='the data set whose first image is drawn (default: the first)')
-    parser.add_argument('--golden', metavar='FILE',
+    parser.add_argument('--golden', type=place, metavar='FILE',
                         help='compare the table with expected numbers (of --datasets, if given); status 1 if one differs')
-    parser.add_argument('--write-golden', metavar='FILE', help='write the numbers as a file for --golden')
+    parser.add_argument('--write-golden', type=place, metavar='FILE', help='write the numbers as a file for --golden')
     args = parser.parse_args(argv)
     args.command = shlex.join(['python', 'tools/benchmark.py', *(sys.argv[1:] if argv is None else argv)])
     return args

@@ -57,7 +57,7 @@ def add_model_options(parser, one_method=True):
 def add_data_options(parser):
     """Add the options of a cell that a single picture does not have."""
     parser.add_argument('--data-root', type=place, metavar='DIR', help='folder of all data sets (default: data)')
-    parser.add_argument('--words', metavar='FILE',
+    parser.add_argument('--words', type=place, metavar='FILE',
                         help="class words in place of the protocol's: a line per class, synonyms by ';'")
     parser.add_argument('--random-weights', type=int, metavar='SEED',
                         help='random weights in place of trained ones; the result is marked, and enters no table')

@@ -17,7 +17,7 @@ import sys
 import types
 import warnings
 
-from cli import ROOT, import_hint, main_wrapper
+from cli import ROOT, import_hint, main_wrapper, place
 
 
 def parse_args(argv=None):
@@ -25,7 +25,7 @@ def parse_args(argv=None):
     parser.add_argument('--quick', action='store_true', help='leave out what takes long')
     parser.add_argument('--only', nargs='+', metavar='CHECK', help='of packages, gpu, tf32, golden, dense, labels, '
                         'sync, sdpa, window, processes, bf16 (default: all)')
-    parser.add_argument('--out', metavar='FILE', help='also write the report as JSON')
+    parser.add_argument('--out', type=place, metavar='FILE', help='also write the report as JSON')
     return parser.parse_args(argv)
 
 

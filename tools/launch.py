@@ -6,9 +6,14 @@ import os
 import sys
 import tempfile
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
+from cli import import_hint
+
+try:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+except ImportError as error:
+    sys.exit(f'error: {error}{import_hint(error)}')
 
 
 def launch(arguments):

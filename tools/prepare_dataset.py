@@ -28,7 +28,7 @@ def parse_args(argv=None):
     parser.add_argument('--link', action='store_true', help='link images that lie in folders; they are copied else')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that convert (default: one per core)')
     parser.add_argument('--check', type=place, metavar='DATA_ROOT', help='check a data root, and prepare nothing')
-    parser.add_argument('--out', default=os.path.join('work_dirs', 'data_check'), metavar='DIR',
+    parser.add_argument('--out', type=place, default=os.path.join('work_dirs', 'data_check'), metavar='DIR',
                         help='where the report and the pictures of the check go (default: work_dirs/data_check)')
     args = parser.parse_intermixed_args(argv)
     if args.check and (args.downloads or args.to or args.download or args.images or args.link or args.workers is not None):

@@ -17,6 +17,7 @@ def parse_args(argv=None):
     parser.add_argument('classes', nargs='+', metavar='CLASS', help="a class's words, synonyms separated by ';'")
     add_model_options(parser)
     parser.add_argument('--prob-thd', type=float, default=0.0, help='pixels scored below it get the first class')
+    parser.add_argument('--image-max', type=int, metavar='N', help='the value of white in a 16-bit image (default: 65535)')
     parser.add_argument('--attention', metavar='X,Y', type=pixel,
                         help="draw the patch's rows of A, S before and after pruning, W and Â at this pixel")
     parser.add_argument('--out', type=place, default='segmented.png', metavar='FILE', help='picture (default: segmented.png)')
@@ -45,9 +46,9 @@ def main(argv=None):
     given = model_options(args)
     segmenter = Segmenter(feedback=args.fsa is not False, **{key: given[key] for key in PARTS if key in given})
     if args.attention:
-        found = segmenter.attention(args.image, args.classes, *args.attention, args.prob_thd)
+        found = segmenter.attention(args.image, args.classes, *args.attention, args.prob_thd, args.image_max)
     else:
-        found = segmenter.segment(args.image, args.classes, args.prob_thd)
+        found = segmenter.segment(args.image, args.classes, args.prob_thd, image_max=args.image_max)
     write_picture(found.picture, args.out)
     pixels = np.bincount(found.labels.ravel(), minlength=len(args.classes))
     for name, count in zip(args.classes, pixels):

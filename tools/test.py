@@ -102,8 +102,8 @@ def build_config(args):
     if is_complete(config):
         given.update({} if args.limit is None else dict(limit=args.limit))
         if given:
-            raise UserError(f'{args.config} is a complete config: leave out {", ".join(sorted(given))}, or change the '
-                            'config by --cfg-options')
+            raise UserError(f'{args.config} is a complete config, which says by itself what runs: leave out what sets '
+                            f'{", ".join(sorted(given))}. --cfg-options changes entries of its model and data set')
         set_runtime(config, runtime_options(args))
     else:
         config = compose(dataset, **given, limit=args.limit, runtime=runtime_options(args))
