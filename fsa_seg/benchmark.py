@@ -57,7 +57,9 @@ def prepare(config):
         dataset.indices = sorted(indices.tolist())
         entries = [entries[i] for i in dataset.indices]
     data = Data([entry['name'] for entry in entries], contents)
-    return Cell(config, fingerprint(config, data), data)
+    entries = [fingerprint(config, data) if is_main_process() else None]  # it reads files of weights
+    broadcast_object_list(entries)
+    return Cell(config, entries[0], data)
 
 
 def result_path(cell):
@@ -109,11 +111,12 @@ def run_panel(cells, paths=None):
     with contextlib.ExitStack() as stack:
         mine = sorted(set(folders)) if is_main_process() else []
         waited = any([stack.enter_context(locked(folder, get_world_size() == 1)) for folder in mine])
-        kept = [[usable(path, cell) for path, cell in zip(paths, cells)] if waited else None]
-        broadcast_object_list(kept)
-        if kept[0] and all(kept[0]):
+        kept = [usable(path, cell) for path, cell in zip(paths, cells)] if waited else [None]
+        taken = [all(kept)]
+        broadcast_object_list(taken)
+        if taken[0]:
             print_log('another process has written the results meanwhile; they are taken', 'current')
-            return kept[0] if is_main_process() else None
+            return kept if is_main_process() else None
         return _run_pass(cells, paths, folders)
 
 

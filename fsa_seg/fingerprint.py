@@ -94,7 +94,7 @@ def fingerprint(config, data=None):
 
 
 def with_files(entries, config):
-    """Return a fingerprint whose files of weights that were not there yet are filled in, once the models are loaded."""
+    """Return a fingerprint with the digests of the weights that were downloaded meanwhile."""
     now = {entry.key: entry for entry in (*_backbone(config.model.backbone), *_vfm(config.model.get('vfm')))}
     return [now[entry.key] if entry.value is None and entry.key.endswith('.file') else entry for entry in entries]
 

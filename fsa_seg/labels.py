@@ -181,7 +181,7 @@ def check_range(path, present, values, void=VOID):
 
 
 def check_seen(seen, classes, reduce_zero_label, void, void_said):
-    """Raise a UserError if the labels of all label images can be no truth; return what is odd about them, or None.
+    """Raise a UserError for labels that cannot be the truth; return a warning for unusual labels, or None.
 
     Args:
         seen (set of int): the labels that occur, as in the files after the label map.

@@ -101,7 +101,7 @@ def read_result(path):
 
 
 def stale(result, cell):
-    """Return why a kept result is not the one of a cell, as a list of texts; empty where the result can be used.
+    """Return the reasons why a kept result cannot stand for a cell, as texts; none where the result can be used.
 
     Args:
         result (dict): of `read_result`.
@@ -113,7 +113,7 @@ def stale(result, cell):
 
 
 def moved(result, cell):
-    """Return what may have moved a kept result's last digits, as a list of texts."""
+    """Return the differences that may have moved a kept result's last digits, as texts."""
     return [_said(*row) for row in differences(result['fingerprint'], cell.fingerprint, 'rounding')]
 
 

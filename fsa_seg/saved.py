@@ -35,7 +35,7 @@ def from_json(data, path, modules=()):
         modules (sequence of str): names of modules that may be imported, since they register classes.
 
     Raises:
-        UserError: it is no composed config, or says something that is not merely data.
+        UserError: it is no composed config, or holds a key or class that would run code.
     """
     if isinstance(data, str):
         raise UserError(f'{path} was written by an earlier fsa_seg, whose results held their config as a program; it is not run: '
