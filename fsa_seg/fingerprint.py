@@ -331,8 +331,8 @@ def _neighbours(file):
     """Return a module's file and those of the loaded modules that lie in its folder, which it may have imported."""
     folder = os.path.dirname(os.path.abspath(file))
     loaded = [getattr(module, '__file__', None) for module in list(sys.modules.values())]
-    return sorted({os.path.abspath(path) for path in (file, *loaded)
-                   if path and path.endswith('.py') and os.path.dirname(os.path.abspath(path)) == folder})
+    return sorted({path for path in (os.path.abspath(file), *loaded)  # torch names a file that is none
+                   if path and path.endswith('.py') and os.path.dirname(path) == folder and os.path.isfile(path)})
 
 
 def _module_digest(name, file):

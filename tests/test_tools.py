@@ -50,7 +50,7 @@ def test_a_saved_result_runs_again_as_it_was(run_tool, tmp_path):
     one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
     assert one['hash'] == two['hash'] and one['confusion'] == two['confusion']
     status, printed = run_tool('test', 'one.json', '--method', 'sclip', '--limit', 1)
-    assert status == 1 and 'is a complete config: leave out limit, method' in printed
+    assert status == 1 and 'is a complete config, which says by itself what runs: leave out what sets limit, method' in printed
 
 
 def test_one_process_and_two_give_the_same_counts(tmp_path):
