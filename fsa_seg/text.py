@@ -19,7 +19,7 @@ from fsa_seg.errors import UserError, warn_once
 from fsa_seg.paths import new_file
 
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
-WORDS_AT_ONCE = 2  # each of them is as many prompts as there are templates
+WORDS_AT_ONCE = 5  # each of them is as many prompts as there are templates
 
 
 def class_words(classes, rename=None, synonyms=None, background=None, join_spaces=False):

@@ -178,12 +178,12 @@ def leave():
 
 
 def set_memory(keep):
-    """Have glibc keep all freed blocks for the next ones, or give each of 4 MiB and more back at once.
+    """Have glibc keep all freed blocks for the next ones, or give each of 1 MiB and more back at once.
 
     To get large blocks anew costs much of the time on a CPU; to keep them costs memory, since they differ in size.
     """
     with contextlib.suppress(OSError, AttributeError):  # another system's C library
         mallopt = ctypes.CDLL('libc.so.6').mallopt
-        mallopt(-3, 2**30 if keep else 2**22)  # M_MMAP_THRESHOLD
+        mallopt(-3, 2**30 if keep else 2**20)  # M_MMAP_THRESHOLD
         if keep:
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
