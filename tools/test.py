@@ -12,6 +12,7 @@ import atexit
 import os
 import shutil
 import subprocess
+import time
 
 from cli import (add_data_options, add_model_options, add_run_options, main_wrapper, model_options, options_action, place,
                  runtime_options)
@@ -115,6 +116,17 @@ def build_config(args):
     return config
 
 
+def leave_processes():
+    """Leave the process group before Python ends: a thread of gloo's that frees a tensor then aborts the process.
+
+    These threads need the interpreter to free their last tensors, and `destroy_process_group` waits for them while it holds the
+    interpreter (seen with torch 2.4): they get time first.
+    """
+    import torch
+    time.sleep(0.5)
+    torch.distributed.destroy_process_group()
+
+
 def start_processes(launcher):
     """Join the process group: NCCL on GPUs, gloo without one (mmengine itself knows only how to do the former)."""
     if launcher == 'none':
@@ -142,7 +154,7 @@ def start_processes(launcher):
     else:
         os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=local_rank)
         torch.distributed.init_process_group('gloo')
-    atexit.register(torch.distributed.destroy_process_group)  # a thread of gloo's that frees a tensor while Python ends aborts it
+    atexit.register(leave_processes)
 
 
 if __name__ == '__main__':
