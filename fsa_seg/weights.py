@@ -25,6 +25,7 @@ from fsa_seg.paths import local_path
 KINDS = ('backbone', 'vfm')
 TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')  # what timm looks for in a repository of the hub, in its order
 CLIP_FILES = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)  # what open_clip looks for
+TRIES = 5  # connections for one file of the hub
 BLOCK = 1 << 22  # bytes read at once
 
 
@@ -119,7 +120,7 @@ def get(weights):
     with loading_weights(f'{weights.kind} {weights.name!r}', weights.source, weights.cache_dir):
         for file in weights.files:
             try:
-                return hf_hub_download(weights.source, file, cache_dir=weights.cache_dir)
+                return _from_hub(weights, file)
             except EntryNotFoundError:
                 if file == weights.files[-1]:
                     raise
@@ -163,6 +164,16 @@ def parameters(kind, name):
     with torch.device('meta'):
         model = load_clip(**part_config(part, 0))[0] if kind == 'backbone' else MODELS.build(part_config(part, 0))
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _from_hub(weights, file):
+    """Return the path of a file of the hub; a broken connection is gone on with, which older hub clients do not do."""
+    for left in reversed(range(TRIES)):
+        try:
+            return hf_hub_download(weights.source, file, cache_dir=weights.cache_dir)
+        except OSError as error:
+            if not left or 'IncompleteRead' not in str(error):
+                raise
 
 
 def _url_target(weights):

@@ -153,11 +153,12 @@ def test_downloads_of_a_data_set(url, tmp_path, monkeypatch):
 
 
 def test_published_addresses_and_checksums():
-    """torchvision knows the same addresses and MD5s of the archives of VOC."""
+    """torchvision knows the same archives of VOC and their MD5s; older ones name the publisher's earlier host."""
     from torchvision.datasets.voc import DATASET_YEAR_DICT
     for name, year in (('voc', '2012'), ('context', '2010'), ('context459', '2010')):
         first = PREPARATIONS[name].downloads[0]
-        assert (first.url, first.md5) == (DATASET_YEAR_DICT[year]['url'], DATASET_YEAR_DICT[year]['md5'])
+        theirs = DATASET_YEAR_DICT[year]
+        assert first.md5 == theirs['md5'] and first.url.split('/pascal/')[1] == theirs['url'].split('/pascal/')[1]
     assert all(bool(about.downloads) != bool(about.by_hand) for about in PREPARATIONS.values())
 
 
