@@ -265,14 +265,18 @@ def test_a_segmentor_of_a_users_own_shares_no_pass(own, tmp_path):
 ''')
     (tmp_path / 'own_segmentor.py').write_text(text)
     passes = []
-    results = run_cells([compose(**own), compose(**{**own, 'method': 'maskclip'})], lambda cells: passes.extend(cells) or cells)
-    assert [len(cells) for cells in passes] == [1, 1]
+    configs = [compose(**own), compose(**{**own, 'method': 'maskclip'}), compose(**{**own, 'feedback': 'fsa'})]
+    results = run_cells(configs, lambda cells: passes.extend(cells) or cells)
+    assert [len(cells) for cells in passes] == [1, 1, 1]
     assert {*results[0]['confusion']['predicted']} == {0} and len({*results[1]['confusion']['predicted']}) > 1
 
 
 def test_precision_and_normalisation_are_resolved():
     """'auto' is what it stands for here, and a tag's own normalisation may be spelt out."""
     entries_of = {entry.key: entry.value for entry in entries({'model.precision': 'auto'})}
+    config = compose('voc21', **TOY)
+    config.model.precision = 'auto'  # of a config of a user's own
+    assert cell_hash(fingerprint(config, DATA)) == digest()
     assert entries_of['model.precision'] == 'fp32' and digest({'model.precision': 'auto'}) == digest()
     import open_clip
     tag = {'model.backbone.model': 'ViT-B-16-quickgelu', 'model.backbone.pretrained': 'openai'}
