@@ -46,7 +46,7 @@ WEIGHT_SUFFIXES = ('.json', '.safetensors', '.bin', '.pt', '.pth')
 MODEL_LEVELS = dict(window_batch='rounding', compile='rounding', keep_scores='none', text_cache='none')  # others: number
 DATASET_BLIND = ('data_root', 'pipeline', 'indices', 'test_mode', 'serialize_data', 'lazy_init', 'max_refetch', 'backend_args',
                  'metainfo')  # arguments of a data set that stand elsewhere in the list, or change nothing
-METRIC_BLIND = ('journal', 'root', 'collect_device', 'output_dir', 'prefix', 'field')
+METRIC_BLIND = ('root', 'collect_device', 'output_dir', 'prefix', 'field')
 MEMBER_KEYS = ('method', 'model.feedback', 'model.vfm', 'model.words', 'model.logit_scale', 'model.prob_thd', 'model.area_thd',
                'class ', 'attention file')  # in which the cells of one pass may differ
 SHORT = 32  # characters of a value that a row of a table shows
