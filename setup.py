@@ -13,4 +13,5 @@ setup(
     python_requires='>=3.10',
     packages=['fsa_seg'],
     install_requires=[line for line in requirements if line],
-    extras_require=dict(data=data, test=['pytest>=7.4', 'pytest-xdist>=3.6.1', *data]))
+    extras_require=dict(data=data, test=['pytest>=7.4', 'pytest-xdist>=3.6.1', 'ruff>=0.17.6,<0.18', *data]),
+)

@@ -5,8 +5,12 @@ log_level = 'INFO'
 work_dir = 'work_dirs'
 workers = 4  # processes that load images, per GPU
 batch_size = 'auto'  # images per step and process; they may differ in size. 1 on a CPU, 8 on a GPU
-window_batch = 'auto'  # windows, of the step's images, that go through the models at once. 1 on a CPU; by free memory on a GPU
+window_batch = (
+    'auto'  # windows, of the step's images, that go through the models at once. 1 on a CPU; by free memory on a GPU
+)
 compile = False  # torch.compile for trunk and VFM
 log_interval = 50  # steps between two lines of progress
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl'))
+env_cfg = dict(
+    cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
+)
 model_wrapper_cfg = dict(type='MMSeparateDistributedDataParallel')

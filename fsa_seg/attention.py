@@ -7,9 +7,11 @@ Each map is registered under its name by `attention_map`; a file configs/attenti
 
 Shape legend: B images, H heads, T tokens (CLS included), N patches, D width, C feature channels, (h, w) a grid.
 """
+
 import functools
 import runpy
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +68,7 @@ class AttentionMap(NamedTuple):
         cls: whether the first token is CLS; a proxy map attends patches alone.
         shared: whether all heads share the map, so that values may have any number of columns.
     """
+
     apply: Callable[[Tensor], Tensor]
     mass: float
     cls: bool
@@ -105,8 +108,10 @@ def find_attention(name):
         except Exception as error:  # the file is executed: anything can be raised
             raise UserError(f'{files[name]} cannot be run: {type(error).__name__}: {error}') from error
         if name not in ATTENTIONS:
-            raise UserError(f'{files[name]} registers no attention map {name!r}; decorate its function with '
-                            f'@fsa_seg.attention.attention_map({name!r})')
+            raise UserError(
+                f'{files[name]} registers no attention map {name!r}; decorate its function with '
+                f'@fsa_seg.attention.attention_map({name!r})'
+            )
     return ATTENTIONS[one_of(name, {*ATTENTIONS, *files}, 'attention map')]
 
 
@@ -135,7 +140,7 @@ def map_rows(apply, index, values, heads):
     for start in range(0, count, size):
         some = min(size, count - start)
         unit = values.new_zeros(1, count, heads, size)
-        unit[0, start:start + some, :, :some] = torch.eye(some)[:, None].to(unit)
+        unit[0, start : start + some, :, :some] = torch.eye(some)[:, None].to(unit)
         rows.append(apply(unit.flatten(2))[0, index].unflatten(0, (heads, size))[:, :some])
     return torch.cat(rows, 1).float()
 
@@ -157,7 +162,8 @@ def self_map(name, q, k, v, heads):
         values = _split_heads(values, heads)
         mixed = sum(
             F.scaled_dot_product_attention(_split_heads(parts[x], heads), _split_heads(parts[y], heads), values)
-            for x, y in pairs)
+            for x, y in pairs
+        )
         return mixed.transpose(1, 2).flatten(2)
 
     return AttentionMap(apply, float(len(pairs)), True)
@@ -235,7 +241,10 @@ def _split_heads(x, heads):
 
 
 for _name in (*SELF_MAPS, 'qq+kk', 'identity'):
-    attention_map(_name)(lambda block, name=_name: self_map(
-        name, *(getattr(block, part) if part in name else None for part in 'qkv'), block.heads))
+    attention_map(_name)(
+        lambda block, name=_name: self_map(
+            name, *(getattr(block, part) if part in name else None for part in 'qkv'), block.heads
+        )
+    )
 attention_map('proxy', vfm=True)(lambda block: proxy_map(block.features))
 BUILT_IN = tuple(ATTENTIONS)

@@ -1,4 +1,5 @@
 """Running cells: check first, run by mmengine's test loop, write one result file each; skip what is there."""
+
 import contextlib
 import copy
 import functools
@@ -74,11 +75,15 @@ def check_out(path, cell):
         try:
             other = read_result(path)
         except UserError:
-            raise UserError(f'--out {path} is there and is no result of this suite; name another file, or remove it') from None
+            raise UserError(
+                f'--out {path} is there and is no result of this suite; name another file, or remove it'
+            ) from None
         rows = differences(other['fingerprint'], cell.fingerprint, 'number')
         if rows:
-            raise UserError(f'--out {path} holds the result of another cell, which differs in {", ".join(row[0] for row in rows[:5])}; '
-                            'name another file, or remove it')
+            raise UserError(
+                f'--out {path} holds the result of another cell, which differs in {", ".join(row[0] for row in rows[:5])}; '
+                'name another file, or remove it'
+            )
 
 
 def run_cell(cell, path=None):
@@ -104,14 +109,16 @@ def run_panel(cells, paths=None):
         UserError: a place that cannot be written to, or what shows when images are read and models built.
     """
     paths = paths or [result_path(cell) for cell in cells]
-    folders = [os.path.join(cell.config.work_dir, 'logs', cell_id(cell.config.cell, cell.settings_hash)) for cell in cells]
+    folders = [
+        os.path.join(cell.config.work_dir, 'logs', cell_id(cell.config.cell, cell.settings_hash)) for cell in cells
+    ]
     for path, folder in zip(paths, folders):
         make_folder(os.path.dirname(os.path.abspath(path)))
         make_folder(folder)
     with contextlib.ExitStack() as stack:
         mine = sorted(set(folders)) if is_main_process() else []
-        waited = any([stack.enter_context(locked(folder, get_world_size() == 1)) for folder in mine])
-        kept = [usable(path, cell) for path, cell in zip(paths, cells)] if waited else [None]
+        waits = [stack.enter_context(locked(folder, get_world_size() == 1)) for folder in mine]
+        kept = [usable(path, cell) for path, cell in zip(paths, cells)] if any(waits) else [None]
         taken = [all(kept)]
         broadcast_object_list(taken)
         if taken[0]:
@@ -137,14 +144,23 @@ def _run_pass(cells, paths, folders):
     run.work_dir = os.path.join(first.work_dir, 'logs', name)
     run.experiment_name = f'{cut_name(name)}_{time.time_ns()}'
     run.test_dataloader.pin_memory = torch.cuda.is_available()
-    journals = [Journal(os.path.join(folder, f'journal_{cell.sources_hash[:10]}'), cell.settings_hash + cell.sources_hash,
-                        cell.data.contents, cell.weights) for folder, cell in zip(folders, cells)]  # yapf: disable
+    journals = [
+        Journal(
+            os.path.join(folder, f'journal_{cell.sources_hash[:10]}'),
+            cell.settings_hash + cell.sources_hash,
+            cell.data.contents,
+            cell.weights,
+        )
+        for folder, cell in zip(folders, cells)
+    ]
     done = _skip_done(run, journals, cells[0].data.names)
     metrics = [dict(cell.config.test_evaluator, root=run.test_dataloader.dataset.data_root) for cell in cells]
     if len(cells) > 1:
         run.model = dict(type='Panel', members=[cell.config.model for cell in cells])
-        metrics = [dict(metric, field=label_field(i), prefix=f'{i} {row_name(cell.config.cell)}')
-                   for i, (metric, cell) in enumerate(zip(metrics, cells))]
+        metrics = [
+            dict(metric, field=label_field(i), prefix=f'{i} {row_name(cell.config.cell)}')
+            for i, (metric, cell) in enumerate(zip(metrics, cells))
+        ]
     run.test_evaluator = metrics
 
     runner = built('the run of this config', lambda: _runner(run))
@@ -162,7 +178,9 @@ def _run_pass(cells, paths, folders):
     seconds = time.perf_counter() - start
     for metric in metrics:
         if metric.images != sorted(cells[0].data.names):
-            raise RuntimeError(f'{len(metric.images)} images were evaluated, not the {len(cells[0].data.names)} of the split')
+            raise RuntimeError(
+                f'{len(metric.images)} images were evaluated, not the {len(cells[0].data.names)} of the split'
+            )
     if not is_main_process():
         return None
     model = getattr(runner.model, 'module', runner.model)
@@ -227,11 +245,17 @@ def run_cells(configs, progress, force=False, most=32):
         if cell.hash not in seen:
             panels.setdefault(shared_key(cell.fingerprint), []).append(cell)
             seen.add(cell.hash)
-    passes = [group[start:start + most] for group in panels.values() for start in range(0, len(group), most)]
-    shared = [f'\n  {group[0].config.cell.dataset}: ' + ', '.join(_member_name(cell.config.cell) for cell in group)
-              for group in passes if len(group) > 1]
-    print_log(f'{len(cells)} cells: {len(there)} are there, {sum(map(len, passes))} run in {len(passes)} passes over the '
-              'data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else ''), 'current')
+    passes = [group[start : start + most] for group in panels.values() for start in range(0, len(group), most)]
+    shared = [
+        f'\n  {group[0].config.cell.dataset}: ' + ', '.join(_member_name(cell.config.cell) for cell in group)
+        for group in passes
+        if len(group) > 1
+    ]
+    print_log(
+        f'{len(cells)} cells: {len(there)} are there, {sum(map(len, passes))} run in {len(passes)} passes over the '
+        'data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else ''),
+        'current',
+    )
     for group in progress(passes):
         done.update((cell.hash, result) for cell, result in zip(group, run_panel(group)))
     return [_named_result(cell, there.get(result_path(cell)) or done[cell.hash]) for cell in cells]
@@ -255,8 +279,10 @@ def _kept_results(cells):
     for why, paths in stales.items():
         warn_once(f'{len(paths)} results are stale and run again, {paths[0]} the first: {why}')
     if moves:
-        warn_once('results that are there may differ in their last digits from new ones: '
-                  + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moves.items())[:5]))
+        warn_once(
+            'results that are there may differ in their last digits from new ones: '
+            + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moves.items())[:5])
+        )
     return there
 
 
@@ -273,8 +299,13 @@ class ImageBar(Hook):
     """Shows how many images of a pass are done."""
 
     def before_test(self, runner):
-        self.bar = tqdm(total=len(runner.test_dataloader.dataset), desc='images', unit='image', leave=False,
-                        disable=not is_main_process())
+        self.bar = tqdm(
+            total=len(runner.test_dataloader.dataset),
+            desc='images',
+            unit='image',
+            leave=False,
+            disable=not is_main_process(),
+        )
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.bar.update(len(outputs))
@@ -325,16 +356,26 @@ def _checked_images(dataset, known, name, limited):
         for line in left_out(dataset):
             warn_once(f'not used: {line}')
         made = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
-        contents = [check_images(entries, len(file_classes(made)[0]), made.reduce_zero_label, made.ignore_index,
-                                 'ignore_index' in dataset, **loading(dataset))]
+        contents = [
+            check_images(
+                entries,
+                len(file_classes(made)[0]),
+                made.reduce_zero_label,
+                made.ignore_index,
+                'ignore_index' in dataset,
+                **loading(dataset),
+            )
+        ]
     broadcast_object_list(contents)
     return entries, whole, contents[0]
 
 
 def _check_models(models):
     """Load each backbone and VFM of the models' configs once, and check the windows that they will get."""
-    patches = {key: load_clip(**model.backbone)[0].visual.patch_size
-               for key, model in {json.dumps(model.backbone): model for model in models}.items()}
+    patches = {
+        key: load_clip(**model.backbone)[0].visual.patch_size
+        for key, model in {json.dumps(model.backbone): model for model in models}.items()
+    }
     for vfm, config in {json.dumps(model.vfm): model.vfm for model in models}.items():
         made = built('the VFM', lambda config=config: MODELS.build(config)) if config else None
         for model in models:
@@ -354,7 +395,9 @@ def _skip_done(config, journals, names):
     pictures = config.default_hooks.get('pictures')
     if pictures:
         root = dataset.data_root
-        everywhere = {name for name in everywhere if os.path.exists(picture_path(pictures.folder, os.path.join(root, name), root))}
+        everywhere = {
+            name for name in everywhere if os.path.exists(picture_path(pictures.folder, os.path.join(root, name), root))
+        }
     if everywhere:
         print_log(f'{len(everywhere)} of {len(names)} images were counted by an interrupted run', 'current')
         chosen = dataset.get('indices') or range(len(names))

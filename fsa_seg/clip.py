@@ -2,6 +2,7 @@
 
 Shape legend: B images, T = 1 + N tokens (CLS first), N = h·w patches, D width; images (B, 3, height, width).
 """
+
 import hashlib
 import inspect
 import json
@@ -24,8 +25,9 @@ ARCHIVE_KEYS = ('input_resolution', 'context_length', 'vocab_size')  # of OpenAI
 POSITION_OFFSET = 0.1  # the published numbers were made with scale factors (n + 0.1) / s
 
 
-def load_clip(model, pretrained=None, checkpoint=None, quick_gelu=None, mean=None, std=None, cache_dir=None,
-              random_weights=None):
+def load_clip(
+    model, pretrained=None, checkpoint=None, quick_gelu=None, mean=None, std=None, cache_dir=None, random_weights=None
+):
     """Return an `open_clip` model in float32 and evaluation mode, and its tokenizer.
 
     The image normalisation (`model.visual.preprocess_cfg`) is that of the weights: by their tag, or the
@@ -96,8 +98,11 @@ def loading_weights(what, source, cache_dir=None):
         UserError: weights that are absent and cannot be downloaded, or that do not fit (the keys are named).
     """
     if not os.path.exists(source):
-        print_log(f'loading {what}, {source} (downloaded where it is not cached; without a network that gives up after a '
-                  'minute, with HF_HUB_OFFLINE=1 at once)', 'current')
+        print_log(
+            f'loading {what}, {source} (downloaded where it is not cached; without a network that gives up after a '
+            'minute, with HF_HUB_OFFLINE=1 at once)',
+            'current',
+        )
     try:
         with _quiet():
             yield
@@ -106,13 +111,16 @@ def loading_weights(what, source, cache_dir=None):
         if 'state_dict' in text or 'size mismatch' in text:
             raise UserError(f'the weights {source} do not fit {what}: {text[:800]}') from error
         if os.path.exists(source):
-            raise UserError(f'{what}: the file {source} cannot be read ({text[:300]}); it may be damaged or no file of '
-                            'weights: give another, or get it again') from error
+            raise UserError(
+                f'{what}: the file {source} cannot be read ({text[:300]}); it may be damaged or no file of '
+                'weights: give another, or get it again'
+            ) from error
         raise UserError(
             f'{what}: the weights {source} could not be loaded ({text[:300]}). Looked in '
             f'{cache_dir or constants.HF_HUB_CACHE} and at their source. Either download '
             'them on a machine with network and copy that cache, or give the path of a local file in the config '
-            '(`checkpoint` of a backbone or a VFM)') from error
+            '(`checkpoint` of a backbone or a VFM)'
+        ) from error
 
 
 @contextmanager
@@ -143,11 +151,16 @@ def architecture_digest(module):
     digest = hashlib.sha256()
     for name, child in module.named_modules():
         plain = {key: repr(value) for key, value in vars(child).items() if key != 'training' and _is_plain(value)}
-        digest.update(json.dumps([name, type(child).__module__, type(child).__qualname__, plain], sort_keys=True).encode())
+        digest.update(
+            json.dumps([name, type(child).__module__, type(child).__qualname__, plain], sort_keys=True).encode()
+        )
     saved = module.state_dict().keys()
     for name, buffer in module.named_buffers():
         if name not in saved:
-            digest.update(f'{name} {buffer.dtype} {tuple(buffer.shape)}'.encode() + buffer.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(
+                f'{name} {buffer.dtype} {tuple(buffer.shape)}'.encode()
+                + buffer.detach().cpu().contiguous().numpy().tobytes()
+            )
     return digest.hexdigest()
 
 
@@ -162,10 +175,15 @@ def check_finite(module, what, precision='fp32'):
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             wrong = int((~tensor.isfinite()).sum())
-            mend = ('the file is damaged: get it again, or name another by `checkpoint`' if precision == 'fp32' else
-                    f'they do not fit into {precision}: use --precision fp32 or bf16')
-            raise UserError(f'the weights of {what}: {wrong} of {tensor.numel()} values of {name!r} are no finite numbers '
-                            f'(NaN or infinite); {mend}')
+            mend = (
+                'the file is damaged: get it again, or name another by `checkpoint`'
+                if precision == 'fp32'
+                else f'they do not fit into {precision}: use --precision fp32 or bf16'
+            )
+            raise UserError(
+                f'the weights of {what}: {wrong} of {tensor.numel()} values of {name!r} are no finite numbers '
+                f'(NaN or infinite); {mend}'
+            )
 
 
 def check_tower(visual):
@@ -182,8 +200,10 @@ def check_tower(visual):
     if getattr(visual, 'attn_pool', None) is not None:
         missing.append('a CLS readout (it pools by attention)')
     if missing:
-        raise UserError(f'the image tower {type(visual).__name__} lacks {", ".join(missing)}; '
-                        "use an open_clip ViT with a class token, such as 'ViT-B-16'")
+        raise UserError(
+            f'the image tower {type(visual).__name__} lacks {", ".join(missing)}; '
+            "use an open_clip ViT with a class token, such as 'ViT-B-16'"
+        )
 
 
 def trunk(visual, images):
@@ -201,8 +221,10 @@ def trunk(visual, images):
     height, width = images.shape[-2:]
     grid = (height // patch_height, width // patch_width)
     if not all(grid) or height % patch_height or width % patch_width:
-        raise UserError(f'a window of {height}×{width} pixels does not divide into patches of '
-                        f'{patch_height}×{patch_width}; its sides have to be multiples of them')
+        raise UserError(
+            f'a window of {height}×{width} pixels does not divide into patches of '
+            f'{patch_height}×{patch_width}; its sides have to be multiples of them'
+        )
     x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
     position = resize_position_embedding(visual.positional_embedding, visual.grid_size, grid)
@@ -250,8 +272,11 @@ def _pretrained_tag(model, pretrained):
     if not pretrained:
         return None
     family = model.removesuffix('-quickgelu')
-    tags = {tag: name for name in (family + '-quickgelu', family, model)
-            for tag in open_clip.list_pretrained_tags_by_model(name)}
+    tags = {
+        tag: name
+        for name in (family + '-quickgelu', family, model)
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+    }
     if pretrained not in tags and os.path.splitext(pretrained)[1]:
         raise UserError(f'pretrained={pretrained!r} is no tag of {model}; a local file is named by `checkpoint`')
     one_of(pretrained, tags, f'pretrained tag of {model}')
@@ -269,8 +294,10 @@ def _check_architecture(model):
     try:
         return open_clip.get_tokenizer(model)
     except Exception as error:
-        raise UserError(f'the tokenizer of CLIP {model!r} cannot be made: {" ".join(str(error).split())[:300]}. Use a model '
-                        "with open_clip's own tokenizer") from error
+        raise UserError(
+            f'the tokenizer of CLIP {model!r} cannot be made: {" ".join(str(error).split())[:300]}. Use a model '
+            "with open_clip's own tokenizer"
+        ) from error
 
 
 def _config_beside(checkpoint):
@@ -283,7 +310,9 @@ def _config_beside(checkpoint):
             config = json.load(f)
         return dict(model_cfg=dict(config['model_cfg']), preprocess_cfg=dict(config.get('preprocess_cfg', {})))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} is no config of open_clip ({error!r}); mend it, or move the weights elsewhere') from error
+        raise UserError(
+            f'{path} is no config of open_clip ({error!r}); mend it, or move the weights elsewhere'
+        ) from error
 
 
 def _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside):
@@ -301,21 +330,30 @@ def _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside):
     if code and ('torch.sigmoid(' in code or 'torch.gelu(' in code):
         known[f'the code in {checkpoint}'] = 'torch.sigmoid(' in code  # QuickGELU is x·sigmoid(1.702·x)
     elif beside:
-        known[os.path.join(os.path.dirname(checkpoint), CONFIG_FILE)] = bool(beside['model_cfg'].get('quick_gelu', False))
+        known[os.path.join(os.path.dirname(checkpoint), CONFIG_FILE)] = bool(
+            beside['model_cfg'].get('quick_gelu', False)
+        )
     if not known:
-        raise UserError(f'{checkpoint} does not say which activation its weights were trained with: name the tag whose '
-                        'weights they are (`pretrained`), or set quick_gelu=True or False in the backbone')
+        raise UserError(
+            f'{checkpoint} does not say which activation its weights were trained with: name the tag whose '
+            'weights they are (`pretrained`), or set quick_gelu=True or False in the backbone'
+        )
     own = bool(open_clip.get_model_config(model).get('quick_gelu', False))
     for where, quick in known.items():
         if quick != own:
             family = model.removesuffix('-quickgelu')
             other = family + '-quickgelu' if quick else family
             names = ('GELU', 'QuickGELU')
-            raise UserError(f'the weights and {model!r} differ in their activation: {where} says {names[quick]}, the '
-                            f'architecture has {names[own]}. ' + (
-                                f'Use {other!r}' if other in open_clip.list_models() else
-                                f'open_clip has no {other!r}; a folder with open_clip_config.json can spell it out '
-                                '(model="local-dir:PATH")'))
+            raise UserError(
+                f'the weights and {model!r} differ in their activation: {where} says {names[quick]}, the '
+                f'architecture has {names[own]}. '
+                + (
+                    f'Use {other!r}'
+                    if other in open_clip.list_models()
+                    else f'open_clip has no {other!r}; a folder with open_clip_config.json can spell it out '
+                    '(model="local-dir:PATH")'
+                )
+            )
 
 
 def _load_checkpoint(clip, path):
@@ -328,8 +366,9 @@ def _load_checkpoint(clip, path):
         state = open_clip.factory.load_state_dict(path)
     for key, own in clip.state_dict().items():
         if key.endswith('positional_embedding') and key in state and state[key].shape != own.shape:
-            raise RuntimeError(f'size mismatch for {key}: {tuple(state[key].shape)} in the file, {tuple(own.shape)} in '
-                               'the model')
+            raise RuntimeError(
+                f'size mismatch for {key}: {tuple(state[key].shape)} in the file, {tuple(own.shape)} in the model'
+            )
     if script:
         clip.load_state_dict(state)
     else:
@@ -341,5 +380,6 @@ def _script_code(path):
     if not zipfile.is_zipfile(path):
         return ''
     with zipfile.ZipFile(path) as archive:
-        return '\n'.join(archive.read(name).decode() for name in archive.namelist()
-                         if '/code/' in name and name.endswith('.py'))
+        return '\n'.join(
+            archive.read(name).decode() for name in archive.namelist() if '/code/' in name and name.endswith('.py')
+        )

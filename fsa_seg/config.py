@@ -2,6 +2,7 @@
 
 A composed config is complete: it is saved with its result and can be run again as it is.
 """
+
 import hashlib
 import json
 import os
@@ -15,12 +16,25 @@ from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.errors import UserError, built, check_keys
 from fsa_seg.fingerprint import differences, fingerprint, shown
 from fsa_seg.labels import VOID
-from fsa_seg.parts import (check_constructor, class_names, dataset_config, feedback_of, load_file, load_part, load_parts,
-                           load_protocol, known_images, part_config, protocol_settings, shipped,
-                           with_classes)  # yapf: disable
+from fsa_seg.parts import (
+    check_constructor,
+    class_names,
+    dataset_config,
+    feedback_of,
+    known_images,
+    load_file,
+    load_part,
+    load_parts,
+    load_protocol,
+    part_config,
+    protocol_settings,
+    shipped,
+    with_classes,
+)
 from fsa_seg.paths import CONFIGS, TOY_MARK, find_root
 from fsa_seg.segmentor import check_settings, resolve_precision
-from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, RUNTIME as RUNTIME_RULES, SEED, check_values, whole
+from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, check_values, whole
+from fsa_seg.settings import RUNTIME as RUNTIME_RULES
 from fsa_seg.text import check_words, class_words, read_words
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
@@ -28,14 +42,59 @@ RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # of configs
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
 ABOUT = ('cell', 'known_images')  # what a run is, not how it is carried out
 REQUIRED = {  # keys that a complete config has
-    '': ('cell', 'model', 'test_dataloader', 'test_evaluator', 'test_cfg', 'default_hooks', *RUN_OPTIONS, 'work_dir', 'log_level',
-         'log_interval'),
-    'cell': ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words', 'limit', 'changed', 'toy', 'random_weights'),
-    'model': ('type', 'backbone', 'words', 'window', 'stride', 'logit_scale', 'prob_thd', 'precision', 'window_batch', 'compile'),
-    'model.backbone': ('model', ), 'test_dataloader': ('dataset', 'batch_size'), 'test_evaluator': ('type', ), 'test_cfg': ('type', ),
-    'test_dataloader.dataset': ('type', 'data_root', 'data_prefix', 'pipeline'), 'default_hooks': ('logger', )}  # yapf: disable
-CHECKED = ('model', 'model.backbone', 'model.vfm', 'model.vfm.model_args', 'model.feedback',
-           'test_dataloader.dataset', 'test_evaluator')  # dicts that --cfg-options may add a key to: it is checked
+    '': (
+        'cell',
+        'model',
+        'test_dataloader',
+        'test_evaluator',
+        'test_cfg',
+        'default_hooks',
+        *RUN_OPTIONS,
+        'work_dir',
+        'log_level',
+        'log_interval',
+    ),
+    'cell': (
+        'dataset',
+        'method',
+        'feedback',
+        'backbone',
+        'vfm',
+        'protocol',
+        'words',
+        'limit',
+        'changed',
+        'toy',
+        'random_weights',
+    ),
+    'model': (
+        'type',
+        'backbone',
+        'words',
+        'window',
+        'stride',
+        'logit_scale',
+        'prob_thd',
+        'precision',
+        'window_batch',
+        'compile',
+    ),
+    'model.backbone': ('model',),
+    'test_dataloader': ('dataset', 'batch_size'),
+    'test_evaluator': ('type',),
+    'test_cfg': ('type',),
+    'test_dataloader.dataset': ('type', 'data_root', 'data_prefix', 'pipeline'),
+    'default_hooks': ('logger',),
+}
+CHECKED = (
+    'model',
+    'model.backbone',
+    'model.vfm',
+    'model.vfm.model_args',
+    'model.feedback',
+    'test_dataloader.dataset',
+    'test_evaluator',
+)  # dicts that --cfg-options may add a key to: it is checked
 
 
 def is_complete(config):
@@ -43,8 +102,20 @@ def is_complete(config):
     return 'model' in config and 'test_dataloader' in config
 
 
-def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8', protocol='own',
-            words=None, data_root='data', limit=None, precision='auto', random_weights=None, runtime=None):
+def compose(
+    dataset,
+    method='proxyclip',
+    feedback='fsa',
+    backbone='clip_vit-b16',
+    vfm='dino_vit-b8',
+    protocol='own',
+    words=None,
+    data_root='data',
+    limit=None,
+    precision='auto',
+    random_weights=None,
+    runtime=None,
+):
     """Return the complete config of one cell.
 
     Args:
@@ -65,22 +136,40 @@ def compose(dataset, method='proxyclip', feedback='fsa', backbone='clip_vit-b16'
     parts, data = load_parts(method, feedback, backbone, vfm), with_classes(load_part('dataset', dataset), data_root)
     protocol = load_protocol(protocol, parts)
     settings = protocol_settings(protocol, data.name)
-    check_values(dict(limit=limit, random_weights=random_weights), {
-        **({} if limit is None else dict(limit=whole(1))), **({} if random_weights is None else dict(random_weights=SEED))}, 'options')
+    check_values(
+        dict(limit=limit, random_weights=random_weights),
+        {
+            **({} if limit is None else dict(limit=whole(1))),
+            **({} if random_weights is None else dict(random_weights=SEED)),
+        },
+        'options',
+    )
     classes = class_names(data)
     queries = read_words(words, classes) if words is not None else class_words(classes, **settings['words'])
     model = dict(model_config(parts, settings, precision, random_weights=random_weights), words=queries)
     names = {kind: part and part.name for kind, part in parts.items()}
     toy = any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm'))
     drawn = os.path.exists(os.path.join(find_root(data_root), TOY_MARK))
-    cell = dict(names, dataset=data.name, protocol=protocol.name, limit=limit, random_weights=random_weights, changed=[],
-                words=_words_name(words, queries) if words is not None else protocol.name, toy=toy or drawn)
+    cell = dict(
+        names,
+        dataset=data.name,
+        protocol=protocol.name,
+        limit=limit,
+        random_weights=random_weights,
+        changed=[],
+        words=_words_name(words, queries) if words is not None else protocol.name,
+        toy=toy or drawn,
+    )
     runtime = dict(load_file(RUNTIME), **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
     known = known_images(data.name, data.get('images'), find_root(data_root))
     config.merge_from_dict(dict(cell=cell, model=model, known_images=known))
-    imports = [name for part in (*parts.values(), data, protocol) if part
-               for name in part.get('custom_imports', {}).get('imports', [])]  # what registers the parts' own classes
+    imports = [
+        name
+        for part in (*parts.values(), data, protocol)
+        if part
+        for name in part.get('custom_imports', {}).get('imports', [])
+    ]  # what registers the parts' own classes
     if imports:
         config.custom_imports = dict(imports=imports)
     _add_loop(config, dataset_config(data, data_root), settings['short'], data.get('label_map'), data.get('image_max'))
@@ -99,10 +188,13 @@ def model_config(parts, settings, precision='auto', device=None, random_weights=
         random_weights (int): seed of random weights in place of trained ones.
     """
     return dict(
-        parts['method'].segmentor, backbone=part_config(parts['backbone'], random_weights),
+        parts['method'].segmentor,
+        backbone=part_config(parts['backbone'], random_weights),
         vfm=parts['vfm'] and part_config(parts['vfm'], random_weights),
-        feedback=feedback_of(parts), precision=resolve_precision(precision, device),
-        **{key: settings[key] for key in ('logit_scale', 'window', 'stride', 'prob_thd', 'area_thd')})
+        feedback=feedback_of(parts),
+        precision=resolve_precision(precision, device),
+        **{key: settings[key] for key in ('logit_scale', 'window', 'stride', 'prob_thd', 'area_thd')},
+    )
 
 
 def check_config(config):
@@ -114,7 +206,9 @@ def check_config(config):
             node = node.get(step) if isinstance(node, dict) else None
         missing = [key for key in keys if not isinstance(node, dict) or key not in node]
         if missing:
-            raise UserError(f'{where or "the config"} lacks {", ".join(missing)}; give a complete config, such as a saved result')
+            raise UserError(
+                f'{where or "the config"} lacks {", ".join(missing)}; give a complete config, such as a saved result'
+            )
     check_values(config, RUNTIME_RULES, 'the config')
     check_values(config.cell, CELL, 'cell')
     check_values(config.test_dataloader, LOADER, 'test_dataloader')
@@ -144,11 +238,15 @@ def check_config(config):
 def _check_void(config):
     """Raise a UserError unless data set, loading and metric take the same label for void."""
     dataset = config.test_dataloader.dataset
-    loading = [step.get('void', VOID) for step in dataset.get('pipeline', ()) if str(step.get('type')).endswith('LoadLabels')]
+    loading = [
+        step.get('void', VOID) for step in dataset.get('pipeline', ()) if str(step.get('type')).endswith('LoadLabels')
+    ]
     voids = [dataset.get('ignore_index', VOID), *loading, config.test_evaluator.get('ignore_index', VOID)]
     if len(set(map(str, voids))) > 1:
-        raise UserError(f'void is {voids[0]} for the data set, {voids[1]} where labels are loaded and {voids[-1]} for the metric: set '
-                        'ignore_index in the config of the data set (for own data --ignore-index), which sets all three')
+        raise UserError(
+            f'void is {voids[0]} for the data set, {voids[1]} where labels are loaded and {voids[-1]} for the metric: set '
+            'ignore_index in the config of the data set (for own data --ignore-index), which sets all three'
+        )
 
 
 def merge_options(config, options):
@@ -173,7 +271,7 @@ def merge_options(config, options):
         for depth, step in enumerate(path):
             node = _child(node, step)
             if not isinstance(node, (dict, list)):
-                raise UserError(f'--cfg-options {key}: there is no {".".join(path[:depth + 1])!r} in the config')
+                raise UserError(f'--cfg-options {key}: there is no {".".join(path[: depth + 1])!r} in the config')
         old = _child(node, last)
         _check_kind(key, old, value)
         if old is None and isinstance(node, dict) and '.'.join(path) not in CHECKED:
@@ -183,7 +281,9 @@ def merge_options(config, options):
         elif last.isdigit() and int(last) < len(node):
             node[int(last)] = value
         else:
-            raise UserError(f'--cfg-options {key}: {".".join(path)} is a list of {len(node)}; {last!r} is no place in it')
+            raise UserError(
+                f'--cfg-options {key}: {".".join(path)} is a list of {len(node)}; {last!r} is no place in it'
+            )
     try:
         check_config(config)
     except UserError as error:
@@ -198,10 +298,16 @@ def merge_options(config, options):
 
 def _check_kind(key, old, value):
     """Raise a UserError if an option's value is of another kind than the value it replaces."""
-    kinds = ((bool, 'True or False'), ((int, float), 'a number'), (str, 'a text'), ((list, tuple), 'a list'), (dict, 'a dict'))
+    kinds = (
+        (bool, 'True or False'),
+        ((int, float), 'a number'),
+        (str, 'a text'),
+        ((list, tuple), 'a list'),
+        (dict, 'a dict'),
+    )
     for kind, name in kinds if old != 'auto' else ():  # which stands for a number
         if isinstance(old, kind):
-            if not isinstance(value, kind) or kind != bool and isinstance(value, bool):
+            if not isinstance(value, kind) or kind is not bool and isinstance(value, bool):
                 mend = '; set what is in it' if kind in (dict, (list, tuple)) else ''
                 raise UserError(f'--cfg-options {key}={value}: it holds {name}{mend}')
             return
@@ -232,17 +338,24 @@ def _add_loop(config, dataset, short, label_map, image_max):
         dict(type='mmseg.LoadImage', **white),
         dict(type='Resize', scale=(MAX_LONG_SIDE, short), keep_ratio=True),
         dict(type='mmseg.LoadLabels', **wide, **renumbered),
-        dict(type='mmseg.PackSegInputs')
+        dict(type='mmseg.PackSegInputs'),
     ]
-    config.merge_from_dict(dict(
-        test_dataloader=dict(sampler=dict(type='DefaultSampler', shuffle=False),
-                             dataset=dict(dataset, test_mode=True, serialize_data=False, pipeline=pipeline)),
-        test_cfg=dict(type='TestLoop', fp16=False),
-        test_evaluator=dict(type='ExactIoUMetric', **(dict(ignore_index=void) if wide else {})),
-        default_hooks=dict(
-            runtime_info=dict(type='RuntimeInfoHook'), timer=dict(type='IterTimerHook'),
-            logger=dict(type='LoggerHook', log_metric_by_epoch=False),
-            sampler_seed=dict(type='DistSamplerSeedHook'))))  # yapf: disable
+    config.merge_from_dict(
+        dict(
+            test_dataloader=dict(
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                dataset=dict(dataset, test_mode=True, serialize_data=False, pipeline=pipeline),
+            ),
+            test_cfg=dict(type='TestLoop', fp16=False),
+            test_evaluator=dict(type='ExactIoUMetric', **(dict(ignore_index=void) if wide else {})),
+            default_hooks=dict(
+                runtime_info=dict(type='RuntimeInfoHook'),
+                timer=dict(type='IterTimerHook'),
+                logger=dict(type='LoggerHook', log_metric_by_epoch=False),
+                sampler_seed=dict(type='DistSamplerSeedHook'),
+            ),
+        )
+    )
     set_runtime(config, {})
 
 

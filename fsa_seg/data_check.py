@@ -1,4 +1,5 @@
 """The check of a data root: is every file of a data set there, and does it hold what the data set's config says?"""
+
 import os
 
 import numpy as np
@@ -29,10 +30,13 @@ def data_sets(root, names):
     if not os.path.isdir(root):
         raise UserError(f'the data root {root} does not exist')
     if not names:
-        found = [name for name in part_names('dataset') if os.path.isdir(_label_folder(root, load_part('dataset', name)))]
+        found = [
+            name for name in part_names('dataset') if os.path.isdir(_label_folder(root, load_part('dataset', name)))
+        ]
         if not found:
-            raise UserError(f'{root} has the folder of no data set; give the data root, which holds VOCdevkit, cityscapes, '
-                            'ade, ...')
+            raise UserError(
+                f'{root} has the folder of no data set; give the data root, which holds VOCdevkit, cityscapes, ade, ...'
+            )
         return found
     out = []
     for name in names:
@@ -68,9 +72,22 @@ def check_data_set(root, name, scans, pictures=None):
         pictures (str): folder of pictures; None draws none.
     """
     part = load_part('dataset', name)
-    report = dict(dataset=part.name, folder=os.path.join(root, part.data_root), images=0,
-                  known=known_images(part.name, part.get('images'), root), modes={}, values=[], classes=0,
-                  classes_seen=0, void=None, pixels={}, problems=[], notes=[], pictures=[], mend=_mend(part.name, root))
+    report = dict(
+        dataset=part.name,
+        folder=os.path.join(root, part.data_root),
+        images=0,
+        known=known_images(part.name, part.get('images'), root),
+        modes={},
+        values=[],
+        classes=0,
+        classes_seen=0,
+        void=None,
+        pixels={},
+        problems=[],
+        notes=[],
+        pictures=[],
+        mend=_mend(part.name, root),
+    )
     try:
         part = with_classes(part, root)
         config = dict(dataset_config(part, root), serialize_data=False)
@@ -87,7 +104,9 @@ def check_data_set(root, name, scans, pictures=None):
     _passes(report, check_count, entries, report['known'], part.name)
     missing = set(missing_files(entries))
     if missing:
-        report['problems'].append(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {min(missing)}')
+        report['problems'].append(
+            f'{len(missing)} of {2 * len(entries)} files are missing, the first is {min(missing)}'
+        )
         entries = [entry for entry in entries if not {entry['img_path'], entry['seg_map_path']} & missing]
     loading = part.get('label_map'), part.get('image_max')
     key = str(loading), tuple((entry['img_path'], entry['seg_map_path']) for entry in entries)
@@ -102,14 +121,19 @@ def check_data_set(root, name, scans, pictures=None):
 
 def report_table(reports):
     """Return the reports of `check_data` as a Markdown table, and what is wrong or worth a look below it."""
-    lines = ['| data set | images | known | labels | mode | classes seen | void | |', '|---|---:|---:|---|---|---:|---:|---|']
+    lines = [
+        '| data set | images | known | labels | mode | classes seen | void | |',
+        '|---|---:|---:|---|---|---:|---:|---|',
+    ]
     for report in reports:
         known = report['known']
         known = ' or '.join(map(str, known)) if isinstance(known, (list, tuple)) else known or '–'
         void = '–' if report['void'] is None else f'{100 * report["void"]:.1f} %'
         values = f'{report["values"][0]} to {report["values"][1]}' if report['values'] else '–'
-        lines.append(f'| {report["dataset"]} | {report["images"]} | {known} | {values} | {", ".join(report["modes"])} | '
-                     f'{report["classes_seen"]} of {report["classes"]} | {void} | {"WRONG" if report["problems"] else "right"} |')
+        lines.append(
+            f'| {report["dataset"]} | {report["images"]} | {known} | {values} | {", ".join(report["modes"])} | '
+            f'{report["classes_seen"]} of {report["classes"]} | {void} | {"WRONG" if report["problems"] else "right"} |'
+        )
     for report in reports:
         shown = report['problems'][:5]
         more = [f'... and {len(report["problems"]) - 5} more'] if report['problems'][5:] else []
@@ -131,10 +155,13 @@ def _count_pixels(report, scans, classes, reduce_zero_label, void, void_said):
     counted = [value for value in np.flatnonzero(total) if value != void]
     report['values'] = [int(min(counted)), int(max(counted))] if counted else []
     seen, total[void] = set(np.flatnonzero(total).tolist()), 0
-    of_class = np.concatenate([total, np.zeros(len(classes), np.int64)])[reduce_zero_label:][:len(classes)]
+    of_class = np.concatenate([total, np.zeros(len(classes), np.int64)])[reduce_zero_label:][: len(classes)]
     names = [name.strip() for name in classes]
-    report.update(pixels=dict(zip(names, of_class.tolist())), classes_seen=int((of_class > 0).sum()),
-                  void=float(1 - of_class.sum() / pixels))
+    report.update(
+        pixels=dict(zip(names, of_class.tolist())),
+        classes_seen=int((of_class > 0).sum()),
+        void=float(1 - of_class.sum() / pixels),
+    )
     unseen = [name for name, count in zip(names, of_class) if not count]
     try:
         odd = check_seen(seen, len(classes), reduce_zero_label, void, void_said)
@@ -142,8 +169,10 @@ def _count_pixels(report, scans, classes, reduce_zero_label, void, void_said):
     except UserError as error:
         report['problems'].append(str(error))
     if len(unseen) < len(classes) and report['known'] and 2 * len(unseen) > len(classes):
-        report['problems'].append('more than half of the classes are in no label image: '
-                                  f'the labels {report["values"]} are none of {report["dataset"]}')
+        report['problems'].append(
+            'more than half of the classes are in no label image: '
+            f'the labels {report["values"]} are none of {report["dataset"]}'
+        )
     if unseen:
         shown = ', '.join(unseen[:8] + ['...'] * bool(unseen[8:]))
         report['notes'].append(f'{len(unseen)} classes are in no label image: {shown}')
@@ -174,8 +203,10 @@ def _passes(report, check, *arguments):
 def _mend(name, root):
     for preparation, about in PREPARATIONS.items():
         if name in about.benchmarks:
-            return (f'remove what is wrong, and run tools/prepare_dataset.py {preparation} --from DOWNLOADS --to {root} '
-                    f'({about.sources})')
+            return (
+                f'remove what is wrong, and run tools/prepare_dataset.py {preparation} --from DOWNLOADS --to {root} '
+                f'({about.sources})'
+            )
     return "mend the files, or the data set's config"
 
 

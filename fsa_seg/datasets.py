@@ -1,4 +1,5 @@
 """Data sets that mmseg lacks, the loading of images, and the check of a data root before a run."""
+
 import contextlib
 import hashlib
 import os
@@ -28,6 +29,7 @@ THINGS = 80  # of COCO-Stuff's 171 classes, the first
 @DATASETS.register_module()
 class PascalVOC20Dataset(PascalVOCDataset):
     """PASCAL VOC 2012 without its background: label 0 becomes void, 1 to 20 become 0 to 19."""
+
     METAINFO = {key: value[1:] for key, value in PascalVOCDataset.METAINFO.items()}
 
     def __init__(self, ann_file, reduce_zero_label=True, **kwargs):
@@ -37,9 +39,11 @@ class PascalVOC20Dataset(PascalVOCDataset):
 @DATASETS.register_module()
 class COCOObjectDataset(COCOStuffDataset):
     """COCO's 80 things and background (label 0), from COCO-Stuff's maps."""
+
     METAINFO = dict(
         classes=('background', *COCOStuffDataset.METAINFO['classes'][:THINGS]),
-        palette=[[0, 0, 0], *COCOStuffDataset.METAINFO['palette'][:THINGS]])
+        palette=[[0, 0, 0], *COCOStuffDataset.METAINFO['palette'][:THINGS]],
+    )
 
     def __init__(self, seg_map_suffix='_instanceTrainIds.png', **kwargs):
         super().__init__(seg_map_suffix=seg_map_suffix, **kwargs)
@@ -66,14 +70,24 @@ class ImageFolderDataset(BaseSegDataset):
             missing = [name for name in names if name not in found]
             if missing:
                 folder = image_folder if found is images else label_folder
-                raise UserError(f'{len(missing)} of {len(names)} names have no {what} in {folder}; the first is '
-                                f'{missing[0]!r} ({what}s end in {", ".join(suffixes)})')
+                raise UserError(
+                    f'{len(missing)} of {len(names)} names have no {what} in {folder}; the first is '
+                    f'{missing[0]!r} ({what}s end in {", ".join(suffixes)})'
+                )
         self.left_out = []
         if not self.ann_file:
             alone = [labels[name] for name in sorted(set(labels) - set(images))]
             self.left_out = no_images + no_labels + _counted('label images without an image', alone)
-        return [dict(img_path=images[name], seg_map_path=labels[name], label_map=self.label_map,
-                     reduce_zero_label=self.reduce_zero_label, seg_fields=[]) for name in names]
+        return [
+            dict(
+                img_path=images[name],
+                seg_map_path=labels[name],
+                label_map=self.label_map,
+                reduce_zero_label=self.reduce_zero_label,
+                seg_fields=[],
+            )
+            for name in names
+        ]
 
 
 def _by_name(folder, suffixes, other):
@@ -84,10 +98,14 @@ def _by_name(folder, suffixes, other):
     """
     found, out, below = {}, {what: [] for what in LEFT_OUT}, os.path.realpath(other)
     for place, folders, files in walk_folders(folder):
-        folders[:] = [name for name in folders if not name.startswith('.')
-                      and os.path.realpath(os.path.join(place, name)) != below]
-        out['folders with the name of an image'] += [os.path.join(place, name) for name in folders
-                                                     if os.path.splitext(name)[1].lower() in suffixes]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith('.') and os.path.realpath(os.path.join(place, name)) != below
+        ]
+        out['folders with the name of an image'] += [
+            os.path.join(place, name) for name in folders if os.path.splitext(name)[1].lower() in suffixes
+        ]
         for path in (os.path.join(place, name) for name in files if not name.startswith('.')):
             name, suffix = os.path.splitext(os.path.relpath(path, folder))
             if not os.path.exists(path):
@@ -97,8 +115,9 @@ def _by_name(folder, suffixes, other):
             elif suffix.lower() not in suffixes:
                 out['files of other suffixes'].append(path)
             elif name in found:
-                raise UserError(f'two files are called {name!r}: {found[name]} and {path}; labels need a folder of '
-                                'their own')
+                raise UserError(
+                    f'two files are called {name!r}: {found[name]} and {path}; labels need a folder of their own'
+                )
             else:
                 found[name] = path
     return found, [line for what, paths in out.items() for line in _counted(what, paths)]
@@ -124,8 +143,14 @@ def folder_dataset(images, labels, classes, **more):
     root = os.path.commonpath([images, labels])
     prefix = dict(img_path=os.path.relpath(images, root), seg_map_path=os.path.relpath(labels, root))
     name = f'own_{os.path.basename(root) or os.path.basename(images)}'
-    return dict(name=name, type='ImageFolderDataset', data_root=root, data_prefix=prefix, classes=classes,
-                **{key: value for key, value in more.items() if value is not None})
+    return dict(
+        name=name,
+        type='ImageFolderDataset',
+        data_root=root,
+        data_prefix=prefix,
+        classes=classes,
+        **{key: value for key, value in more.items() if value is not None},
+    )
 
 
 @TRANSFORMS.register_module()
@@ -156,8 +181,10 @@ def list_images(dataset):
     root, prefix = dataset['data_root'], dataset['data_prefix']
     for folder in (root, *(os.path.join(root, sub) for sub in prefix.values())):
         if not os.path.isdir(folder):
-            raise UserError(f'the data root lacks the folder {folder}: give the right --data-root, put the data where '
-                            "data/README.md says, or mend the paths in the data set's config")
+            raise UserError(
+                f'the data root lacks the folder {folder}: give the right --data-root, put the data where '
+                "data/README.md says, or mend the paths in the data set's config"
+            )
     split = dataset.get('ann_file') and os.path.join(root, dataset['ann_file'])
     if split and not os.path.isfile(split):
         raise UserError(f'the split file {split} does not exist; data/README.md says where it comes from')
@@ -168,8 +195,10 @@ def list_images(dataset):
     repeated = [path for path, count in Counter(entry['img_path'] for entry in entries).items() if count > 1]
     if repeated:
         raise UserError(f'{split} names {len(repeated)} images more than once, the first is {repeated[0]}')
-    return [dict(name=os.path.relpath(e['img_path'], root), img_path=e['img_path'], seg_map_path=e['seg_map_path'])
-            for e in entries]
+    return [
+        dict(name=os.path.relpath(e['img_path'], root), img_path=e['img_path'], seg_map_path=e['seg_map_path'])
+        for e in entries
+    ]
 
 
 def left_out(dataset):
@@ -195,17 +224,21 @@ def check_count(entries, known, name, limited=False):
     known = [known] if isinstance(known, int) else known
     whole = not known or len(entries) in known
     if not whole and not limited:
-        raise UserError(f'the split has {len(entries)} images, the data set {name} {" or ".join(map(str, known))}: '
-                        'prepare it again (data/README.md); or take a part of it by --limit N, which marks the result '
-                        'as partial; or give the part another `name`, in a config of its own')
+        raise UserError(
+            f'the split has {len(entries)} images, the data set {name} {" or ".join(map(str, known))}: '
+            'prepare it again (data/README.md); or take a part of it by --limit N, which marks the result '
+            'as partial; or give the part another `name`, in a config of its own'
+        )
     return whole
 
 
 def loading(dataset):
     """Return how a data set's config loads its files: dict(label_map, image_max), None where nothing is said."""
     pipeline = {step['type'].split('.')[-1]: step for step in dataset.get('pipeline', ())}
-    return dict(label_map=pipeline.get('LoadLabels', {}).get('label_map'),
-                image_max=pipeline.get('LoadImage', {}).get('image_max'))
+    return dict(
+        label_map=pipeline.get('LoadLabels', {}).get('label_map'),
+        image_max=pipeline.get('LoadImage', {}).get('image_max'),
+    )
 
 
 def check_images(entries, classes, reduce_zero_label=False, void=VOID, void_said=False, label_map=None, image_max=None):
@@ -262,6 +295,7 @@ class Scan(NamedTuple):
         content (str): digest of the image's bytes and the label image's values; None if images are decoded.
         error (str): why they cannot be read; the others are None then.
     """
+
     entry: dict
     image_size: tuple = None
     label_size: tuple = None

@@ -1,4 +1,5 @@
 """What differs between a CPU and a GPU: copies, counts, and what time and memory are measured by."""
+
 import contextlib
 import ctypes
 import functools
@@ -28,8 +29,11 @@ def exact_float32():
 
 def tf32_state():
     """Return the switches that decide how float32 products are rounded, as a JSON-ready dict."""
-    return dict(matmul=torch.get_float32_matmul_precision(), cudnn=torch.backends.cudnn.allow_tf32,
-                override=os.environ.get('NVIDIA_TF32_OVERRIDE'))
+    return dict(
+        matmul=torch.get_float32_matmul_precision(),
+        cudnn=torch.backends.cudnn.allow_tf32,
+        override=os.environ.get('NVIDIA_TF32_OVERRIDE'),
+    )
 
 
 def to_device(tensor, device):
@@ -124,7 +128,7 @@ def batch_that_fits(run, device, most=64):
     _, (_, peak) = measured(run, device)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     fitting = min(most, max(1, int(free / 2 / max(peak, 1))))
-    return 2**(fitting.bit_length() - 1)
+    return 2 ** (fitting.bit_length() - 1)
 
 
 def trim_memory():

@@ -2,6 +2,7 @@
 
 Checks of speed and memory are here, checks of what is computed in `fsa_seg.self_checks`, which says what a check is.
 """
+
 import contextlib
 import os
 import socket
@@ -9,16 +10,30 @@ import subprocess
 import sys
 import time
 import warnings
-from typing import Callable, NamedTuple, Optional
+from collections.abc import Callable
+from typing import NamedTuple
 
 from fsa_seg.machine import BF16_UNITS, amount, cpu_flags, memory, one_line
-from fsa_seg.self_checks import (LABELS, MINI, Skip, dense, golden, gpu, labels, moved_labels, packages, sdpa, sync,
-                                 tf32, used_device)  # yapf: disable
+from fsa_seg.self_checks import (
+    LABELS,
+    MINI,
+    Skip,
+    dense,
+    golden,
+    gpu,
+    labels,
+    moved_labels,
+    packages,
+    sdpa,
+    sync,
+    tf32,
+    used_device,
+)
 
 BACKBONES = {'clip_vit-b16': 2, 'clip_vit-l14': 3, 'openclip_vit-h14': 5}  # name -> GiB that building it takes
 VFM = 'dino_vit-b8'
 LIMIT = 90  # seconds that two processes may take to add two tensors
-PROCESS = '''
+PROCESS = """
 import datetime, os, sys, torch, torch.distributed as dist
 backend, rank = sys.argv[1], int(os.environ['LOCAL_RANK'])
 device = 'cpu'
@@ -30,7 +45,7 @@ x = torch.full((1000, ), rank + 1.0, device=device)
 dist.all_reduce(x)
 print(f'sum {x.min().item()} {x.max().item()}', flush=True)
 dist.destroy_process_group()
-'''
+"""
 
 
 class Verdict(NamedTuple):
@@ -41,6 +56,7 @@ class Verdict(NamedTuple):
         verdict (str): 'ok', 'WRONG' or 'skipped (why)'.
         detail (str): one line.
     """
+
     check: str
     verdict: str
     detail: str
@@ -74,16 +90,19 @@ def window(quick):
     """One real-size window of each backbone with DINO B/8, random weights: memory, images per second."""
     from fsa_seg.measurements import Measurements
     from fsa_seg.segmentor import resolve_precision
+
     device, precision = used_device(), resolve_precision('auto')
     _, free = memory()
-    for backbone, needed in list(BACKBONES.items())[:1 if quick else None]:
+    for backbone, needed in list(BACKBONES.items())[: 1 if quick else None]:
         if free is not None and free < needed * 2**30:
             yield backbone, f'skipped (needs {needed} GiB of memory, {amount(free)} are free)', ''
             continue
         once = device == 'cpu' and (quick or backbone == 'openclip_vit-h14')
         found = Measurements(backbone, VFM, precision, device, 3 if device == 'cuda' else 1, MINI).window(once=once)
-        rates = ', '.join(f'{rate:.3g} images/s with {size} windows at once ({100 * share:.0f} % of the matrix rate)'
-                          for size, (rate, share) in found['rates'].items()).replace('1 windows', '1 window')
+        rates = ', '.join(
+            f'{rate:.3g} images/s with {size} windows at once ({100 * share:.0f} % of the matrix rate)'
+            for size, (rate, share) in found['rates'].items()
+        ).replace('1 windows', '1 window')
         peak = 'unknown' if found['peak'] != found['peak'] else f'{found["peak"] / 2**20:.0f} MiB'
         yield backbone, True, f'{precision}: weights {found["weights"] / 2**20:.0f} MiB, window {peak}; {rates}'
 
@@ -91,6 +110,7 @@ def window(quick):
 def processes(quick):
     """Two processes add two tensors: NCCL where there are two GPUs, gloo."""
     import torch
+
     for backend in ['nccl', 'gloo'] if torch.cuda.device_count() > 1 else ['gloo']:
         start = time.perf_counter()
         try:
@@ -100,8 +120,13 @@ def processes(quick):
             continue
         fine = all('sum 3.0 3.0' in out for out in outs)
         lines = [line.strip() for out in outs for line in out.splitlines() if 'Error' in line or line.startswith('sum')]
-        yield backend, fine, f'1 + 2 = 3 in {time.perf_counter() - start:.1f} s' if fine else (
-            ' / '.join(lines) or 'no sum was printed')[:300]
+        yield (
+            backend,
+            fine,
+            f'1 + 2 = 3 in {time.perf_counter() - start:.1f} s'
+            if fine
+            else (' / '.join(lines) or 'no sum was printed')[:300],
+        )
 
 
 def _two_processes(backend):
@@ -129,25 +154,45 @@ def bf16(quick):
     if not flags:
         raise Skip('this CPU has no bf16 matrix units')
     from fsa_seg.measurements import Measurements
+
     backbone = next(iter(BACKBONES))
     for row in Measurements(backbone, VFM, 'fp32', device, 2, MINI).bf16():
         name = dict(trunk=f'trunk of {backbone}', VFM=VFM)[row['model']]
-        yield name, True, (f'{row["times faster"]} times as fast as fp32: {row["bf16"]} for {row["fp32"]}; '
-                           f'{", ".join(flags)}')
-    for name, pixels, moved in moved_labels((('proxyclip', 'fsa'), ), 1, ('bf16', )):
+        yield (
+            name,
+            True,
+            (f'{row["times faster"]} times as fast as fp32: {row["bf16"]} for {row["fp32"]}; {", ".join(flags)}'),
+        )
+    for name, pixels, moved in moved_labels((('proxyclip', 'fsa'),), 1, ('bf16',)):
         fine = 100 * (1 - moved['bf16'] / pixels) >= LABELS['bf16']
-        yield 'labels', fine, (f'{moved["bf16"]} of {pixels} pixels of the toy move under {name} '
-                               f'(at least {LABELS["bf16"]} % have to stay)')
+        yield (
+            'labels',
+            fine,
+            (
+                f'{moved["bf16"]} of {pixels} pixels of the toy move under {name} '
+                f'(at least {LABELS["bf16"]} % have to stay)'
+            ),
+        )
 
 
 class Check(NamedTuple):
     """A check, and about how many seconds it takes on 2 CPU cores: quick (None: left out then), and in full."""
+
     run: Callable
-    quick: Optional[int]
+    quick: int | None
     full: int
 
 
 CHECKS = dict(
-    packages=Check(packages, 5, 5), gpu=Check(gpu, 0, 0), tf32=Check(tf32, 1, 1), golden=Check(golden, 1, 1),
-    dense=Check(dense, 1, 1), labels=Check(labels, 4, 30), sync=Check(sync, 0, 0), sdpa=Check(sdpa, 1, 10),
-    window=Check(window, 12, 110), processes=Check(processes, 4, 4), bf16=Check(bf16, None, 25))  # yapf: disable
+    packages=Check(packages, 5, 5),
+    gpu=Check(gpu, 0, 0),
+    tf32=Check(tf32, 1, 1),
+    golden=Check(golden, 1, 1),
+    dense=Check(dense, 1, 1),
+    labels=Check(labels, 4, 30),
+    sync=Check(sync, 0, 0),
+    sdpa=Check(sdpa, 1, 10),
+    window=Check(window, 12, 110),
+    processes=Check(processes, 4, 4),
+    bf16=Check(bf16, None, 25),
+)

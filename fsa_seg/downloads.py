@@ -1,4 +1,5 @@
 """Downloads as they come: archives and folders read as one tree, and files fetched from their publishers."""
+
 import errno
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections import Counter
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -40,9 +41,10 @@ class File(NamedTuple):
         member (str): its name in the archive; None for a file of a folder.
         size (int): in bytes.
     """
+
     key: str
     container: str
-    member: Optional[str]
+    member: str | None
     size: int
 
     def __str__(self):
@@ -97,10 +99,14 @@ class Downloads:
         for file in self.all(pattern):
             other = folded.setdefault(file.key.lower(), file)
             if other.key != file.key:
-                raise UserError(f'{other} and {file} differ by upper and lower case alone: on many file systems they would be '
-                                'one file; remove one')
+                raise UserError(
+                    f'{other} and {file} differ by upper and lower case alone: on many file systems they would be '
+                    'one file; remove one'
+                )
             if other.size != file.size:
-                raise UserError(f'{other} has {other.size} bytes, but {file} {file.size}: one of them is not whole; remove it')
+                raise UserError(
+                    f'{other} has {other.size} bytes, but {file} {file.size}: one of them is not whole; remove it'
+                )
         return list(folded.values())
 
     def all(self, pattern):
@@ -119,8 +125,13 @@ class Downloads:
         """Return the one file whose path ends in a regular expression; none, or several, are a UserError."""
         found = self.find(pattern)
         if len(found) != 1:
-            raise self.lacking(what) if not found else UserError(
-                f'{len(found)} files could be {what}: ' + ', '.join(str(file) for file in found[:3]) + '; leave one')
+            raise (
+                self.lacking(what)
+                if not found
+                else UserError(
+                    f'{len(found)} files could be {what}: ' + ', '.join(str(file) for file in found[:3]) + '; leave one'
+                )
+            )
         return found[0]
 
     def lacking(self, what):
@@ -169,13 +180,25 @@ def _open_archive(path, size, modified):
             if archive.fileobj.tell() == archive.offset:  # no zero block ends it
                 raise EOFError('it ends between two members')
             members = {info.name: (info, info.size) for info in archive.getmembers() if info.isreg()}
-            members.update({info.name: (info, members[info.linkname][1]) for info in archive.getmembers()
-                            if info.islnk() and info.linkname in members})
+            members.update(
+                {
+                    info.name: (info, members[info.linkname][1])
+                    for info in archive.getmembers()
+                    if info.islnk() and info.linkname in members
+                }
+            )
     except UNREADABLE as error:
-        return None, {}, f'is no whole archive ({str(error).splitlines()[0] if str(error) else error!r}); download it again'
+        return (
+            None,
+            {},
+            f'is no whole archive ({str(error).splitlines()[0] if str(error) else error!r}); download it again',
+        )
     outside = [name for name in names if name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name)]
-    packed = [info.filename for info, _ in members.values()
-              if isinstance(info, zipfile.ZipInfo) and info.compress_type not in BOUNDED]
+    packed = [
+        info.filename
+        for info, _ in members.values()
+        if isinstance(info, zipfile.ZipInfo) and info.compress_type not in BOUNDED
+    ]
     if packed:
         return None, {}, f'packs {packed[0]!r} by a method that cannot be read in parts; unpack it, and name the folder'
     if outside:
@@ -193,6 +216,7 @@ class Download(NamedTuple):
         megabytes (int): about how large it is.
         md5 (str): where one is published.
     """
+
     url: str
     megabytes: int
     md5: str = ''
@@ -222,8 +246,10 @@ def fetch(download, folder):
     there = os.path.getsize(part) if os.path.exists(part) else 0
     free = shutil.disk_usage(folder).free
     if download.megabytes * 1e6 - there > free:
-        raise UserError(f'{folder} has {free / 1e9:.1f} GB left, and {download.name} has about {download.megabytes / 1e3:.1f}; '
-                        'make room')
+        raise UserError(
+            f'{folder} has {free / 1e9:.1f} GB left, and {download.name} has about {download.megabytes / 1e3:.1f}; '
+            'make room'
+        )
     for left in reversed(range(TRIES)):
         try:
             _receive(download.url, part)
@@ -232,8 +258,10 @@ def fetch(download, folder):
             if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                 raise UserError(f'{download.url} is refused ({error}); download it by hand to {path}') from None
             if not left or getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f'{download.url} cannot be downloaded to {part} ({getattr(error, "reason", error)}); what came '
-                                f'is kept, and the same command goes on from it; or download it by hand to {path}') from None
+                raise UserError(
+                    f'{download.url} cannot be downloaded to {part} ({getattr(error, "reason", error)}); what came '
+                    f'is kept, and the same command goes on from it; or download it by hand to {path}'
+                ) from None
             time.sleep(PAUSE)
     os.replace(_held_to(part, download), path)
     return path
@@ -242,11 +270,14 @@ def fetch(download, folder):
 def _held_to(path, download, size=None):
     """Return the path of a file that has this size (if it is known) and the published MD5; else raise a UserError."""
     if size is not None and os.path.getsize(path) != size:
-        raise UserError(f'{path} has {os.path.getsize(path)} bytes, and {download.url} {size}; remove it, and run the same '
-                        'command again')
+        raise UserError(
+            f'{path} has {os.path.getsize(path)} bytes, and {download.url} {size}; remove it, and run the same '
+            'command again'
+        )
     if download.md5 and (found := _md5(path)) != download.md5:
-        raise UserError(f'{path} has the MD5 {found}, and {download.url} {download.md5}; remove it, and run the same command '
-                        'again')
+        raise UserError(
+            f'{path} has the MD5 {found}, and {download.url} {download.md5}; remove it, and run the same command again'
+        )
     return path
 
 
@@ -274,8 +305,10 @@ def _receive(url, part):
     with response:
         start = start if response.status == 206 else 0
         total = int(response.headers['Content-Length']) + start if response.headers.get('Content-Length') else None
-        with open(part, 'r+b' if start else 'wb') as f, tqdm(desc=os.path.basename(url), initial=start, total=total, unit='B',
-                                                            unit_scale=True) as bar:
+        with (
+            open(part, 'r+b' if start else 'wb') as f,
+            tqdm(desc=os.path.basename(url), initial=start, total=total, unit='B', unit_scale=True) as bar,
+        ):
             f.seek(start)
             while block := response.read(BLOCK):
                 f.write(block)
@@ -290,4 +323,3 @@ def _md5(path):
         while block := f.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
-

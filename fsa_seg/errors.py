@@ -1,4 +1,5 @@
 """Errors that a user can mend, and the checks that raise them."""
+
 import difflib
 import functools
 import os
@@ -20,7 +21,9 @@ def built(what, make):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f'{what} cannot be built: {type(error).__name__}: {" ".join(str(error).split())[:300]}') from error
+        raise UserError(
+            f'{what} cannot be built: {type(error).__name__}: {" ".join(str(error).split())[:300]}'
+        ) from error
 
 
 def one_of(name, allowed, kind):

@@ -2,6 +2,7 @@
 
 Shape legend: K classes; a confusion matrix is (K truth, K predicted), in pixels.
 """
+
 import contextlib
 import glob
 import hashlib
@@ -48,8 +49,10 @@ class Journal:
             with open(self._path, 'a', encoding='utf-8') as f:
                 f.write(json.dumps([*line, self._seal(line)]) + '\n')
         except OSError as error:
-            raise UserError(f'{self._path} cannot be written: {error.strerror}; make room, and run the same command again: it goes '
-                            'on with what is counted') from None
+            raise UserError(
+                f'{self._path} cannot be written: {error.strerror}; make room, and run the same command again: it goes '
+                'on with what is counted'
+            ) from None
 
     def read(self):
         """Return what all files hold and can be believed: image name -> sparse confusion matrix."""
@@ -59,8 +62,11 @@ class Journal:
                 for text in f:
                     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
                         name, content, weights, counts, seal = json.loads(text)
-                        if (content == self._contents[name] and self._same(weights)
-                                and seal == self._seal([name, content, weights, counts])):
+                        if (
+                            content == self._contents[name]
+                            and self._same(weights)
+                            and seal == self._seal([name, content, weights, counts])
+                        ):
                             found[name] = np.array(counts, np.int64)
         return found
 
@@ -70,10 +76,13 @@ class Journal:
 
     def _same(self, weights):
         """Return whether counts were made by the files of weights that are there, as far as that is known."""
-        return len(weights) == len(self.weights) and all(a == b or None in (a, b) for a, b in zip(weights, self.weights))
+        return len(weights) == len(self.weights) and all(
+            a == b or None in (a, b) for a, b in zip(weights, self.weights)
+        )
 
     def _seal(self, line):
         return hashlib.sha256(json.dumps([self._cell, *line]).encode()).hexdigest()[:16]
+
 
 MOST_LOGGED = 200  # classes whose IoU is logged; the result has all of them
 
@@ -112,7 +121,9 @@ class ExactIoUMetric(IoUMetric):
             with _named(sample['seg_map_path']):
                 counts = _counting(sample['truth'], predicted, classes, self.ignore_index)
             finite = sample.get(finite_field(self.field))  # another segmentor's samples have none
-            self._pending.append((sample['img_path'], sample['seg_map_path'], truth, counts, finite is not None and to_host(finite)))
+            self._pending.append(
+                (sample['img_path'], sample['seg_map_path'], truth, counts, finite is not None and to_host(finite))
+            )
         self._settle(before if predicted.is_cuda else len(self._pending))
 
     def _settle(self, count):
@@ -145,8 +156,10 @@ class ExactIoUMetric(IoUMetric):
         return {'/'.join(filter(None, (self.prefix, key))): figures[key] for key in ('aAcc', 'mIoU', 'mAcc')}
 
     def _log(self, figures):
-        rows = [f'{name:>20}  {iou:6.2f}' if iou == iou else f'{name:>20}       –'
-                for name, iou in zip(self.dataset_meta['classes'], figures['IoU'])]
+        rows = [
+            f'{name:>20}  {iou:6.2f}' if iou == iou else f'{name:>20}       –'
+            for name, iou in zip(self.dataset_meta['classes'], figures['IoU'])
+        ]
         if len(rows) > MOST_LOGGED:
             rows[MOST_LOGGED:] = [f'and {len(rows) - MOST_LOGGED} more classes, which the result file has']
         print_log('per-class IoU in percent (– where absent from truth and prediction):\n' + '\n'.join(rows), 'current')
@@ -188,7 +201,9 @@ def _counting(truth, predicted, classes, ignore_index):
     if truth.shape != predicted.shape:
         raise ValueError(f'truth has {tuple(truth.shape)} pixels, the prediction {tuple(predicted.shape)}')
     size = classes + 1
-    rows, columns = (torch.where((labels >= 0) & (labels < classes), labels.long(), classes) for labels in (truth, predicted))
+    rows, columns = (
+        torch.where((labels >= 0) & (labels < classes), labels.long(), classes) for labels in (truth, predicted)
+    )
     pairs = torch.where(truth == ignore_index, size**2, rows * size + columns).flatten()
     if size**2 > pairs.numel():
         ordered = to_host(pairs.sort().values)
@@ -215,7 +230,9 @@ def _sparse(truth, found, classes, ignore_index):
     allowed = f'but the data set has the classes 0 to {classes - 1} (and {ignore_index} for void)'
     if (rows == classes).any():
         labels = truth[truth != ignore_index]
-        raise ValueError(f'the truth has labels {labels[(labels < 0) | (labels >= classes)].unique()[:5].tolist()}, {allowed}')
+        raise ValueError(
+            f'the truth has labels {labels[(labels < 0) | (labels >= classes)].unique()[:5].tolist()}, {allowed}'
+        )
     if (columns == classes).any():
         raise ValueError(f'the prediction has other labels, {allowed}')
     return np.stack([rows, columns, pixels])
@@ -242,8 +259,13 @@ def metrics(total):
     with np.errstate(invalid='ignore', divide='ignore'):
         iou = 100 * intersect / (label + predicted - intersect)
         acc = 100 * intersect / label
-        return dict(mIoU=float(np.nanmean(iou)), mAcc=float(np.nanmean(acc)),
-                    aAcc=float(100 * intersect.sum() / total.sum()), IoU=iou.tolist(), Acc=acc.tolist())
+        return dict(
+            mIoU=float(np.nanmean(iou)),
+            mAcc=float(np.nanmean(acc)),
+            aAcc=float(100 * intersect.sum() / total.sum()),
+            IoU=iou.tolist(),
+            Acc=acc.tolist(),
+        )
 
 
 def per_image_counts(confusions):
@@ -259,6 +281,12 @@ def per_image_counts(confusions):
         np.add.at(shown, np.searchsorted(classes, predicted), pixels)
         right = truth == predicted
         both[np.searchsorted(classes, truth[right])] = pixels[right]
-        rows.append(dict(classes=classes.tolist(), intersection=both.tolist(), label=label.tolist(),
-                         union=(label + shown - both).tolist()))
+        rows.append(
+            dict(
+                classes=classes.tolist(),
+                intersection=both.tolist(),
+                label=label.tolist(),
+                union=(label + shown - both).tolist(),
+            )
+        )
     return rows

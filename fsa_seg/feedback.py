@@ -6,6 +6,7 @@ in half precision.
 
 Shape legend: B images, N patches, T tokens attended, D width, Q queries.
 """
+
 import math
 
 import torch
@@ -118,7 +119,9 @@ def _threshold_by_histogram(similarity, p):
     before = torch.where(crossing > 0, mass.gather(-1, (crossing - 1).clamp_(min=0)), 0)
     inside = bins == crossing
     ordered = similarity.masked_fill(~inside, float('-inf')).topk(int(inside.sum(-1).max()), -1).values
-    kept = (before + (ordered - high).exp_().cumsum(-1) <= target).logical_and_(ordered.isfinite()).sum(-1, keepdim=True)
+    kept = (
+        (before + (ordered - high).exp_().cumsum(-1) <= target).logical_and_(ordered.isfinite()).sum(-1, keepdim=True)
+    )
     kept = torch.where(crossing == 0, kept.clamp(min=1), kept)  # always the first
     least = ordered.gather(-1, (kept - 1).clamp(min=0))
     return torch.where(kept > 0, least, least.nextafter(torch.full_like(least, float('inf'))))
@@ -154,7 +157,7 @@ def ensemble(attention: AttentionMap, apply_adapted, values: Tensor, terms=TERMS
         inputs.append(attended if attention.mass == 1 else attended / attention.mass)
     if 'AW' in terms or 'W' in terms:
         inputs.append(values)
-    mixed = apply_adapted(*(one[:, int(attention.cls):] for one in inputs))  # so that W is gone through once
+    mixed = apply_adapted(*(one[:, int(attention.cls) :] for one in inputs))  # so that W is gone through once
     if attention.cls:
         mixed = [torch.cat([one[:, :1], patches], 1) for one, patches in zip(inputs, mixed)]
     if 'AW' in terms:
@@ -183,22 +186,45 @@ class FSA:
         UserError: a setting is out of its range.
     """
 
-    def __init__(self, lam=3.0, p=0.45, isolation=True, scale=SCALE, uniform_scale=UNIFORM_SCALE, similarity='kl',
-                 terms=TERMS, rounds=1, block=None):
-        _check(_is_number(lam) and 0 <= lam <= MAX_LAMBDA, 'lam', lam,
-               f'from 0 to {MAX_LAMBDA}, beyond which exp(λ) overflows (published: 3.0, 2.3 for ViT-H/14)')
+    def __init__(
+        self,
+        lam=3.0,
+        p=0.45,
+        isolation=True,
+        scale=SCALE,
+        uniform_scale=UNIFORM_SCALE,
+        similarity='kl',
+        terms=TERMS,
+        rounds=1,
+        block=None,
+    ):
+        _check(
+            _is_number(lam) and 0 <= lam <= MAX_LAMBDA,
+            'lam',
+            lam,
+            f'from 0 to {MAX_LAMBDA}, beyond which exp(λ) overflows (published: 3.0, 2.3 for ViT-H/14)',
+        )
         _check(_is_number(p) and 0 < p <= 1, 'p', p, 'above 0 and at most 1 (published: 0.45; 1 prunes nothing)')
         _check(isinstance(isolation, bool), 'isolation', isolation, 'True or False')
         _check(_is_number(scale) and scale > 0, 'scale', scale, 'above 0 (published: 20)')
-        _check(_is_number(uniform_scale) and uniform_scale >= 0, 'uniform_scale', uniform_scale,
-               'at least 0 (published: 35)')
+        _check(
+            _is_number(uniform_scale) and uniform_scale >= 0,
+            'uniform_scale',
+            uniform_scale,
+            'at least 0 (published: 35)',
+        )
         one_of(similarity, SIMILARITIES, 'similarity of FSA')
-        terms = (terms, ) if isinstance(terms, str) else terms
+        terms = (terms,) if isinstance(terms, str) else terms
         some = isinstance(terms, (list, tuple)) and [term for term in TERMS if term in terms]
-        _check(some and len(some) == len(terms), 'terms', terms,
-               f'a choice of {", ".join(TERMS)}, at least one, each once')
-        _check(isinstance(rounds, int) and rounds >= 1 and rounds is not True, 'rounds', rounds,
-               'a whole number, at least 1')
+        _check(
+            some and len(some) == len(terms), 'terms', terms, f'a choice of {", ".join(TERMS)}, at least one, each once'
+        )
+        _check(
+            isinstance(rounds, int) and rounds >= 1 and rounds is not True,
+            'rounds',
+            rounds,
+            'a whole number, at least 1',
+        )
         _check(block is None or isinstance(block, int) and block >= 1, 'block', block, 'a whole number, at least 1')
         self.block = block
         self.lam, self.p, self.isolation, self.similarity = lam, p, isolation, similarity

@@ -1,4 +1,5 @@
 """Reading files with care: regular files alone, and nothing that is larger than the free memory."""
+
 import os
 import stat
 

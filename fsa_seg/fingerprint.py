@@ -10,6 +10,7 @@ this list. Each entry has a level:
 
 Defaults are filled in, so that a default that is spelt out is the same cell; 3 and 3.0 are one value.
 """
+
 import functools
 import glob
 import hashlib
@@ -39,16 +40,55 @@ from fsa_seg.text import templates_digest
 from fsa_seg.weights import path_of, weights_from
 
 LEVELS = ('number', 'source', 'rounding', 'none')
-PACKAGES = ('torch', 'torchvision', 'open_clip_torch', 'timm', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'mmengine',
-            'mmcv', 'mmcv-lite', 'mmsegmentation', 'numpy', 'opencv-python', 'opencv-python-headless', 'opencv-contrib-python',
-            'pillow', 'safetensors', 'huggingface_hub', 'ftfy', 'regex')  # yapf: disable
+PACKAGES = (
+    'torch',
+    'torchvision',
+    'open_clip_torch',
+    'timm',
+    'onedl-mmengine',
+    'onedl-mmcv',
+    'onedl-mmsegmentation',
+    'mmengine',
+    'mmcv',
+    'mmcv-lite',
+    'mmsegmentation',
+    'numpy',
+    'opencv-python',
+    'opencv-python-headless',
+    'opencv-contrib-python',
+    'pillow',
+    'safetensors',
+    'huggingface_hub',
+    'ftfy',
+    'regex',
+)
 WEIGHT_SUFFIXES = ('.json', '.safetensors', '.bin', '.pt', '.pth')
-MODEL_LEVELS = dict(window_batch='rounding', compile='rounding', keep_scores='none', text_cache='none')  # others: number
-DATASET_BLIND = ('data_root', 'pipeline', 'indices', 'test_mode', 'serialize_data', 'lazy_init', 'max_refetch', 'backend_args',
-                 'metainfo')  # arguments of a data set that stand elsewhere in the list, or change nothing
+MODEL_LEVELS = dict(
+    window_batch='rounding', compile='rounding', keep_scores='none', text_cache='none'
+)  # others: number
+DATASET_BLIND = (
+    'data_root',
+    'pipeline',
+    'indices',
+    'test_mode',
+    'serialize_data',
+    'lazy_init',
+    'max_refetch',
+    'backend_args',
+    'metainfo',
+)  # arguments of a data set that stand elsewhere in the list, or change nothing
 METRIC_BLIND = ('root', 'collect_device', 'output_dir', 'prefix', 'field')
-MEMBER_KEYS = ('method', 'model.feedback', 'model.vfm', 'model.words', 'model.logit_scale', 'model.prob_thd', 'model.area_thd',
-               'class ', 'attention file')  # in which the cells of one pass may differ
+MEMBER_KEYS = (
+    'method',
+    'model.feedback',
+    'model.vfm',
+    'model.words',
+    'model.logit_scale',
+    'model.prob_thd',
+    'model.area_thd',
+    'class ',
+    'attention file',
+)  # in which the cells of one pass may differ
 SHORT = 32  # characters of a value that a row of a table shows
 
 
@@ -60,6 +100,7 @@ class Entry(NamedTuple):
         value: JSON-ready and resolved.
         level (str): of LEVELS.
     """
+
     key: str
     value: object
     level: str
@@ -72,6 +113,7 @@ class Data(NamedTuple):
         names (list of str): the images of the split, in order.
         contents (dict): name -> digest of the image's bytes and the label image's values.
     """
+
     names: list
     contents: dict
 
@@ -89,7 +131,10 @@ def fingerprint(config, data=None):
     entries = [*_model(config.model), *_dataset(config), *_runtime(config), *_sources(config)]
     if data is not None:
         contents = [data.contents[name] for name in data.names]
-        entries += [Entry('data.split', _sha256(data.names), 'number'), Entry('data.contents', _sha256(contents), 'number')]
+        entries += [
+            Entry('data.split', _sha256(data.names), 'number'),
+            Entry('data.contents', _sha256(contents), 'number'),
+        ]
     return [Entry(entry.key, canonical(entry.value), entry.level) for entry in entries]
 
 
@@ -106,7 +151,9 @@ def cell_hash(entries, contents=True):
         entries (list of Entry): of `fingerprint`.
         contents (bool): False leaves 'data.contents' out, and with it what the files hold.
     """
-    return _sha256([entry[:2] for entry in entries if entry.level == 'number' and (contents or entry.key != 'data.contents')])
+    return _sha256(
+        [entry[:2] for entry in entries if entry.level == 'number' and (contents or entry.key != 'data.contents')]
+    )
 
 
 def sources_hash(entries):
@@ -189,7 +236,9 @@ def versions():
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             pass
-    return dict(found, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version() if torch.cuda.is_available() else None)
+    return dict(
+        found, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    )
 
 
 def _model(model):
@@ -217,10 +266,14 @@ def _feedback(config):
     arguments = resolved(cls, config)
     if cls is FSA:
         terms = arguments['terms']
-        arguments['terms'] = [term for term in TERMS if term in ((terms, ) if isinstance(terms, str) else terms)]
-    return [Entry('model.feedback', config['type'], 'number'),
-            *(Entry(f'model.feedback.{key}', value, 'rounding' if key == 'block' else 'number')
-              for key, value in arguments.items())]  # yapf: disable
+        arguments['terms'] = [term for term in TERMS if term in ((terms,) if isinstance(terms, str) else terms)]
+    return [
+        Entry('model.feedback', config['type'], 'number'),
+        *(
+            Entry(f'model.feedback.{key}', value, 'rounding' if key == 'block' else 'number')
+            for key, value in arguments.items()
+        ),
+    ]
 
 
 def _backbone(config):
@@ -229,22 +282,39 @@ def _backbone(config):
     folder = model.removeprefix('local-dir:') if model.startswith('local-dir:') else None
     if folder:
         path = local_path(folder, 'folder of a CLIP model')
-        architecture, files = _read_json(os.path.join(path, CONFIG_FILE)), sorted(glob.glob(os.path.join(glob.escape(path), '*')))
+        architecture, files = (
+            _read_json(os.path.join(path, CONFIG_FILE)),
+            sorted(glob.glob(os.path.join(glob.escape(path), '*'))),
+        )
         files = [file for file in files if file.endswith(WEIGHT_SUFFIXES)]
     else:
         architecture = open_clip.get_model_config(model)
         files = [local_path(checkpoint, f'checkpoint of the backbone {model}')] if checkpoint else []
         beside = [os.path.join(os.path.dirname(file), CONFIG_FILE) for file in files]
         files += [path for path in beside if os.path.isfile(path)]
-    weights = dict(random=seed) if seed is not None else dict(sha256=files_digest(files)) if files else dict(tag=config.get('pretrained'))
-    known = {} if folder else _pretrained_tag(model, config.get('pretrained')) or _config_beside(checkpoint).get('preprocess_cfg', {})
-    pixels = {key: config.get(key) or known.get(key) or (None if folder else own)
-              for key, own in (('mean', open_clip.OPENAI_DATASET_MEAN), ('std', open_clip.OPENAI_DATASET_STD))}
-    return [Entry('model.backbone.architecture', architecture, 'number'),
-            Entry('model.backbone.weights', weights, 'number'),
-            Entry('model.backbone.pixels', pixels, 'number'),
-            Entry('model.backbone.file', _cached_digest('backbone', config) if 'tag' in weights else None, 'source'),
-            Entry('model.backbone.cache_dir', config.get('cache_dir'), 'none')]  # yapf: disable
+    weights = (
+        dict(random=seed)
+        if seed is not None
+        else dict(sha256=files_digest(files))
+        if files
+        else dict(tag=config.get('pretrained'))
+    )
+    known = (
+        {}
+        if folder
+        else _pretrained_tag(model, config.get('pretrained')) or _config_beside(checkpoint).get('preprocess_cfg', {})
+    )
+    pixels = {
+        key: config.get(key) or known.get(key) or (None if folder else own)
+        for key, own in (('mean', open_clip.OPENAI_DATASET_MEAN), ('std', open_clip.OPENAI_DATASET_STD))
+    }
+    return [
+        Entry('model.backbone.architecture', architecture, 'number'),
+        Entry('model.backbone.weights', weights, 'number'),
+        Entry('model.backbone.pixels', pixels, 'number'),
+        Entry('model.backbone.file', _cached_digest('backbone', config) if 'tag' in weights else None, 'source'),
+        Entry('model.backbone.cache_dir', config.get('cache_dir'), 'none'),
+    ]
 
 
 def _vfm(config):
@@ -260,9 +330,12 @@ def _vfm(config):
     if timm.is_model(arguments.get('model') or ''):  # timm's normalisation, where none is given
         own = timm.get_pretrained_cfg(arguments['model'], allow_unregistered=False)
         arguments.update((key, getattr(own, key)) for key in ('mean', 'std') if arguments.get(key, own) is None)
-    return [Entry('model.vfm', config['type'], 'number'), Entry('model.vfm.weights', weights, 'number'),
-            Entry('model.vfm.file', cached, 'source'),
-            *(Entry(f'model.vfm.{key}', _content(value), 'number') for key, value in arguments.items())]  # yapf: disable
+    return [
+        Entry('model.vfm', config['type'], 'number'),
+        Entry('model.vfm.weights', weights, 'number'),
+        Entry('model.vfm.file', cached, 'source'),
+        *(Entry(f'model.vfm.{key}', _content(value), 'number') for key, value in arguments.items()),
+    ]
 
 
 def _content(value):
@@ -276,35 +349,53 @@ def _dataset(config):
     cls = DATASETS.get(dataset.type)
     classes = dataset.get('metainfo', {}).get('classes') or cls.METAINFO.get('classes')
     arguments = {key: value for key, value in resolved(cls, dataset).items() if key not in DATASET_BLIND}
-    steps = [dict(resolved(_class_of(TRANSFORMS, step['type']), step), type=step['type']) for step in dataset.get('pipeline', ())]
+    steps = [
+        dict(resolved(_class_of(TRANSFORMS, step['type']), step), type=step['type'])
+        for step in dataset.get('pipeline', ())
+    ]
     metric = config.test_evaluator
-    return [Entry('dataset.type', dataset.type, 'number'), Entry('dataset.classes', classes, 'number'),
-            *(Entry(f'dataset.{key}', value, 'number') for key, value in arguments.items()),
-            Entry('dataset.data_root', dataset.get('data_root'), 'none'),
-            Entry('pipeline', steps, 'number'), Entry('metric.type', metric.type, 'number'),
-            *(Entry(f'metric.{key}', value, 'number') for key, value in resolved(METRICS.get(metric.type), metric).items()
-              if key not in METRIC_BLIND),
-            *(Entry(f'loop.{key}', value, 'number') for key, value in config.test_cfg.items()),
-            Entry('hooks', config.get('custom_hooks', []), 'number')]  # yapf: disable
+    return [
+        Entry('dataset.type', dataset.type, 'number'),
+        Entry('dataset.classes', classes, 'number'),
+        *(Entry(f'dataset.{key}', value, 'number') for key, value in arguments.items()),
+        Entry('dataset.data_root', dataset.get('data_root'), 'none'),
+        Entry('pipeline', steps, 'number'),
+        Entry('metric.type', metric.type, 'number'),
+        *(
+            Entry(f'metric.{key}', value, 'number')
+            for key, value in resolved(METRICS.get(metric.type), metric).items()
+            if key not in METRIC_BLIND
+        ),
+        *(Entry(f'loop.{key}', value, 'number') for key, value in config.test_cfg.items()),
+        Entry('hooks', config.get('custom_hooks', []), 'number'),
+    ]
 
 
 def _runtime(config):
     """Return the entries of where and how the cell runs."""
     blind = ('work_dir', 'launcher', 'workers', 'log_level', 'log_interval', 'default_hooks', 'custom_imports')
-    return [Entry('batch_size', config.test_dataloader.get('batch_size'), 'rounding'),
-            Entry('env', config.get('env_cfg', {}).get('cudnn_benchmark'), 'rounding'),
-            Entry('device', device_name(get_device()), 'rounding'), Entry('tf32', tf32_state(), 'rounding'),
-            *(Entry(f'version of {name}', version, 'rounding') for name, version in versions().items()),
-            *(Entry(key, config.get(key), 'none') for key in blind)]  # yapf: disable
+    return [
+        Entry('batch_size', config.test_dataloader.get('batch_size'), 'rounding'),
+        Entry('env', config.get('env_cfg', {}).get('cudnn_benchmark'), 'rounding'),
+        Entry('device', device_name(get_device()), 'rounding'),
+        Entry('tf32', tf32_state(), 'rounding'),
+        *(Entry(f'version of {name}', version, 'rounding') for name, version in versions().items()),
+        *(Entry(key, config.get(key), 'none') for key in blind),
+    ]
 
 
 def _sources(config):
     """Return the entries of the code behind a number: the package's, and that of every other class that the config names."""
     entries = [Entry('package', sources_digest(), 'source')]
-    named = [(MODELS, config.model), (MODELS, config.model.get('vfm')), (MODELS, config.model.get('feedback')),
-             (DATASETS, config.test_dataloader.dataset), (METRICS, config.test_evaluator),
-             *((TRANSFORMS, step) for step in config.test_dataloader.dataset.get('pipeline', ())),
-             *((HOOKS, hook) for hook in config.get('custom_hooks', []))]  # yapf: disable
+    named = [
+        (MODELS, config.model),
+        (MODELS, config.model.get('vfm')),
+        (MODELS, config.model.get('feedback')),
+        (DATASETS, config.test_dataloader.dataset),
+        (METRICS, config.test_evaluator),
+        *((TRANSFORMS, step) for step in config.test_dataloader.dataset.get('pipeline', ())),
+        *((HOOKS, hook) for hook in config.get('custom_hooks', [])),
+    ]
     for registry, part in named:
         files = _files_of(_class_of(registry, part['type'])) if part else []
         if files:
@@ -321,7 +412,17 @@ def _files_of(cls):
     """Return the source files of a class, its bases and the modules beside them, but for the package's and the libraries'."""
     files = []
     for base in cls.__mro__:
-        library = base.__module__.split('.')[0] in ('builtins', 'fsa_seg', 'torch', 'mmseg', 'mmengine', 'mmcv', 'timm', 'abc', 'typing')
+        library = base.__module__.split('.')[0] in (
+            'builtins',
+            'fsa_seg',
+            'torch',
+            'mmseg',
+            'mmengine',
+            'mmcv',
+            'timm',
+            'abc',
+            'typing',
+        )
         file = None if library else getattr(sys.modules.get(base.__module__), '__file__', None)
         files += _neighbours(file) if file and os.path.isfile(file) else []
     return sorted(set(files))
@@ -331,8 +432,13 @@ def _neighbours(file):
     """Return a module's file and those of the loaded modules that lie in its folder, which it may have imported."""
     folder = os.path.dirname(os.path.abspath(file))
     loaded = [getattr(module, '__file__', None) for module in list(sys.modules.values())]
-    return sorted({path for path in (os.path.abspath(file), *loaded)  # torch names a file that is none
-                   if path and path.endswith('.py') and os.path.dirname(path) == folder and os.path.isfile(path)})
+    return sorted(
+        {
+            path
+            for path in (os.path.abspath(file), *loaded)  # torch names a file that is none
+            if path and path.endswith('.py') and os.path.dirname(path) == folder and os.path.isfile(path)
+        }
+    )
 
 
 def _module_digest(name, file):
@@ -340,14 +446,18 @@ def _module_digest(name, file):
     if '.' not in name and not file.endswith('__init__.py'):
         return files_digest(_neighbours(file))
     top = getattr(sys.modules.get(name.split('.')[0]), '__file__', None) or file
-    return files_digest(sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(top)), '**', '*.py'), recursive=True)))
+    return files_digest(
+        sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(top)), '**', '*.py'), recursive=True))
+    )
 
 
 def _class_of(registry, name):
     """Return a registered class, by its name with or without a scope."""
     cls = registry.get(name)
     if cls is None:
-        raise UserError(f'unknown class {name!r}: no registry has it; name the module that registers it in custom_imports')
+        raise UserError(
+            f'unknown class {name!r}: no registry has it; name the module that registers it in custom_imports'
+        )
     return cls
 
 

@@ -3,6 +3,7 @@
 A plan says which images of the downloads are taken over as they are, which label images are made and how, and which lists
 are written.
 """
+
 import codecs
 import collections
 import contextlib
@@ -15,7 +16,8 @@ import math
 import os
 import pickle
 import re
-from typing import Callable, NamedTuple, Optional, Tuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from mmseg.datasets import PascalContextDataset, PascalVOCDataset
@@ -28,11 +30,15 @@ from fsa_seg.images import open_image
 from fsa_seg.labels import VOID, check_range, decode_labels
 
 # PASCAL-Context's 59 classes among the categories of its Detail file, in the order of mmseg's names
+# fmt: off
 DETAIL_CATEGORIES = (
     2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159, 162,
     187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416,
-    420, 424, 427, 440, 445, 454, 458)  # yapf: disable
-STUFF_IDS = [i for i in range(1, 183) if i - 1 not in (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)]  # COCO-Stuff's that occur
+    420, 424, 427, 440, 445, 454, 458)
+# fmt: on
+STUFF_IDS = [
+    i for i in range(1, 183) if i - 1 not in (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+]  # COCO-Stuff's that occur
 NOT_ALLOWED = -1  # in a table of labels
 MOST_BYTES = 8  # of a number in a MATLAB file
 
@@ -47,10 +53,11 @@ class Labels(NamedTuple):
         targets (tuple of str): files, below the data set's folder.
         as_is (bool): write the source's own bytes.
     """
-    source: Optional[File]
+
+    source: File | None
     convert: Callable
     image: str
-    targets: Tuple[str, ...]
+    targets: tuple[str, ...]
     as_is: bool = False
 
 
@@ -79,8 +86,9 @@ class Plan:
             if missing:
                 raise self.downloads.lacking(f'{len(missing)} of {len(names)} {what}s (the first is {missing[0]})')
         for name in names:
-            image, *targets = (target.format(name=name, folder=name.split('_')[0])
-                               for target in (image_target, *label_targets))
+            image, *targets = (
+                target.format(name=name, folder=name.split('_')[0]) for target in (image_target, *label_targets)
+            )
             self.images.append((images[name], image))
             one = convert[name] if isinstance(convert, dict) else convert
             self.labels.append(Labels(labels and labels[name], one, image, tuple(targets), as_is))
@@ -96,10 +104,11 @@ class Preparation(NamedTuple):
         downloads (tuple of Download): what can be fetched without a login.
         by_hand (str): what has to be fetched with one, and where.
     """
+
     folder: str
-    benchmarks: Tuple[str, ...]
+    benchmarks: tuple[str, ...]
     plan: Callable
-    downloads: Tuple[Download, ...] = ()
+    downloads: tuple[Download, ...] = ()
     by_hand: str = ''
 
     @property
@@ -210,7 +219,9 @@ def _ade_objects(data, where, table, present):
     numbers = colors[..., 0] // 10 * 256 + colors[..., 1]
     shown = set(np.unique(numbers).tolist()) - {0}
     if 2 * len(shown & present) < len(shown):
-        raise UserError(f'{where} shows the objects {sorted(shown)[:5]}; the index lists others for it: they are of two releases')
+        raise UserError(
+            f'{where} shows the objects {sorted(shown)[:5]}; the index lists others for it: they are of two releases'
+        )
     return [_renumber(numbers, table, where).astype(np.uint16)]
 
 
@@ -250,7 +261,9 @@ def _split(downloads, path):
 def _voc(downloads, splits):
     plan = Plan(downloads)
     images = _index(downloads, r'VOC2012/JPEGImages/[^/]+\.jpg', '.jpg', 'images of VOC2012/JPEGImages')
-    labels = _index(downloads, r'VOC2012/SegmentationClass/[^/]+\.png', '.png', 'annotations of VOC2012/SegmentationClass')
+    labels = _index(
+        downloads, r'VOC2012/SegmentationClass/[^/]+\.png', '.png', 'annotations of VOC2012/SegmentationClass'
+    )
     convert = functools.partial(_as_it_is, values=len(PascalVOCDataset.METAINFO['classes']))
     for split in splits:
         names = _split(downloads, f'VOC2012/ImageSets/Segmentation/{split}.txt')
@@ -274,8 +287,15 @@ def _context(downloads, splits):
 def _context459(downloads, splits):
     classes, names = _context_names(downloads), {split: _voc2010_split(downloads, split) for split in splits}
     convert = functools.partial(_matlab, variable='LabelMap', table=np.arange(460), dtype=np.uint16)
-    plan = _context_plan(downloads, None, names, _context_maps(downloads), convert, 'SegmentationClassContext459',
-                         'SegmentationContext459')
+    plan = _context_plan(
+        downloads,
+        None,
+        names,
+        _context_maps(downloads),
+        convert,
+        'SegmentationClassContext459',
+        'SegmentationContext459',
+    )
     plan.texts['context459_classes.txt'] = [classes[i] for i in range(1, 460)]
     return plan
 
@@ -296,7 +316,9 @@ def _voc2010_split(downloads, split):
 
 def _context_maps(downloads):
     _optional('scipy.io')
-    return _index(downloads, r'trainval/\d{4}_\d{6}\.mat', '.mat', 'trainval/*.mat of PASCAL-Context, or trainval_merged.json')
+    return _index(
+        downloads, r'trainval/\d{4}_\d{6}\.mat', '.mat', 'trainval/*.mat of PASCAL-Context, or trainval_merged.json'
+    )
 
 
 def _read_detail(downloads, file, splits):
@@ -321,10 +343,14 @@ def _read_detail(downloads, file, splits):
             if category not in indices:
                 raise UserError(f'{file}: annotation {number} is of the category {category}, which is none of the 59')
             if annotation['image_id'] not in by_id:
-                raise UserError(f'{file}: annotation {number} is of the image {annotation["image_id"]}, which is not in the file')
+                raise UserError(
+                    f'{file}: annotation {number} is of the image {annotation["image_id"]}, which is not in the file'
+                )
             mask = annotation['segmentation']
             if not isinstance(mask, dict) or set(mask) != {'size', 'counts'}:
-                raise UserError(f'{file}: annotation {number} has no run-length mask, dict(size, counts), but {str(mask)[:60]}')
+                raise UserError(
+                    f'{file}: annotation {number} has no run-length mask, dict(size, counts), but {str(mask)[:60]}'
+                )
             numbers.add(number)
             by_id[annotation['image_id']][2].append((number, indices[category], mask))
     except UserError:
@@ -334,8 +360,10 @@ def _read_detail(downloads, file, splits):
     empty = [split for split in splits if not phases.get(split)]
     if empty:
         raise UserError(f'{file} has no image of the phase {empty[0]!r}')
-    return ({name: functools.partial(_detail_masks, size=size, annotations=masks) for name, size, masks in by_id.values()},
-            {split: sorted(phases[split]) for split in splits})
+    return (
+        {name: functools.partial(_detail_masks, size=size, annotations=masks) for name, size, masks in by_id.values()},
+        {split: sorted(phases[split]) for split in splits},
+    )
 
 
 def _context59_table(downloads):
@@ -345,7 +373,9 @@ def _context59_table(downloads):
     for file in downloads.find(r'59_labels\.txt'):
         own = {_plain(name) for name in _numbered(downloads, file).values()}
         if own != set(wanted):
-            raise UserError(f'59_labels.txt names {sorted(own - set(wanted))[:5]} and lacks {sorted(set(wanted) - own)[:5]}')
+            raise UserError(
+                f'59_labels.txt names {sorted(own - set(wanted))[:5]} and lacks {sorted(set(wanted) - own)[:5]}'
+            )
     missing = [name for name in wanted if name not in numbers]
     if missing:
         raise UserError(f'labels.txt of PASCAL-Context lacks {", ".join(missing[:5])} of the 59 classes')
@@ -386,11 +416,19 @@ def _coco(downloads, splits):
     plan = Plan(downloads)
     for split in splits:
         images = _index(downloads, rf'{split}2017/\d{{12}}\.jpg', '.jpg', f'images of {split}2017')
-        labels = _index(downloads, rf'{split}2017/\d{{12}}\.png', '.png',
-                        f'annotations of stuffthingmaps_trainval2017, {split}2017')
+        labels = _index(
+            downloads, rf'{split}2017/\d{{12}}\.png', '.png', f'annotations of stuffthingmaps_trainval2017, {split}2017'
+        )
         target = f'annotations/{split}2017/{{name}}'
-        plan.add(sorted(images), images, f'images/{split}2017/{{name}}.jpg', labels, _stuff_maps,
-                 f'{target}_labelTrainIds.png', f'{target}_instanceTrainIds.png')
+        plan.add(
+            sorted(images),
+            images,
+            f'images/{split}2017/{{name}}.jpg',
+            labels,
+            _stuff_maps,
+            f'{target}_labelTrainIds.png',
+            f'{target}_instanceTrainIds.png',
+        )
     return plan
 
 
@@ -404,8 +442,14 @@ def _coco_stuff10k(downloads, splits):
     for split in splits:
         folder = dict(train='train', val='test')[split]
         names = _split(downloads, f'imageLists/{folder}.txt')
-        plan.add(names, images, f'images/{folder}2014/{{name}}.jpg', labels,
-                 functools.partial(_matlab, variable='S', table=table), f'annotations/{folder}2014/{{name}}_labelTrainIds.png')
+        plan.add(
+            names,
+            images,
+            f'images/{folder}2014/{{name}}.jpg',
+            labels,
+            functools.partial(_matlab, variable='S', table=table),
+            f'annotations/{folder}2014/{{name}}_labelTrainIds.png',
+        )
     first = next(iter(labels.values()))
     own = [str(np.squeeze(name)) for name in read_matlab(downloads.read(first), str(first), 'names').ravel()]
     own = own[1:] if own and own[0] == 'unlabeled' else own
@@ -420,14 +464,23 @@ def _cityscapes(downloads, splits):
     plan = Plan(downloads)
     for split in splits:
         start = rf'{split}/[a-z-]+/[a-z-]+_\d{{6}}_\d{{6}}'
-        images = _index(downloads, rf'leftImg8bit/{start}_leftImg8bit\.png', '_leftImg8bit.png', f'images of leftImg8bit/{split}')
-        kinds = {suffix: downloads.find(rf'gtFine/{start}{re.escape(suffix)}') for suffix in
-                 ('_gtFine_polygons.json', '_gtFine_labelIds.png')}  # yapf: disable
+        images = _index(
+            downloads, rf'leftImg8bit/{start}_leftImg8bit\.png', '_leftImg8bit.png', f'images of leftImg8bit/{split}'
+        )
+        kinds = {
+            suffix: downloads.find(rf'gtFine/{start}{re.escape(suffix)}')
+            for suffix in ('_gtFine_polygons.json', '_gtFine_labelIds.png')
+        }
         suffix = next((suffix for suffix, files in kinds.items() if files), '_gtFine_polygons.json')
         labels = _index(downloads, rf'gtFine/{start}{re.escape(suffix)}', suffix, f'annotations of gtFine/{split}')
-        plan.add(sorted(images), images, f'leftImg8bit/{split}/{{folder}}/{{name}}_leftImg8bit.png', labels,
-                 _city_polygons if suffix.endswith('.json') else _city_ids,
-                 f'gtFine/{split}/{{folder}}/{{name}}_gtFine_labelTrainIds.png')
+        plan.add(
+            sorted(images),
+            images,
+            f'leftImg8bit/{split}/{{folder}}/{{name}}_leftImg8bit.png',
+            labels,
+            _city_polygons if suffix.endswith('.json') else _city_ids,
+            f'gtFine/{split}/{{folder}}/{{name}}_gtFine_labelTrainIds.png',
+        )
     return plan
 
 
@@ -435,12 +488,27 @@ def _ade20k(downloads, splits):
     plan = Plan(downloads)
     for split in splits:
         folder = dict(train='training', val='validation')[split]
-        images = _index(downloads, rf'ADEChallengeData2016/images/{folder}/ADE_{split}_\d{{8}}\.jpg', '.jpg',
-                        f'images of ADEChallengeData2016/images/{folder}')
-        labels = _index(downloads, rf'ADEChallengeData2016/annotations/{folder}/ADE_{split}_\d{{8}}\.png', '.png',
-                        f'annotations of ADEChallengeData2016/annotations/{folder}')
-        plan.add(sorted(images), images, f'images/{folder}/{{name}}.jpg', labels,
-                 functools.partial(_as_it_is, values=151), f'annotations/{folder}/{{name}}.png', as_is=True)
+        images = _index(
+            downloads,
+            rf'ADEChallengeData2016/images/{folder}/ADE_{split}_\d{{8}}\.jpg',
+            '.jpg',
+            f'images of ADEChallengeData2016/images/{folder}',
+        )
+        labels = _index(
+            downloads,
+            rf'ADEChallengeData2016/annotations/{folder}/ADE_{split}_\d{{8}}\.png',
+            '.png',
+            f'annotations of ADEChallengeData2016/annotations/{folder}',
+        )
+        plan.add(
+            sorted(images),
+            images,
+            f'images/{folder}/{{name}}.jpg',
+            labels,
+            functools.partial(_as_it_is, values=151),
+            f'annotations/{folder}/{{name}}.png',
+            as_is=True,
+        )
     return plan
 
 
@@ -454,8 +522,10 @@ def _ade20k847(downloads, splits):
     if lists:
         chosen = np.array(sorted(_numbered(downloads, lists[0])))
     elif len(chosen) != 847:
-        raise UserError(f'{len(chosen)} objects of {file} are in training and validation images, not 847; list the 847 in a file '
-                        'ade20k847_labels.txt beside it, a line "NUMBER: name" each, numbers from 1 in the order of objectnames')
+        raise UserError(
+            f'{len(chosen)} objects of {file} are in training and validation images, not 847; list the 847 in a file '
+            'ade20k847_labels.txt beside it, a line "NUMBER: name" each, numbers from 1 in the order of objectnames'
+        )
     if chosen.max(initial=0) > len(names) or not len(chosen):
         raise UserError(f'{lists[0]} has the number {chosen.max(initial=0)}; {file} has {len(names)} objects')
     table = np.zeros(1 + len(names), int)
@@ -472,7 +542,14 @@ def _ade20k847(downloads, splits):
             raise UserError(f'{file} lacks {len(unknown)} of the images, such as {unknown[0]}')
         present = {name: set((np.flatnonzero(whole[:, columns[name]]) + 1).tolist()) for name in images}
         convert = {name: functools.partial(_ade_objects, table=table, present=present[name]) for name in images}
-        plan.add(sorted(images), images, f'images/{folder}/{{name}}.jpg', labels, convert, f'annotations/{folder}/{{name}}.png')
+        plan.add(
+            sorted(images),
+            images,
+            f'images/{folder}/{{name}}.jpg',
+            labels,
+            convert,
+            f'annotations/{folder}/{{name}}.png',
+        )
     plan.texts['classes.txt'] = ['; '.join(word.strip() for word in names[i - 1].split(',')) for i in chosen]
     return plan
 
@@ -486,7 +563,9 @@ def _read_ade_index(downloads, file):
         stems = [name.removesuffix('.jpg') for name in index['filename']]
         whole = np.asarray(index['objectPresence']) > np.asarray(index['objectIsPart'])
         if whole.shape != (len(names), len(stems)):
-            raise ValueError(f'objectPresence has shape {whole.shape}, for {len(names)} objects and {len(stems)} images')
+            raise ValueError(
+                f'objectPresence has shape {whole.shape}, for {len(names)} objects and {len(stems)} images'
+            )
     except Exception as error:  # a damaged pickle raises any kind
         raise UserError(f'{file} is no index of ADE20K: {error!r}') from None
     return names, stems, whole
@@ -503,11 +582,14 @@ class _Unpickler(pickle.Unpickler):
 
 _RECONSTRUCT, _FROM_BUFFER = np.zeros(1).__reduce__()[0], np.zeros(1).__reduce_ex__(5)[0]
 _PICKLED = {  # all that a pickle of numpy arrays imports, by the names of numpy 1 and 2
-    ('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype,
+    ('numpy', 'ndarray'): np.ndarray,
+    ('numpy', 'dtype'): np.dtype,
     **{(f'numpy.{core}.multiarray', '_reconstruct'): _RECONSTRUCT for core in ('core', '_core')},
     **{(f'numpy.{core}.multiarray', 'scalar'): np.float64(0).__reduce__()[0] for core in ('core', '_core')},
     **{(f'numpy.{core}.numeric', '_frombuffer'): _FROM_BUFFER for core in ('core', '_core')},
-    ('_codecs', 'encode'): codecs.encode, ('collections', 'OrderedDict'): collections.OrderedDict}  # yapf: disable
+    ('_codecs', 'encode'): codecs.encode,
+    ('collections', 'OrderedDict'): collections.OrderedDict,
+}
 
 
 def _optional(module):
@@ -523,21 +605,55 @@ _VOC2010 = Download(f'{_VOC}/voc2010/VOCtrainval_03-May-2010.tar', 1300, 'da4599
 _CONTEXT = 'https://cs.stanford.edu/~roozbeh/pascal-context'
 _STUFF = 'http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset'
 PREPARATIONS = dict(
-    voc=Preparation('VOCdevkit/VOC2012', ('voc21', 'voc20'), _voc, (
-        Download(f'{_VOC}/voc2012/VOCtrainval_11-May-2012.tar', 2000, '6cd6e144f989b92b3379bac3b3de84fd'), )),
-    context=Preparation('VOCdevkit/VOC2010', ('context60', 'context59'), _context, (
-        _VOC2010, Download('https://codalabuser.blob.core.windows.net/public/trainval_merged.json', 590))),
-    coco=Preparation('coco_stuff164k', ('coco_object', 'coco_stuff164k'), _coco, (
-        Download('http://images.cocodataset.org/zips/val2017.zip', 816),
-        Download(f'{_STUFF}/stuffthingmaps_trainval2017.zip', 690))),
-    cityscapes=Preparation('cityscapes', ('cityscapes', ), _cityscapes, by_hand=(
-        'log in at https://www.cityscapes-dataset.com/downloads and fetch leftImg8bit_trainvaltest.zip (11 GB) and '
-        'gtFine_trainvaltest.zip (241 MB)')),
-    ade20k=Preparation('ade/ADEChallengeData2016', ('ade20k', ), _ade20k, (
-        Download('http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip', 967), )),
-    context459=Preparation('VOCdevkit/VOC2010', ('context459', ), _context459, (
-        _VOC2010, Download(f'{_CONTEXT}/trainval.tar.gz', 30), Download(f'{_CONTEXT}/labels.txt', 0))),
-    ade20k847=Preparation('ade/ADE20K_2021_17_01', ('ade20k847', ), _ade20k847, by_hand=(
-        'register at https://ade20k.csail.mit.edu and fetch ADE20K_2021_17_01.zip')),
-    coco_stuff10k=Preparation('coco_stuff10k', ('coco_stuff10k', ), _coco_stuff10k, (
-        Download(f'{_STUFF}/cocostuff-10k-v1.1.zip', 2000), )))  # yapf: disable
+    voc=Preparation(
+        'VOCdevkit/VOC2012',
+        ('voc21', 'voc20'),
+        _voc,
+        (Download(f'{_VOC}/voc2012/VOCtrainval_11-May-2012.tar', 2000, '6cd6e144f989b92b3379bac3b3de84fd'),),
+    ),
+    context=Preparation(
+        'VOCdevkit/VOC2010',
+        ('context60', 'context59'),
+        _context,
+        (_VOC2010, Download('https://codalabuser.blob.core.windows.net/public/trainval_merged.json', 590)),
+    ),
+    coco=Preparation(
+        'coco_stuff164k',
+        ('coco_object', 'coco_stuff164k'),
+        _coco,
+        (
+            Download('http://images.cocodataset.org/zips/val2017.zip', 816),
+            Download(f'{_STUFF}/stuffthingmaps_trainval2017.zip', 690),
+        ),
+    ),
+    cityscapes=Preparation(
+        'cityscapes',
+        ('cityscapes',),
+        _cityscapes,
+        by_hand=(
+            'log in at https://www.cityscapes-dataset.com/downloads and fetch leftImg8bit_trainvaltest.zip (11 GB) and '
+            'gtFine_trainvaltest.zip (241 MB)'
+        ),
+    ),
+    ade20k=Preparation(
+        'ade/ADEChallengeData2016',
+        ('ade20k',),
+        _ade20k,
+        (Download('http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip', 967),),
+    ),
+    context459=Preparation(
+        'VOCdevkit/VOC2010',
+        ('context459',),
+        _context459,
+        (_VOC2010, Download(f'{_CONTEXT}/trainval.tar.gz', 30), Download(f'{_CONTEXT}/labels.txt', 0)),
+    ),
+    ade20k847=Preparation(
+        'ade/ADE20K_2021_17_01',
+        ('ade20k847',),
+        _ade20k847,
+        by_hand=('register at https://ade20k.csail.mit.edu and fetch ADE20K_2021_17_01.zip'),
+    ),
+    coco_stuff10k=Preparation(
+        'coco_stuff10k', ('coco_stuff10k',), _coco_stuff10k, (Download(f'{_STUFF}/cocostuff-10k-v1.1.zip', 2000),)
+    ),
+)

@@ -1,4 +1,5 @@
 """Expected numbers of a table, kept as a JSON file, and the comparison of results with them."""
+
 import json
 import math
 
@@ -27,10 +28,18 @@ def write_goldens(results, command, path):
             cells.setdefault(row, {})[dataset] = value
     if not cells:
         raise UserError(f'{path}: no result enters a table, so that there is no number to expect')
-    versions = {entry[0].removeprefix('version of '): entry[1] for entry in results[0]['fingerprint']
-                if entry[0].startswith('version of ')}
-    about = dict(numbers='mIoU in percent, unrounded', command=command, device=results[0]['device'], versions=versions,
-                 tolerance=TOLERANCE)
+    versions = {
+        entry[0].removeprefix('version of '): entry[1]
+        for entry in results[0]['fingerprint']
+        if entry[0].startswith('version of ')
+    }
+    about = dict(
+        numbers='mIoU in percent, unrounded',
+        command=command,
+        device=results[0]['device'],
+        versions=versions,
+        tolerance=TOLERANCE,
+    )
     with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         json.dump(dict(about, cells=cells), f, indent=1, ensure_ascii=False, allow_nan=False)
         f.write('\n')
@@ -50,8 +59,11 @@ def read_goldens(path, datasets=None):
         with open(path, encoding='utf-8') as f:
             content = json.load(f)
         tolerance = float(content['tolerance'])
-        cells = {(row, dataset): float(value) for row, values in content['cells'].items()
-                 for dataset, value in values.items()}
+        cells = {
+            (row, dataset): float(value)
+            for row, values in content['cells'].items()
+            for dataset, value in values.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} holds no expected numbers ({error!r}); --write-golden makes such a file') from None
     cells = {cell: value for cell, value in cells.items() if datasets is None or cell[1] in datasets}
@@ -75,8 +87,11 @@ def compare(results, expected, tolerance=TOLERANCE):
     differences = {cell: abs(found[cell] - value) for cell, value in expected.items() if cell in found}
     wrong = [cell for cell in expected if not differences.get(cell, math.inf) <= tolerance]
     largest = f'{max(differences.values()):.2f}' if differences else '–'
-    lines = [f'{row}, {dataset}: expected {expected[row, dataset]:.2f}, found '
-             + (f'{found[row, dataset]:.2f}' if (row, dataset) in found else 'none') for row, dataset in wrong[:SHOWN]]
+    lines = [
+        f'{row}, {dataset}: expected {expected[row, dataset]:.2f}, found '
+        + (f'{found[row, dataset]:.2f}' if (row, dataset) in found else 'none')
+        for row, dataset in wrong[:SHOWN]
+    ]
     if wrong[SHOWN:]:
         lines.append(f'... and {len(wrong) - SHOWN} more')
     more = len(set(found) - set(expected))

@@ -3,6 +3,7 @@
 Pillow reads the head, and OpenCV decodes, as MMSegmentation does (decoders of JPEG differ in their last bits). Every
 image is turned upright by its EXIF orientation; an alpha channel is dropped; of several frames the first is taken.
 """
+
 import io
 from typing import NamedTuple
 
@@ -17,9 +18,15 @@ WHITE = 65535  # of 16 bits
 LOW = 1 << 14  # a 16-bit image below it has 14 bits or fewer, or is dark: its file does not say which
 FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION  # versions differ in what they turn
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
-TURNS = {2: lambda image: image[:, ::-1], 3: lambda image: image[::-1, ::-1], 4: lambda image: image[::-1],
-         5: lambda image: image.swapaxes(0, 1), 6: lambda image: np.rot90(image, -1),
-         7: lambda image: image[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}  # orientation -> what makes the image upright
+TURNS = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}  # orientation -> what makes the image upright
 JPEG_END = b'\xff\xd9'
 ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 274, 256, 257  # numbers of tags
 
@@ -33,6 +40,7 @@ class Head(NamedTuple):
         orientation (int): EXIF's, 1 to 8.
         deep (bool): it has more than 8 bits a channel.
     """
+
     format: str
     mode: str
     size: tuple
@@ -97,11 +105,14 @@ def open_image(source, what):
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except UnidentifiedImageError:
-        raise UserError(f'{what} cannot be decoded: its format is unknown, or its values are no whole numbers of 8 or '
-                        '16 bits') from None
+        raise UserError(
+            f'{what} cannot be decoded: its format is unknown, or its values are no whole numbers of 8 or 16 bits'
+        ) from None
     except Image.DecompressionBombError:
-        raise UserError(f'{what} has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, which is the most (the limit of '
-                        'Pillow); make it smaller, or cut it into parts') from None
+        raise UserError(
+            f'{what} has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, which is the most (the limit of '
+            'Pillow); make it smaller, or cut it into parts'
+        ) from None
     except Exception as error:  # the decoders raise many kinds
         raise UserError(f'{what} cannot be decoded: {error}') from None
 
@@ -163,15 +174,17 @@ def _pillow_rgb(image, what, image_max=None):
     except Exception as error:  # the decoders raise many kinds
         raise UserError(f'{what} cannot be decoded: {error}') from None
     if values.min() < 0 or values.max() > WHITE:
-        raise UserError(f'{what} has values from {values.min()} to {values.max()}, which have no 8-bit meaning; save '
-                        'it with 8 bits')
+        raise UserError(
+            f'{what} has values from {values.min()} to {values.max()}, which have no 8-bit meaning; save it with 8 bits'
+        )
     return np.repeat(_eight_bits(values, what, image_max)[..., None], 3, 2)
 
 
 def _refuse_floats(image, what):
     if image.mode == 'F':
-        raise UserError(f'{what} holds floats, which have no 8-bit meaning; save it with 8 bits (values of 0 to 1 '
-                        'times 255)')
+        raise UserError(
+            f'{what} holds floats, which have no 8-bit meaning; save it with 8 bits (values of 0 to 1 times 255)'
+        )
 
 
 def _eight_bits(values, what, image_max):
@@ -179,10 +192,13 @@ def _eight_bits(values, what, image_max):
     largest = int(values.max())
     if image_max is None and 0 < largest < LOW:
         bits = largest.bit_length()
-        raise UserError(f'{what} has 16 bits, and no value above {largest}: it may be of {bits} bits, or dark. Give '
-                        f'the value of white: --image-max {(1 << bits) - 1} or, for a dark image, {WHITE} (in a '
-                        'config, image_max); or save the image with 8 bits')
+        raise UserError(
+            f'{what} has 16 bits, and no value above {largest}: it may be of {bits} bits, or dark. Give '
+            f'the value of white: --image-max {(1 << bits) - 1} or, for a dark image, {WHITE} (in a '
+            'config, image_max); or save the image with 8 bits'
+        )
     if image_max is not None and largest > image_max:
-        raise UserError(f'{what} has the value {largest}, above image_max {image_max}; raise --image-max (in a config, '
-                        'image_max)')
+        raise UserError(
+            f'{what} has the value {largest}, above image_max {image_max}; raise --image-max (in a config, image_max)'
+        )
     return (values.astype(np.uint32) * 256 // (1 + (image_max or WHITE))).astype(np.uint8)

@@ -3,6 +3,7 @@
 A label image holds the labels 0 to K − 1 of K classes, or 0 to K where 0 is made void; and void, see `void_label`. One
 that holds other numbers (ids with gaps, masks of 0 and 255, colours) is renumbered by a label map.
 """
+
 import os
 import re
 
@@ -88,15 +89,19 @@ def decode_labels(data, path, label_map=None):
     if labels.ndim == 3 and labels.shape[2] == 3 and label_map:
         labels = labels.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
     if labels.ndim != 2:
-        raise UserError(f'{what} has {labels.shape[2]} channels; a palette or a single-channel image is needed, whose '
-                        'values are the labels. Colours (R + 256·G + 65536·B) need --label-map (in a config, '
-                        'label_map)')
+        raise UserError(
+            f'{what} has {labels.shape[2]} channels; a palette or a single-channel image is needed, whose '
+            'values are the labels. Colours (R + 256·G + 65536·B) need --label-map (in a config, '
+            'label_map)'
+        )
     if label_map and labels.dtype.kind in 'uib':
         labels = _renumbered(labels.astype(np.int64), label_map)
     wide = labels.dtype.itemsize > 2 and labels.size
     if labels.dtype.kind not in 'uib' or wide and (labels.min() < 0 or labels.max() > WIDE_VOID):
-        raise UserError(f'{what} has values of type {labels.dtype} ({labels.min()} to {labels.max()}), beyond the '
-                        f'whole numbers 0 to {WIDE_VOID}; --label-map (in a config, label_map) renumbers greater ones')
+        raise UserError(
+            f'{what} has values of type {labels.dtype} ({labels.min()} to {labels.max()}), beyond the '
+            f'whole numbers 0 to {WIDE_VOID}; --label-map (in a config, label_map) renumbers greater ones'
+        )
     return labels.astype(np.int32)
 
 
@@ -124,8 +129,9 @@ def read_label_map(given, folder=''):
         path = os.path.join(folder, given)
         where = f'the label map {path!r}'
         if not os.path.exists(path):
-            raise UserError(f'{where} does not exist; give a text file with a line "OLD NEW" each, or numbers such as '
-                            '255:1,7:0')
+            raise UserError(
+                f'{where} does not exist; give a text file with a line "OLD NEW" each, or numbers such as 255:1,7:0'
+            )
         try:
             lines = read_file(path, 'the label map').decode('utf-8-sig').splitlines()
         except UnicodeDecodeError as error:
@@ -141,15 +147,20 @@ def _checked_pairs(pairs, where):
     """Return pairs as sorted lists of two whole numbers."""
     found = {}
     for pair in pairs if isinstance(pairs, (list, tuple)) else [pairs]:
-        numbers = [int(text) if isinstance(text, str) and text.strip().isdecimal() else text for text in pair] \
-            if isinstance(pair, (list, tuple)) else [pair]
+        numbers = (
+            [int(text) if isinstance(text, str) and text.strip().isdecimal() else text for text in pair]
+            if isinstance(pair, (list, tuple))
+            else [pair]
+        )
         if len(numbers) != 2 or any(type(number) is not int or number < 0 for number in numbers):
-            raise UserError(f'{where} has the entry {pair!r}; an entry is two whole numbers, the one in the file and '
-                            'its label')
+            raise UserError(
+                f'{where} has the entry {pair!r}; an entry is two whole numbers, the one in the file and its label'
+            )
         old, new = numbers
         if old > MOST_ID or new > WIDE_VOID:
-            raise UserError(f'{where} has the entry {pair!r}; numbers in a file go up to {MOST_ID}, labels to '
-                            f'{WIDE_VOID}')
+            raise UserError(
+                f'{where} has the entry {pair!r}; numbers in a file go up to {MOST_ID}, labels to {WIDE_VOID}'
+            )
         if found.setdefault(old, new) != new:
             raise UserError(f'{where} gives {old} two labels, {found[old]} and {new}')
     if not found:
@@ -162,22 +173,26 @@ def check_rule(classes, reduce_zero_label, void, label_map=None):
     if type(void) is not int or not 0 <= void <= WIDE_VOID:
         raise UserError(f'ignore_index is {void!r}; it has to be a whole number from 0 to {WIDE_VOID}')
     if reduce_zero_label and void < classes:
-        raise UserError(f'ignore_index is {void}, which is a class once reduce_zero_label has shifted the labels: give '
-                        'another')
+        raise UserError(
+            f'ignore_index is {void}, which is a class once reduce_zero_label has shifted the labels: give another'
+        )
     values = classes + reduce_zero_label
     for old, new in label_map or ():
         if new >= values and new != void:
-            raise UserError(f'the label map gives {old} the label {new}; the data set has 0 to {values - 1}, and '
-                            f'{void} for void')
+            raise UserError(
+                f'the label map gives {old} the label {new}; the data set has 0 to {values - 1}, and {void} for void'
+            )
 
 
 def check_range(path, present, values, void=VOID):
     """Raise a UserError if a label image holds labels (`present`, an array) neither below `values` nor void."""
     wrong = present[(present >= values) & (present != void)]
     if len(wrong):
-        raise UserError(f'the label image {path} has the labels {wrong[:5].tolist()}; the data set has 0 to '
-                        f'{values - 1}, and {void} for void (--ignore-index says another, --label-map renumbers; in a '
-                        'config, ignore_index and label_map)')
+        raise UserError(
+            f'the label image {path} has the labels {wrong[:5].tolist()}; the data set has 0 to '
+            f'{values - 1}, and {void} for void (--ignore-index says another, --label-map renumbers; in a '
+            'config, ignore_index and label_map)'
+        )
 
 
 def check_seen(seen, classes, reduce_zero_label, void, void_said):
@@ -194,22 +209,28 @@ def check_seen(seen, classes, reduce_zero_label, void, void_said):
     values = classes + reduce_zero_label
     shown = [label for label in sorted(seen) if reduce_zero_label <= label < values and label != void]
     if not shown:
-        raise UserError(f'{NO_LABELS}: labels are {int(reduce_zero_label)} to {values - 1}, and they hold '
-                        f'{sorted(seen)[:5]} (void is {void}{" and 0" if reduce_zero_label else ""}); --label-map '
-                        'renumbers them (in a config, label_map)')
+        raise UserError(
+            f'{NO_LABELS}: labels are {int(reduce_zero_label)} to {values - 1}, and they hold '
+            f'{sorted(seen)[:5]} (void is {void}{" and 0" if reduce_zero_label else ""}); --label-map '
+            'renumbers them (in a config, label_map)'
+        )
     if len(shown) > 1 or classes == 1 or void not in seen or void_said:
         return None
     said = f'the label images hold {shown[0]} and {void} alone, and {void} is void: one class of {classes} occurs'
     if classes > 2:
         return said
     other = 2 * reduce_zero_label + 1 - shown[0]
-    raise UserError(f'{said}. If {void} is the other class, say --label-map {void}:{other} (in a config, label_map); '
-                    f'if it is void, --ignore-index {void} (ignore_index)')
+    raise UserError(
+        f'{said}. If {void} is the other class, say --label-map {void}:{other} (in a config, label_map); '
+        f'if it is void, --ignore-index {void} (ignore_index)'
+    )
 
 
 def check_sizes(label_path, label_size, image_path, image_size):
     """Raise a UserError unless labels and image have the same height and width."""
     if tuple(label_size) != tuple(image_size):
         height, width = label_size
-        raise UserError(f'the label image {label_path} has {height}×{width} pixels, its image {image_path} '
-                        f'{image_size[0]}×{image_size[1]}')
+        raise UserError(
+            f'the label image {label_path} has {height}×{width} pixels, its image {image_path} '
+            f'{image_size[0]}×{image_size[1]}'
+        )

@@ -3,6 +3,7 @@
 Python's own library alone is imported here; any other is imported where it is needed, so that a missing library costs
 its own lines alone.
 """
+
 import contextlib
 import importlib.metadata
 import os
@@ -12,19 +13,68 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PACKAGES = ('torch', 'torchvision', 'triton', 'open_clip_torch', 'timm', 'onedl-mmengine', 'mmengine', 'onedl-mmcv',
-            'mmcv', 'mmcv-lite', 'onedl-mmsegmentation', 'mmsegmentation', 'numpy', 'scipy', 'opencv-python',
-            'opencv-python-headless', 'pillow', 'safetensors', 'huggingface_hub', 'ftfy', 'regex', 'tqdm')
-INSTRUCTIONS = ('avx2', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_tile', 'amx_bf16', 'amx_int8',
-                'asimd', 'sve', 'bf16', 'i8mm')  # yapf: disable
+PACKAGES = (
+    'torch',
+    'torchvision',
+    'triton',
+    'open_clip_torch',
+    'timm',
+    'onedl-mmengine',
+    'mmengine',
+    'onedl-mmcv',
+    'mmcv',
+    'mmcv-lite',
+    'onedl-mmsegmentation',
+    'mmsegmentation',
+    'numpy',
+    'scipy',
+    'opencv-python',
+    'opencv-python-headless',
+    'pillow',
+    'safetensors',
+    'huggingface_hub',
+    'ftfy',
+    'regex',
+    'tqdm',
+)
+INSTRUCTIONS = (
+    'avx2',
+    'avx512f',
+    'avx512_vnni',
+    'avx512_bf16',
+    'avx512_fp16',
+    'amx_tile',
+    'amx_bf16',
+    'amx_int8',
+    'asimd',
+    'sve',
+    'bf16',
+    'i8mm',
+)
 BF16_UNITS = ('amx_bf16', 'avx512_bf16', 'bf16')  # flags of CPUs that multiply bf16 matrices
 OFFLINE = ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLINE')
-VARIABLES = ('TORCH_ALLOW_TF32_CUBLAS_OVERRIDE', 'NVIDIA_TF32_OVERRIDE', 'CUBLAS_WORKSPACE_CONFIG',
-             'ONEDNN_DEFAULT_FPMATH_MODE', 'ONEDNN_MAX_CPU_ISA', 'ATEN_CPU_CAPABILITY', 'OMP_NUM_THREADS',
-             'MKL_NUM_THREADS', 'CUDA_VISIBLE_DEVICES', 'PYTORCH_CUDA_ALLOC_CONF', 'FSA_SEG_CONFIGS', 'FSA_SEG_CACHE',
-             'HF_HOME', 'HF_HUB_CACHE', 'TORCH_HOME', 'PYTHONPATH')  # yapf: disable
-GROUP_FILES = (('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),  # limit and use, version 2 and 1
-               ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory/memory.usage_in_bytes'))
+VARIABLES = (
+    'TORCH_ALLOW_TF32_CUBLAS_OVERRIDE',
+    'NVIDIA_TF32_OVERRIDE',
+    'CUBLAS_WORKSPACE_CONFIG',
+    'ONEDNN_DEFAULT_FPMATH_MODE',
+    'ONEDNN_MAX_CPU_ISA',
+    'ATEN_CPU_CAPABILITY',
+    'OMP_NUM_THREADS',
+    'MKL_NUM_THREADS',
+    'CUDA_VISIBLE_DEVICES',
+    'PYTORCH_CUDA_ALLOC_CONF',
+    'FSA_SEG_CONFIGS',
+    'FSA_SEG_CACHE',
+    'HF_HOME',
+    'HF_HUB_CACHE',
+    'TORCH_HOME',
+    'PYTHONPATH',
+)
+GROUP_FILES = (
+    ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),  # limit and use, version 2 and 1
+    ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory/memory.usage_in_bytes'),
+)
 UNLIMITED = 2**60  # bytes; a control group's limit above is none
 
 
@@ -45,10 +95,15 @@ def software():
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f'{name} {importlib.metadata.version(name)}')
-    rows = [('system', platform.platform()), ('Python', f'{platform.python_version()}, {_short(sys.executable)}'),
-            ('libraries', ', '.join(found)), ('fsa_seg', f'{_short(ROOT)}, sources {_sources()}')]
+    rows = [
+        ('system', platform.platform()),
+        ('Python', f'{platform.python_version()}, {_short(sys.executable)}'),
+        ('libraries', ', '.join(found)),
+        ('fsa_seg', f'{_short(ROOT)}, sources {_sources()}'),
+    ]
     with contextlib.suppress(ImportError):
         import torch
+
         cuda, cudnn = torch.version.cuda or '–', torch.backends.cudnn.version() or '–'
         onednn = 'yes' if torch.backends.mkldnn.is_available() else 'no'
         rows.append(('torch is built with', f'CUDA {cuda}, cuDNN {cudnn}, oneDNN {onednn}'))
@@ -64,11 +119,15 @@ def processor():
     threads, capability = '–', '–'
     with contextlib.suppress(ImportError):
         import torch
+
         threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     flags = [flag.upper() for flag in INSTRUCTIONS if flag in cpu_flags()]
     counts = f'{cores or "?"} cores, {os.cpu_count()} logical, {usable} usable; torch uses {threads} threads'
-    return [('CPU', cpu_name()), ('cores', counts),
-            ('instruction sets', f'{", ".join(flags) or "unknown"}; torch uses {capability}')]
+    return [
+        ('CPU', cpu_name()),
+        ('cores', counts),
+        ('instruction sets', f'{", ".join(flags) or "unknown"}; torch uses {capability}'),
+    ]
 
 
 def cpu_name():
@@ -86,11 +145,17 @@ def graphics():
     """Return each GPU's name, memory, capability, and the driver's version."""
     seen = [('nvidia-smi', line) for line in nvidia_smi()]
     import torch
+
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
         free, total = torch.cuda.mem_get_info(i)
-        seen.append((f'GPU {i}', f'{about.name}, {amount(total)} ({amount(free)} free), capability '
-                     f'{about.major}.{about.minor}, {about.multi_processor_count} multiprocessors'))
+        seen.append(
+            (
+                f'GPU {i}',
+                f'{about.name}, {amount(total)} ({amount(free)} free), capability '
+                f'{about.major}.{about.minor}, {about.multi_processor_count} multiprocessors',
+            )
+        )
     if torch.cuda.is_available():
         seen.append(('kernels of torch for', ', '.join(torch.cuda.get_arch_list())))
     return seen or [('GPU', 'none')]
@@ -123,22 +188,28 @@ def memory():
 def storage():
     """Return memory, caches (path, size, whether they can be written to) and what is free on the disk."""
     total, free = memory()
-    rows = [('memory', f'{amount(total)}, {amount(free)} free'),
-            ('disk', f'{amount(shutil.disk_usage(os.getcwd()).free)} free in the working folder')]
+    rows = [
+        ('memory', f'{amount(total)}, {amount(free)} free'),
+        ('disk', f'{amount(shutil.disk_usage(os.getcwd()).free)} free in the working folder'),
+    ]
     return rows + [(name, _folder(path)) for name, path in caches().items()]
 
 
 def caches():
     """Return the folders of weights and of text embeddings, as a dict of name -> path."""
-    folders = {'cache of the hub': os.environ.get('HF_HUB_CACHE') or os.path.join(
-        os.environ.get('HF_HOME', '~/.cache/huggingface'), 'hub')}
+    folders = {
+        'cache of the hub': os.environ.get('HF_HUB_CACHE')
+        or os.path.join(os.environ.get('HF_HOME', '~/.cache/huggingface'), 'hub')
+    }
     with contextlib.suppress(ImportError):
         from huggingface_hub import constants
+
         folders['cache of the hub'] = constants.HF_HUB_CACHE
     folders['cache of fsa_seg'] = os.environ.get('FSA_SEG_CACHE', '~/.cache/fsa_seg')
     folders['cache of CLIP'] = '~/.cache/clip'
     with contextlib.suppress(ImportError):
         import torch
+
         folders['cache of torch.hub'] = torch.hub.get_dir()
     return {name: os.path.abspath(os.path.expanduser(path)) for name, path in folders.items()}
 
@@ -163,6 +234,7 @@ def one_line(error):
 def _sources():
     try:
         from fsa_seg.fingerprint import sources_digest
+
         return sources_digest()[:12]
     except Exception as error:  # the package needs libraries
         return f'unknown ({one_line(error)})'
@@ -198,7 +270,7 @@ def _variables(names):
 
 def _short(path):
     home = os.path.expanduser('~')
-    return '~' + path[len(home):] if home != '/' and path.startswith(home + os.sep) else path
+    return '~' + path[len(home) :] if home != '/' and path.startswith(home + os.sep) else path
 
 
 def _lines(path):

@@ -6,6 +6,7 @@ turn's times.
 
 Shape legend: N patches, Q queries.
 """
+
 import functools
 import itertools
 import math
@@ -38,10 +39,16 @@ from fsa_seg.suites import load_suite, suite_cells
 from fsa_seg.windows import OverlapAdd, cut_window, windows
 
 PROTOCOL = 'proxyclip'  # of all measurements: windows, stride
-ROWS = list(itertools.product(('maskclip', 'sclip', 'clearclip', 'proxyclip'), (None, 'fsa')))  # of one backbone's column
+ROWS = list(
+    itertools.product(('maskclip', 'sclip', 'clearclip', 'proxyclip'), (None, 'fsa'))
+)  # of one backbone's column
 IMAGE = (336, 448)  # pixels of a resized image
 GROWTH = dict(N=[(side, 21) for side in (21, 28, 42, 64)], Q=[(42, queries) for queries in (21, 60, 171, 400, 847)])
-QUERIES = (21, 171, 847)  # of VOC21, COCO-Stuff164k and ADE20K's longest list; dense references run for all but the last
+QUERIES = (
+    21,
+    171,
+    847,
+)  # of VOC21, COCO-Stuff164k and ADE20K's longest list; dense references run for all but the last
 AGREEMENT = 10  # images whose labels are compared in half precision
 AGREEING = (('proxyclip', 'fsa'), ('sclip', 'fsa'), ('clip', None))  # method and feedback of each comparison
 PRUNED = (42, 21)  # side of the grid, and queries, whose similarities are pruned
@@ -55,6 +62,7 @@ class Cost(NamedTuple):
         times (list of float): seconds of each run.
         bytes (int): of tensors at their peak, beyond what was held before.
     """
+
     times: list
     bytes: int
 
@@ -94,16 +102,21 @@ class Measurements:
     def stages(self):
         """One image under ProxyCLIP + FSA, stage by stage, 21 queries: its windows one at a time."""
         model = self._segmentor('proxyclip', 'fsa')
-        dataset = DATASETS.build(compose('voc21', data_root=self.mini, backbone='toy', vfm='toy').test_dataloader.dataset)
+        dataset = DATASETS.build(
+            compose('voc21', data_root=self.mini, backbone='toy', vfm='toy').test_dataloader.dataset
+        )
         data = dataset[0]
         image = model.data_preprocessor(dict(inputs=[data['inputs']]))['inputs'][0]
         truth = data['data_samples'].gt_sem_seg.data[0].to(self.device)
         crops = [(image, *one) for one in windows(*image.shape[1:], model.window, model.stride)]
         cut = [cut_window(*crop, model.multiple) for crop in crops]
         given = [(*model.trunk(model.visual, one), model.text, model.method, model.features(one)) for one in cut]
-        blocks, found = [LastBlock(model.visual, *one) for one in given], [list(window_cosines([model], [c])) for c in crops]
+        blocks, found = (
+            [LastBlock(model.visual, *one) for one in given],
+            [list(window_cosines([model], [c])) for c in crops],
+        )
         for block in blocks:
-            block.logits  # FSA is timed without the method's own map and readout, which are kept
+            _ = block.logits  # FSA is timed without the method's own map and readout, which are kept
         add = functools.partial(OverlapAdd, image.shape[1:], model.window, model.stride, model.multiple, truth.shape)
 
         def overlap():
@@ -114,28 +127,48 @@ class Measurements:
 
         done = overlap()
         labels = model.labels(done)[0]
-        costs = self._costs({
-            'decode and resize': lambda: dataset[0],
-            'trunk': lambda: [model.trunk(model.visual, one) for one in cut],
-            'VFM': lambda: [model.features(one) for one in cut],
-            'attention map': lambda: [LastBlock(model.visual, *one).attended for one in given],
-            'readout': lambda: [block.cosines(block.attended) for block in blocks],
-            'FSA': lambda: [list(block.rounds(model.feedback)) for block in blocks],
-            'overlap-add': overlap,
-            'post-processing': lambda: model.labels(done),
-            'metric': lambda: confusion(truth, labels, 21)})  # yapf: disable
+        costs = self._costs(
+            {
+                'decode and resize': lambda: dataset[0],
+                'trunk': lambda: [model.trunk(model.visual, one) for one in cut],
+                'VFM': lambda: [model.features(one) for one in cut],
+                'attention map': lambda: [LastBlock(model.visual, *one).attended for one in given],
+                'readout': lambda: [block.cosines(block.attended) for block in blocks],
+                'FSA': lambda: [list(block.rounds(model.feedback)) for block in blocks],
+                'overlap-add': overlap,
+                'post-processing': lambda: model.labels(done),
+                'metric': lambda: confusion(truth, labels, 21),
+            }
+        )
         rate = self._matmul_rate()
-        flops = {'trunk': self._flops(lambda: [model.trunk(model.visual, one) for one in cut]),
-                 'VFM': self._flops(lambda: [model.features(one) for one in cut])}
+        flops = {
+            'trunk': self._flops(lambda: [model.trunk(model.visual, one) for one in cut]),
+            'VFM': self._flops(lambda: [model.features(one) for one in cut]),
+        }
         total = sum(cost.seconds for cost in costs.values())
         rows = []
         for name, cost in costs.items():
             own = flops.get(name)
-            rows.append({'stage': name, 'time': str(cost), 'share': f'{100 * cost.seconds / total:.1f} %',
-                         'memory, MiB': cost.mebibytes, 'GFLOP': f'{own / 1e9:.0f}' if own else '–',
-                         'of the matmul rate': f'{100 * own / cost.seconds / rate:.0f} %' if own else '–'})
-        rows.append({'stage': f'one image, {len(crops)} windows', 'time': f'{total:.3f} s', 'share': '100 %', 'memory, MiB': '',
-                     'GFLOP': '', 'of the matmul rate': f'{rate / 1e9:.0f} GFLOP/s'})
+            rows.append(
+                {
+                    'stage': name,
+                    'time': str(cost),
+                    'share': f'{100 * cost.seconds / total:.1f} %',
+                    'memory, MiB': cost.mebibytes,
+                    'GFLOP': f'{own / 1e9:.0f}' if own else '–',
+                    'of the matmul rate': f'{100 * own / cost.seconds / rate:.0f} %' if own else '–',
+                }
+            )
+        rows.append(
+            {
+                'stage': f'one image, {len(crops)} windows',
+                'time': f'{total:.3f} s',
+                'share': '100 %',
+                'memory, MiB': '',
+                'GFLOP': '',
+                'of the matmul rate': f'{rate / 1e9:.0f} GFLOP/s',
+            }
+        )
         return rows
 
     def fsa(self):
@@ -150,22 +183,46 @@ class Measurements:
         features, rows = model.features(crop), []
         for queries in QUERIES:
             arguments = (model.visual, tokens, grid, self._text(model, queries))
-            functions = {fsa: functools.partial(token_logits, *arguments, method='proxyclip', feedback=fsa, vfm_features=features)
-                         for fsa in (None, True)}
+            functions = {
+                fsa: functools.partial(
+                    token_logits, *arguments, method='proxyclip', feedback=fsa, vfm_features=features
+                )
+                for fsa in (None, True)
+            }
             cost = self._costs({**functions, 'floor': lambda: (model.trunk(model.visual, crop), model.features(crop))})
             floor = cost['floor']
             count = features.shape[2] * features.shape[3]
-            row = {'N': count, 'Q': queries, 'trunk + VFM': str(floor), 'map + readout': str(cost[None]),
-                   'map + readout + FSA': str(cost[True]), 'of trunk + VFM': cost[True].over(floor, 100, 1) + ' %',
-                   'memory, MiB': cost[True].mebibytes, '4·N·max(N, Q), MiB': f'{16 * count * max(count, queries) / 2**20:.0f}',
-                   **{key: '–' for name in ('dense', 'per head') for key in (name, f'{name}, MiB', f'{name}: times faster')}}
+            row = {
+                'N': count,
+                'Q': queries,
+                'trunk + VFM': str(floor),
+                'map + readout': str(cost[None]),
+                'map + readout + FSA': str(cost[True]),
+                'of trunk + VFM': cost[True].over(floor, 100, 1) + ' %',
+                'memory, MiB': cost[True].mebibytes,
+                '4·N·max(N, Q), MiB': f'{16 * count * max(count, queries) / 2**20:.0f}',
+                **{
+                    key: '–'
+                    for name in ('dense', 'per head')
+                    for key in (name, f'{name}, MiB', f'{name}: times faster')
+                },
+            }
             if queries != QUERIES[-1] and self.precision == 'fp32':  # at the last it would hold 20 GiB
-                dense = functools.partial(load_reference().logits, *arguments, **model.method, features=features, fsa={})
-                sides = self._costs({'ours': functions[True], 'dense': dense,
-                                     'per head': functools.partial(dense, per_head=True)}, most=3)  # yapf: disable
+                dense = functools.partial(
+                    load_reference().logits, *arguments, **model.method, features=features, fsa={}
+                )
+                sides = self._costs(
+                    {'ours': functions[True], 'dense': dense, 'per head': functools.partial(dense, per_head=True)},
+                    most=3,
+                )
                 for name in ('dense', 'per head'):
-                    row.update({name: str(sides[name]), f'{name}, MiB': sides[name].mebibytes,
-                                f'{name}: times faster': sides[name].over(sides['ours'], digits=1)})
+                    row.update(
+                        {
+                            name: str(sides[name]),
+                            f'{name}, MiB': sides[name].mebibytes,
+                            f'{name}: times faster': sides[name].over(sides['ours'], digits=1),
+                        }
+                    )
             rows.append(row)
         return rows
 
@@ -189,21 +246,39 @@ class Measurements:
                 low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
             return high
 
-        functions = {'histogram, then the order of one bin': functools.partial(_threshold_by_histogram, similarity, 0.45),
-                     'top-k of 0.45·N': functools.partial(_threshold_by_order, similarity, 0.45),
-                     'sort': by_sort, 'bisection of the mass': by_bisection}  # yapf: disable
+        functions = {
+            'histogram, then the order of one bin': functools.partial(_threshold_by_histogram, similarity, 0.45),
+            'top-k of 0.45·N': functools.partial(_threshold_by_order, similarity, 0.45),
+            'sort': by_sort,
+            'bisection of the mass': by_bisection,
+        }
         kept = {name: similarity >= function() for name, function in functions.items()}
         costs = self._costs(functions)
-        return [{'way': name, 'N': side**2, 'time': str(cost), 'memory, MiB': cost.mebibytes,
-                 'entries kept unlike sort': int((kept[name] != kept['sort']).sum())} for name, cost in costs.items()]
+        return [
+            {
+                'way': name,
+                'N': side**2,
+                'time': str(cost),
+                'memory, MiB': cost.mebibytes,
+                'entries kept unlike sort': int((kept[name] != kept['sort']).sum()),
+            }
+            for name, cost in costs.items()
+        ]
 
     def large(self):
         """The last block with FSA in blocks of rows, at the grid of a 1024-pixel window: no N×N map is held."""
         side, queries = LARGE
         model = self._segmentor('proxyclip', 'fsa')
         cost = self._costs({'': self._random_block(model, side, queries)}, most=1)['']
-        return [{'N': side**2, 'Q': queries, 'time': str(cost), 'memory, MiB': cost.mebibytes,
-                 'one N×N map, MiB': f'{4 * side**4 / 2**20:.0f}'}]
+        return [
+            {
+                'N': side**2,
+                'Q': queries,
+                'time': str(cost),
+                'memory, MiB': cost.mebibytes,
+                'one N×N map, MiB': f'{4 * side**4 / 2**20:.0f}',
+            }
+        ]
 
     def panel(self):
         """Several cells in one pass over a window, against one after the other, and against trunk + VFMs."""
@@ -211,8 +286,10 @@ class Measurements:
         chosen = {'vfm': self.vfms} if self.vfms else {}
         suite = suite_cells(load_suite('attention33'), backbone=[self.backbone], **chosen)
         maps = [self._segmentor(cell['method'], cell['feedback'], cell.get('vfm')) for cell in suite]
-        return [self._panel(f'{len(column)}: four methods, with and without FSA', column),
-                self._panel(f'{len(maps)}: eleven attention maps, with and without FSA', maps)]
+        return [
+            self._panel(f'{len(column)}: four methods, with and without FSA', column),
+            self._panel(f'{len(maps)}: eleven attention maps, with and without FSA', maps),
+        ]
 
     def _panel(self, name, members):
         image = self._image(members[0])
@@ -223,28 +300,51 @@ class Measurements:
             for m in vfms:
                 m.features(cut_window(*image, m.multiple))
 
-        functions = {'floor': floor, 'one pass': lambda: list(window_cosines(members, [image])),
-                     'alone': lambda: [list(window_cosines([m], [image])) for m in members]}  # yapf: disable
+        functions = {
+            'floor': floor,
+            'one pass': lambda: list(window_cosines(members, [image])),
+            'alone': lambda: [list(window_cosines([m], [image])) for m in members],
+        }
         cost = self._costs(functions, most=3, memory=['one pass'])
-        return {'rows': name, 'VFMs': len(vfms), 'floor: trunk + VFMs': str(cost['floor']), 'one pass': str(cost['one pass']),
-                'one after the other': str(cost['alone']), 'one pass / floor': cost['one pass'].over(cost['floor']),
-                'one after the other / floor': cost['alone'].over(cost['floor']),
-                'memory of the pass, MiB': cost['one pass'].mebibytes}
+        return {
+            'rows': name,
+            'VFMs': len(vfms),
+            'floor: trunk + VFMs': str(cost['floor']),
+            'one pass': str(cost['one pass']),
+            'one after the other': str(cost['alone']),
+            'one pass / floor': cost['one pass'].over(cost['floor']),
+            'one after the other / floor': cost['alone'].over(cost['floor']),
+            'memory of the pass, MiB': cost['one pass'].mebibytes,
+        }
 
     def batches(self):
         """Windows of ProxyCLIP + FSA in batches, against one at a time."""
         model, sizes = self._segmentor('proxyclip', 'fsa'), (1, 2, 4)
         crop = self._image(model)
-        costs = self._costs({size: lambda size=size: list(window_cosines([model], [crop] * size)) for size in sizes}, most=3)
-        return [{'windows at once': size, 'time': str(cost), 'windows per second': f'{size / cost.seconds:.2f}',
-                 'over one at a time': costs[1].over(cost, size), 'memory, MiB': cost.mebibytes}
-                for size, cost in costs.items()]
+        costs = self._costs(
+            {size: lambda size=size: list(window_cosines([model], [crop] * size)) for size in sizes}, most=3
+        )
+        return [
+            {
+                'windows at once': size,
+                'time': str(cost),
+                'windows per second': f'{size / cost.seconds:.2f}',
+                'over one at a time': costs[1].over(cost, size),
+                'memory, MiB': cost.mebibytes,
+            }
+            for size, cost in costs.items()
+        ]
 
     def precision_agreement(self):
         """The share of pixels that get float32's labels in half precision: toy models, the mini split of VOC21."""
-        return [{'method': name, 'pixels': pixels,
-                 **{f'{key} as fp32': f'{100 * (1 - count / pixels):.2f} %' for key, count in moved.items()}}
-                for name, pixels, moved in self.moved_labels()]
+        return [
+            {
+                'method': name,
+                'pixels': pixels,
+                **{f'{key} as fp32': f'{100 * (1 - count / pixels):.2f} %' for key, count in moved.items()},
+            }
+            for name, pixels, moved in self.moved_labels()
+        ]
 
     def moved_labels(self, rows=AGREEING, images=None, precisions=('fp16', 'bf16')):
         """Yield (row's name, pixels labelled, {precision: pixels whose label is not float32's}).
@@ -281,9 +381,20 @@ class Measurements:
             costs = [self._costs({'': self._random_block(model, *point)}, most=3)[''] for point in points]
             x = [side**2 if over == 'N' else queries for side, queries in points]
             time_, memory = (_exponent(x, [getattr(cost, key) for cost in costs]) for key in ('seconds', 'bytes'))
-            rows += [{'over': over, 'N': side**2, 'Q': queries, 'time': str(cost), 'memory, MiB': cost.mebibytes,
-                      'exponent of time': time_, 'exponent of memory': memory, 'seconds': cost.seconds, 'bytes': cost.bytes}
-                     for (side, queries), cost in zip(points, costs)]
+            rows += [
+                {
+                    'over': over,
+                    'N': side**2,
+                    'Q': queries,
+                    'time': str(cost),
+                    'memory, MiB': cost.mebibytes,
+                    'exponent of time': time_,
+                    'exponent of memory': memory,
+                    'seconds': cost.seconds,
+                    'bytes': cost.bytes,
+                }
+                for (side, queries), cost in zip(points, costs)
+            ]
         return rows
 
     @torch.no_grad()
@@ -298,16 +409,20 @@ class Measurements:
         start = time.perf_counter()
         fast.trunk(fast.visual, crop), fast.features(crop)
         seconds = time.perf_counter() - start
-        rows = [{'model': name, 'plain': str(before), 'compiled': str(after), 'times faster': before.over(after)}
-                for name, before, after in self._trunk_and_vfm(plain, fast)]
+        rows = [
+            {'model': name, 'plain': str(before), 'compiled': str(after), 'times faster': before.over(after)}
+            for name, before, after in self._trunk_and_vfm(plain, fast)
+        ]
         return [*rows, {'model': 'both', 'plain': '', 'compiled': f'{seconds:.0f} s to compile', 'times faster': ''}]
 
     @torch.no_grad()
     def bf16(self):
         """Trunk and VFM in bf16, against float32."""
         plain, half = (self._segmentor('proxyclip', None, precision=precision) for precision in ('fp32', 'bf16'))
-        return [{'model': name, 'fp32': str(before), 'bf16': str(after), 'times faster': before.over(after)}
-                for name, before, after in self._trunk_and_vfm(plain, half)]
+        return [
+            {'model': name, 'fp32': str(before), 'bf16': str(after), 'times faster': before.over(after)}
+            for name, before, after in self._trunk_and_vfm(plain, half)
+        ]
 
     def _trunk_and_vfm(self, plain, other):
         """Yield ('trunk', `Cost` of one segmentor's, of another's) on one window, then those of their VFMs."""
@@ -346,14 +461,21 @@ class Measurements:
             sizes = {size: functools.partial(run, size) for size in dict.fromkeys((1, most))}
             times = {size: cost.seconds for size, cost in self._costs(sizes, memory=[]).items()}
         weights = sum(p.numel() * p.element_size() for part in (model.visual, model.vfm) for p in part.parameters())
-        return dict(weights=weights, peak=peak, rates={size: (size / each / seconds, flops * size / seconds / rate)
-                                                       for size, seconds in times.items()})
+        return dict(
+            weights=weights,
+            peak=peak,
+            rates={size: (size / each / seconds, flops * size / seconds / rate) for size, seconds in times.items()},
+        )
 
     def throughput(self):
         """Images of 336×448 pixels per second under ProxyCLIP + FSA, without loading and metric: batches of windows."""
         model = self._segmentor('proxyclip', 'fsa')
         list(overlap_adds([model], [torch.rand(3, *IMAGE, device=self.device)], [IMAGE]))
-        found, rate, each = model.batch_size(None), self._matmul_rate(), len(windows(*IMAGE, model.window, model.stride))
+        found, rate, each = (
+            model.batch_size(None),
+            self._matmul_rate(),
+            len(windows(*IMAGE, model.window, model.stride)),
+        )
         images = -(-max(8, 2 * found) // each)  # they fill two batches
         inputs = [torch.rand(3, *IMAGE, device=self.device) for _ in range(images)]
 
@@ -365,10 +487,17 @@ class Measurements:
         crop = cut_window(*self._image(model), model.multiple)
         flops = self._flops(lambda: (model.trunk(model.visual, crop), model.features(crop)))
         count = each * images
-        return [{'windows at once': size, 'images': images, 'time': str(cost), 'images per second': f'{images / cost.seconds:.2f}',
-                 'over one at a time': costs[1].over(cost),
-                 'trunk and VFM, of the matmul rate': f'{100 * flops * count / cost.seconds / rate:.0f} %'}
-                for size, cost in costs.items()]
+        return [
+            {
+                'windows at once': size,
+                'images': images,
+                'time': str(cost),
+                'images per second': f'{images / cost.seconds:.2f}',
+                'over one at a time': costs[1].over(cost),
+                'trunk and VFM, of the matmul rate': f'{100 * flops * count / cost.seconds / rate:.0f} %',
+            }
+            for size, cost in costs.items()
+        ]
 
     def _segmentor(self, method, feedback, vfm=None, queries=21, **options):
         """Return a segmentor with random weights and text; models are shared by all that are made here."""
@@ -376,12 +505,18 @@ class Measurements:
         settings = protocol_settings(load_protocol(PROTOCOL, parts), None)
         config = model_config(parts, settings, self.precision, self.device, random_weights=0)
         model = MODELS.build(dict(config, models={} if options else self._models, **options)).to(self.device)
-        model.text, model.queries, model.words_per_class = self._text(model, queries), tuple(range(queries)), [1] * queries
+        model.text, model.queries, model.words_per_class = (
+            self._text(model, queries),
+            tuple(range(queries)),
+            [1] * queries,
+        )
         return model
 
     def _text(self, model, queries):
         generator = torch.Generator().manual_seed(0)
-        return F.normalize(torch.randn(queries, model.visual.proj.shape[1], generator=generator), dim=-1).to(self.device)
+        return F.normalize(torch.randn(queries, model.visual.proj.shape[1], generator=generator), dim=-1).to(
+            self.device
+        )
 
     def _image(self, model):
         """Return a window of random pixels, as of `window_cosines`."""
@@ -397,8 +532,9 @@ class Measurements:
         features = 0.5 * coarse + torch.randn(1, width, side, side, generator=generator)
         dtype, text = PRECISIONS[self.precision], self._text(model, queries)
         tokens, features = tokens.to(self.device, dtype), features.to(self.device, dtype)
-        return lambda: token_logits(model.visual, tokens, (half, half), text, method='proxyclip', feedback=True,
-                                    vfm_features=features)
+        return lambda: token_logits(
+            model.visual, tokens, (half, half), text, method='proxyclip', feedback=True, vfm_features=features
+        )
 
     def _matmul_rate(self):
         """Return the rate of a product of large square matrices, the best of several, in FLOP per second."""
@@ -450,7 +586,18 @@ class Measurements:
             torch.cuda.synchronize(self.device)
 
 
-SECTIONS = ('stages', 'fsa', 'pruning', 'large', 'panel', 'batches', 'precision_agreement', 'growth', 'compiled', 'throughput')
+SECTIONS = (
+    'stages',
+    'fsa',
+    'pruning',
+    'large',
+    'panel',
+    'batches',
+    'precision_agreement',
+    'growth',
+    'compiled',
+    'throughput',
+)
 
 
 def report(sections, where):
@@ -469,23 +616,36 @@ def plot_growth(rows, path):
     """Draw the growth of time and memory over N and over Q, of the rows of `Measurements.growth`, as a PNG."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
+
     figure = Figure((9, 3.6), layout='constrained')
     for axes, over in zip(figure.subplots(1, 2), 'NQ'):
         some = [row for row in rows if row['over'] == over]
         other = 'Q' if over == 'N' else 'N'
         x = [row[over] for row in some]
         twin = axes.twinx()
-        lines = axes.loglog(x, [row['seconds'] for row in some], 'o-', color='tab:blue',
-                            label=f'time, ∝ {over}^{some[0]["exponent of time"]}')
-        lines += twin.loglog(x, [row['bytes'] / 2**20 for row in some], 's--', color='tab:red',
-                             label=f'memory, ∝ {over}^{some[0]["exponent of memory"]}')
+        lines = axes.loglog(
+            x,
+            [row['seconds'] for row in some],
+            'o-',
+            color='tab:blue',
+            label=f'time, ∝ {over}^{some[0]["exponent of time"]}',
+        )
+        lines += twin.loglog(
+            x,
+            [row['bytes'] / 2**20 for row in some],
+            's--',
+            color='tab:red',
+            label=f'memory, ∝ {over}^{some[0]["exponent of memory"]}',
+        )
         for line, one in zip(lines, (axes, twin)):  # a factor of two around, so that slopes are not exaggerated
             one.set_ylim(min(line.get_ydata()) / 2, max(line.get_ydata()) * 2)
             one.yaxis.set_major_formatter(ScalarFormatter())
             one.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(x, [str(value) for value in x])
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel='patches N' if over == 'N' else 'queries Q', ylabel='seconds', title=f'{other} = {some[0][other]}')
+        axes.set(
+            xlabel='patches N' if over == 'N' else 'queries Q', ylabel='seconds', title=f'{other} = {some[0][other]}'
+        )
         twin.set_ylabel('MiB beyond the inputs')
         axes.legend(lines, [line.get_label() for line in lines], loc='upper left')
     figure.savefig(path, dpi=100)

@@ -5,6 +5,7 @@ A method is an attention map and a readout of CLIP's last block; FSA wraps any o
 Shape legend: B images, T = 1 + N tokens (CLS first), N = h·w patches, D width, E embedding, Q queries; images (B, 3,
 height, width).
 """
+
 import functools
 import inspect
 from typing import NamedTuple
@@ -24,7 +25,8 @@ METHODS = dict(
     maskclip=dict(attention='identity', residual=False, mlp=False),
     sclip=dict(attention='qq+kk', residual=True, mlp=True),
     clearclip=dict(attention='qq', residual=False, mlp=False),
-    proxyclip=dict(attention='proxy', residual=False, mlp=False))
+    proxyclip=dict(attention='proxy', residual=False, mlp=False),
+)
 FEEDBACK_KEYS = tuple(inspect.signature(FSA).parameters)
 
 
@@ -57,8 +59,7 @@ def token_logits(visual, tokens, grid, text, *, method='proxyclip', feedback=Non
     """
     block = LastBlock(visual, tokens, grid, text, resolve_method(method), vfm_features)
     feedback = resolve_feedback(feedback)
-    for logits in block.rounds(feedback):
-        pass
+    *_, logits = block.rounds(feedback)
     return logits, block.grid
 
 
@@ -72,6 +73,7 @@ class Inspection(NamedTuple):
         adapted: W.
         ensemble: Â, the mean of its heads.
     """
+
     attention: Tensor
     similarity: Tensor
     pruned: Tensor
@@ -99,8 +101,17 @@ def inspect_patch(visual, images, text, index, *, method='proxyclip', feedback=T
     def row_of(apply):
         return map_rows(apply, patch + first, block.values, block.heads).mean(0)[first:]
 
-    rows = (row_of(attention.apply), similarity[0, patch], pruned[0, patch], adapted[0, patch],
-            row_of(lambda unit: ensemble(attention, lambda *x: [adapted.to(one.dtype) @ one for one in x], unit, feedback.terms)))
+    rows = (
+        row_of(attention.apply),
+        similarity[0, patch],
+        pruned[0, patch],
+        adapted[0, patch],
+        row_of(
+            lambda unit: ensemble(
+                attention, lambda *x: [adapted.to(one.dtype) @ one for one in x], unit, feedback.terms
+            )
+        ),
+    )
     return Inspection(*(row.unflatten(0, block.grid) for row in rows))
 
 
@@ -138,7 +149,10 @@ class LastBlock:
             tokens = resize_tokens(tokens[:, 1:], grid, self.grid) if method['residual'] else None
             self.values = self.values[:, 1:]
         if self.attention.shared:
-            self.values, self._out = F.linear(self.values, self._out.weight), lambda mixed, out=self._out: mixed + out.bias
+            self.values, self._out = (
+                F.linear(self.values, self._out.weight),
+                lambda mixed, out=self._out: mixed + out.bias,
+            )
         if tuple(self.grid) != tuple(grid):
             if self.attention.shared and self.values.shape[1] < self.values.shape[2]:
                 self._embeddings = self.values
@@ -180,8 +194,10 @@ class LastBlock:
         """Return the patches' cosines with the queries, (B, N, Q), of attended values (B, T, any)."""
         mixed = mixed if self._embeddings is None else mixed @ self._embeddings
         method = self._method
-        embeddings = readout(self._visual, self._out(mixed), self._tokens if method['residual'] else None, method['mlp'])
-        return embeddings[:, int(self.attention.cls):] @ self._text.T
+        embeddings = readout(
+            self._visual, self._out(mixed), self._tokens if method['residual'] else None, method['mlp']
+        )
+        return embeddings[:, int(self.attention.cls) :] @ self._text.T
 
 
 def resolve_method(method):

@@ -2,6 +2,7 @@
 
 Shape legend: B windows, N patches, Q queries; images (3, height, width), each of its own size.
 """
+
 import collections
 import itertools
 import json
@@ -18,7 +19,15 @@ from fsa_seg.methods import LastBlock
 from fsa_seg.windows import OverlapAdd, cut_window, windows
 
 STAGES = ("CLIP's trunk", 'the VFM', 'the last block (attention, FSA, readout)')
-SHARED_KEYS = ('backbone', 'precision', 'window', 'stride', 'window_batch', 'compile', 'text_cache')  # by a panel's members
+SHARED_KEYS = (
+    'backbone',
+    'precision',
+    'window',
+    'stride',
+    'window_batch',
+    'compile',
+    'text_cache',
+)  # by a panel's members
 
 
 @MODELS.register_module()
@@ -95,12 +104,16 @@ def overlap_adds(segmentors, images, sizes):
         sizes (list of (int, int)): height and width of each result.
     """
     first, adds = segmentors[0], {}
-    jobs = [(i, *one) for i, image in enumerate(images) for one in windows(*image.shape[1:], first.window, first.stride)]
+    jobs = [
+        (i, *one) for i, image in enumerate(images) for one in windows(*image.shape[1:], first.window, first.stride)
+    ]
 
     def run(batch, adds):
         for i, _, _ in batch:
             if i not in adds:
-                adds[i] = [OverlapAdd(images[i].shape[1:], s.window, s.stride, s.multiple, sizes[i]) for s in segmentors]
+                adds[i] = [
+                    OverlapAdd(images[i].shape[1:], s.window, s.stride, s.multiple, sizes[i]) for s in segmentors
+                ]
         for member, cosines, grid, finite in window_cosines(segmentors, [(images[i], *one) for i, *one in batch]):
             for (i, rows, columns), window, flags in zip(batch, cosines, finite):
                 adds[i][member].add(rows, columns, window, grid, flags)
@@ -162,16 +175,18 @@ def check_finite_stages(flags, image, settings):
     """
     wrong = [stage for stage, fine in zip(STAGES, flags.tolist()) if not fine]
     if wrong:
-        raise UserError(f'{image}: {wrong[0]} under {settings} gave numbers that are not finite (NaN or infinite), so that there are '
-                        'no labels. In half precision use --precision fp32 or bf16; else look at the weights (tools/weights.py check) '
-                        'and at settings far from the published ones')
+        raise UserError(
+            f'{image}: {wrong[0]} under {settings} gave numbers that are not finite (NaN or infinite), so that there are '
+            'no labels. In half precision use --precision fp32 or bf16; else look at the weights (tools/weights.py check) '
+            'and at settings far from the published ones'
+        )
 
 
 def _batches(jobs, most):
     """Yield consecutive windows of one size, at most so many at once."""
     for _, alike in itertools.groupby(jobs, _size):
         alike = list(alike)
-        yield from (alike[start:start + most] for start in range(0, len(alike), most))
+        yield from (alike[start : start + most] for start in range(0, len(alike), most))
 
 
 def _size(job):

@@ -2,6 +2,7 @@
 
 Folders beside the repository's configs/ are named by the environment variable FSA_SEG_CONFIGS.
 """
+
 import inspect
 import json
 import os
@@ -18,24 +19,54 @@ from fsa_seg.labels import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.methods import METHODS, resolve_method
 from fsa_seg.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
 from fsa_seg.saved import from_json
-from fsa_seg.settings import (BACKBONE, DATASET, IMPORTS, MAPPING, PROTOCOL, SEGMENTOR, TEXT, VFM, WORD_RULES, check_values,
-                              dict_of, list_of)  # yapf: disable
+from fsa_seg.settings import (
+    BACKBONE,
+    DATASET,
+    IMPORTS,
+    MAPPING,
+    PROTOCOL,
+    SEGMENTOR,
+    TEXT,
+    VFM,
+    WORD_RULES,
+    check_values,
+    dict_of,
+    list_of,
+)
 from fsa_seg.text import read_classes
 from fsa_seg.visualization import even_palette
 
-KINDS = dict(dataset='datasets', method='methods', backbone='backbones', vfm='vfms', feedback='feedback',
-             protocol='protocols', suite='suites')  # yapf: disable
+KINDS = dict(
+    dataset='datasets',
+    method='methods',
+    backbone='backbones',
+    vfm='vfms',
+    feedback='feedback',
+    protocol='protocols',
+    suite='suites',
+)
 REQUIRED = dict(
-    dataset=('name', 'type', 'data_root', 'data_prefix'), method=('name', 'segmentor', 'protocol'),
-    backbone=('name', 'model'), vfm=('name', 'type'), feedback=('name', 'type'),
-    protocol=('name', 'default', 'datasets'), suite=('name', 'groups'))  # yapf: disable
+    dataset=('name', 'type', 'data_root', 'data_prefix'),
+    method=('name', 'segmentor', 'protocol'),
+    backbone=('name', 'model'),
+    vfm=('name', 'type'),
+    feedback=('name', 'type'),
+    protocol=('name', 'default', 'datasets'),
+    suite=('name', 'groups'),
+)
 # what a backbone or a VFM part says about itself, beside how it is built
 ABOUT = ('name', 'fsa', 'toy', 'licence', 'custom_imports')
 # the same of a data set, and how its files are read
 DATA_ABOUT = ('name', 'images', 'custom_imports', 'label_map', 'image_max')
-RULES = dict(dataset=DATASET, backbone=BACKBONE, vfm=VFM, protocol=dict(name=TEXT, default=MAPPING, datasets=dict_of(MAPPING)),
-             feedback=dict(name=TEXT, type=TEXT), suite=dict(name=TEXT, groups=list_of(MAPPING)),
-             method=dict(name=TEXT, protocol=TEXT, fsa_protocol=TEXT, segmentor=MAPPING, custom_imports=IMPORTS))  # yapf: disable
+RULES = dict(
+    dataset=DATASET,
+    backbone=BACKBONE,
+    vfm=VFM,
+    protocol=dict(name=TEXT, default=MAPPING, datasets=dict_of(MAPPING)),
+    feedback=dict(name=TEXT, type=TEXT),
+    suite=dict(name=TEXT, groups=list_of(MAPPING)),
+    method=dict(name=TEXT, protocol=TEXT, fsa_protocol=TEXT, segmentor=MAPPING, custom_imports=IMPORTS),
+)
 METHOD_KEYS = ('attention', 'residual', 'mlp')
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 'words')
 
@@ -43,7 +74,9 @@ SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 
 def part_names(kind):
     """Return the names of all parts of a kind ('dataset', 'method', ...), sorted."""
     if not os.path.isdir(CONFIGS):
-        raise UserError(f'{CONFIGS} is missing: run from a clone of the repository (pip install -e), which has configs/')
+        raise UserError(
+            f'{CONFIGS} is missing: run from a clone of the repository (pip install -e), which has configs/'
+        )
     return sorted(part_files(KINDS[kind]))
 
 
@@ -103,8 +136,12 @@ def load_parts(method, feedback, backbone, vfm):
     attention_files()  # one that would hide a built-in map is an error, though it is never asked for
     method, backbone = load_part('method', method), load_part('backbone', backbone)
     feedback = load_part('feedback', 'fsa' if feedback is True else feedback) if feedback not in (None, False) else None
-    return dict(method=method, backbone=backbone, feedback=feedback,
-                vfm=load_part('vfm', vfm) if find_attention(method_of(method)['attention'])[1] else None)
+    return dict(
+        method=method,
+        backbone=backbone,
+        feedback=feedback,
+        vfm=load_part('vfm', vfm) if find_attention(method_of(method)['attention'])[1] else None,
+    )
 
 
 def method_of(part):
@@ -152,7 +189,9 @@ def protocol_settings(protocol, dataset):
     if missing:
         raise UserError(f'protocol {protocol["name"]!r} has no {", ".join(missing)} for {dataset!r}')
     if settings['stride'] > settings['window']:
-        raise UserError(f'{where}: stride is {settings["stride"]}; it has to be at most the window, {settings["window"]}')
+        raise UserError(
+            f'{where}: stride is {settings["stride"]}; it has to be at most the window, {settings["window"]}'
+        )
     return settings
 
 
@@ -161,7 +200,9 @@ def class_names(dataset):
     name = one_of(dataset['type'], DATASETS.module_dict, 'data set class')
     classes = dataset.get('metainfo', {}).get('classes') or DATASETS.get(name).METAINFO.get('classes')
     if not classes:
-        raise UserError(f'the data set class {name} has no class names; give metainfo=dict(classes=[...], palette=[...])')
+        raise UserError(
+            f'the data set class {name} has no class names; give metainfo=dict(classes=[...], palette=[...])'
+        )
     return classes
 
 
@@ -179,9 +220,11 @@ def with_classes(dataset, data_root):
         return dataset
     path = os.path.join(folder, dataset['classes'])
     if not os.path.isfile(path):
-        raise UserError(f'the file {path} does not exist, from which the data set {dataset["name"]!r} has its classes: give '
-                        'the right --data-root; for those that ship with the suite, tools/prepare_dataset.py writes it '
-                        '(data/README.md)')
+        raise UserError(
+            f'the file {path} does not exist, from which the data set {dataset["name"]!r} has its classes: give '
+            'the right --data-root; for those that ship with the suite, tools/prepare_dataset.py writes it '
+            '(data/README.md)'
+        )
     names = read_classes(path, shipped('dataset', dataset['name']))
     part = ConfigDict(dataset, metainfo=dict(classes=names, palette=even_palette(len(names))))
     del part['classes']
@@ -204,8 +247,10 @@ def dataset_config(part, data_root):
         config.setdefault('ignore_index', WIDE_VOID)
     white = part.get('image_max')
     if white is not None and (type(white) is not int or not 255 <= white <= WHITE):
-        raise UserError(f'image_max is {white!r}; it has to be a whole number from 255 to {WHITE}, the value of white '
-                        'in 16-bit files')
+        raise UserError(
+            f'image_max is {white!r}; it has to be a whole number from 255 to {WHITE}, the value of white '
+            'in 16-bit files'
+        )
     return dict(config, data_root=os.path.join(data_root, part['data_root']))
 
 
@@ -275,8 +320,9 @@ def _checked(part, kind, path):
     for settings in (part.default, *part.datasets.values()) if kind == 'protocol' else ():
         _check_protocol(settings, f'protocol in {path}')
     if kind in ('backbone', 'vfm') and 'random_weights' in part:
-        raise UserError(f'{kind} in {path}: random_weights is no key of a part; use --random-weights SEED, which marks the '
-                        'result')
+        raise UserError(
+            f'{kind} in {path}: random_weights is no key of a part; use --random-weights SEED, which marks the result'
+        )
     if kind == 'backbone':
         check_keys(part, (*ABOUT, *BACKBONE_KEYS), f'{kind} in {path}')
     if kind == 'vfm':
@@ -290,14 +336,21 @@ def _spelt_out(kind, given):
     if kind == 'feedback':
         given = ConfigDict(given)
         own = given.pop('name', None)
-        settings = ' '.join(f'{key}={"+".join(map(str, value)) if isinstance(value, (list, tuple)) else value}'
-                            for key, value in given.items())
+        settings = ' '.join(
+            f'{key}={"+".join(map(str, value)) if isinstance(value, (list, tuple)) else value}'
+            for key, value in given.items()
+        )
         return ConfigDict(load_part('feedback', 'fsa'), name=own or f'fsa {settings}'.strip(), **given)
     if kind != 'method':
-        raise UserError(f'{kind} {given}: give a name or a file; only methods, settings of FSA and data sets can be spelt out')
+        raise UserError(
+            f'{kind} {given}: give a name or a file; only methods, settings of FSA and data sets can be spelt out'
+        )
     check_keys(given, ('name', 'protocol', *METHOD_KEYS), 'method')
     segmentor = {key: given[key] for key in METHOD_KEYS if key in given}
     resolve_method(segmentor)
     name = '_'.join([segmentor['attention'], *(key for key in ('residual', 'mlp') if segmentor.get(key))])
-    return ConfigDict(name=given.get('name', name), protocol=given.get('protocol', 'proxyclip'),
-                      segmentor=dict(segmentor, type='TrainingFreeSegmentor'))
+    return ConfigDict(
+        name=given.get('name', name),
+        protocol=given.get('protocol', 'proxyclip'),
+        segmentor=dict(segmentor, type='TrainingFreeSegmentor'),
+    )

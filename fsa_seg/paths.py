@@ -1,4 +1,5 @@
 """Where the repository's own files lie, and where parts are looked for."""
+
 import contextlib
 import errno
 import fcntl
@@ -72,7 +73,9 @@ def locked(folder, wait=True):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
-                raise UserError(f'another run works on this cell ({folder}); wait for it, or name another --work-dir') from None
+                raise UserError(
+                    f'another run works on this cell ({folder}); wait for it, or name another --work-dir'
+                ) from None
             waited = True
             print(f'another process runs this cell ({folder}); waiting for it', file=sys.stderr, flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -91,7 +94,9 @@ def new_file(path):
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     folder, name = os.path.split(os.path.abspath(path))
-    part = os.path.join(folder, f'{cut_name(name, MAX_NAME - 22)}.{secrets.token_hex(8)}.part')  # unique, also over hosts
+    part = os.path.join(
+        folder, f'{cut_name(name, MAX_NAME - 22)}.{secrets.token_hex(8)}.part'
+    )  # unique, also over hosts
     try:
         yield part
         os.replace(part, path)
@@ -99,8 +104,10 @@ def new_file(path):
         with contextlib.suppress(OSError):
             os.remove(part)
         if isinstance(error, OSError) and error.errno in FULL:
-            raise UserError(f'{path} cannot be written ({error.strerror}); what is there stays, and the same command goes on from it: '
-                            'make room, or name another place') from None
+            raise UserError(
+                f'{path} cannot be written ({error.strerror}); what is there stays, and the same command goes on from it: '
+                'make room, or name another place'
+            ) from None
         raise
 
 
@@ -115,7 +122,9 @@ def check_file(path, what):
     if not name or path.endswith(os.sep) or os.path.isdir(path):
         raise UserError(f'{what} {path} is a folder; name a file in it')
     if len(os.fsencode(name)) > MAX_NAME:
-        raise UserError(f'{what}: the name {name[:40]}... has {len(os.fsencode(name))} bytes; file systems allow {MAX_NAME}')
+        raise UserError(
+            f'{what}: the name {name[:40]}... has {len(os.fsencode(name))} bytes; file systems allow {MAX_NAME}'
+        )
     if os.path.lexists(path) and not os.path.isfile(path):
         raise UserError(f'{what} {path} is there and is no file; name another')
     make_folder(folder)

@@ -2,6 +2,7 @@
 
 Each file appears when it is whole, and what is there is not made again.
 """
+
 import contextlib
 import ctypes
 import fcntl
@@ -24,7 +25,7 @@ from fsa_seg.images import image_size
 from fsa_seg.labels import check_sizes
 from fsa_seg.paths import make_folder, new_file
 
-SPLITS = dict(val=('val', ), all=('train', 'val'))  # of --images
+SPLITS = dict(val=('val',), all=('train', 'val'))  # of --images
 CHUNK = 64  # label images that are read before they are converted
 DEATH_SIGNAL = 1  # Linux' prctl option
 
@@ -56,21 +57,29 @@ def prepare(name, paths, root, images='val', link=False, workers=1, download=Fal
         try:
             _check_recipe(plan, folder, name)
             _remove_parts(plan, folder)
-            jobs = [job for job in plan.labels if not all(os.path.exists(os.path.join(folder, target)) for target in job.targets)]
+            jobs = [
+                job
+                for job in plan.labels
+                if not all(os.path.exists(os.path.join(folder, target)) for target in job.targets)
+            ]
             _take_images(plan, jobs, folder, link)
             _make_labels(plan, jobs, folder, workers, lock)
             for target, lines in plan.texts.items():
                 _write_lines(os.path.join(folder, target), lines)
         except OSError as error:
-            raise UserError(f'{error.filename or folder} cannot be written ({error.strerror or error}); what is there stays, '
-                            'and the same command goes on from it') from None
+            raise UserError(
+                f'{error.filename or folder} cannot be written ({error.strerror or error}); what is there stays, '
+                'and the same command goes on from it'
+            ) from None
 
 
 def _plan(name, preparation, paths, splits, download):
     """Return the plan; where something is missing and `download` is asked for, fetch it first."""
     if download:
         if os.path.isfile(paths[0]):
-            raise UserError(f'--download fetches into the first of --from, but {paths[0]} is a file; name a folder first')
+            raise UserError(
+                f'--download fetches into the first of --from, but {paths[0]} is a file; name a folder first'
+            )
         make_folder(paths[0])
     hint = f'{name}: {preparation.sources}'
     try:
@@ -103,7 +112,7 @@ def _alone(folder, name):
 def _check_recipe(plan, folder, name):
     """Raise a UserError if label images are there that were made in another way than they would be made now."""
     if not plan.recipe:
-        return
+        return None
     path = os.path.join(folder, f'{name}_labels_made_from.txt')
     if not os.path.exists(path):
         return _write_lines(path, [plan.recipe])
@@ -111,8 +120,10 @@ def _check_recipe(plan, folder, name):
         before = f.read().strip()
     if before != plan.recipe:
         labels = sorted({os.path.dirname(target) for job in plan.labels for target in job.targets})
-        raise UserError(f'{folder} has label images that were made from {before}, and would now be made from {plan.recipe}; '
-                        f'remove {", ".join(labels)} and {os.path.basename(path)} there to make them anew')
+        raise UserError(
+            f'{folder} has label images that were made from {before}, and would now be made from {plan.recipe}; '
+            f'remove {", ".join(labels)} and {os.path.basename(path)} there to make them anew'
+        )
 
 
 def _remove_parts(plan, folder):
@@ -125,14 +136,19 @@ def _remove_parts(plan, folder):
 
 def _take_images(plan, jobs, folder, link):
     """Copy, extract or link the images that are not there, or are of another size, if there is room for the jobs too."""
-    todo = [(file, path) for file, target in plan.images
-            if not os.path.exists(path := os.path.join(folder, target)) or os.path.getsize(path) != file.size]
+    todo = [
+        (file, path)
+        for file, target in plan.images
+        if not os.path.exists(path := os.path.join(folder, target)) or os.path.getsize(path) != file.size
+    ]
     need = sum(file.size for file, _ in todo if not (link and file.member is None))
     need += sum(job.source.size for job in jobs if job.source)
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise UserError(f'{folder} has {free / 1e9:.1f} GB left, and {need / 1e9:.1f} GB are to be written; make room, or --link '
-                        'images that lie in folders')
+        raise UserError(
+            f'{folder} has {free / 1e9:.1f} GB left, and {need / 1e9:.1f} GB are to be written; make room, or --link '
+            'images that lie in folders'
+        )
     todo.sort(key=lambda item: plan.downloads.place(item[0]))
     for file, path in tqdm(todo, desc='images', unit='file', delay=1):
         if link and file.member is None:
@@ -151,22 +167,29 @@ def _make_labels(plan, jobs, folder, workers, lock):
         stack.enter_context(bar)
         run = map
         if workers > 1 and len(todo) > 1:
-            pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), _start_worker, (lock, )))
+            pool = stack.enter_context(
+                ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), _start_worker, (lock,))
+            )
             stack.callback(pool.shutdown, cancel_futures=True)
             run = pool.map
         for start in range(0, len(todo), CHUNK):
-            chunk = todo[start:start + CHUNK]
+            chunk = todo[start : start + CHUNK]
             data = (_read(plan.downloads, job.source) for job in chunk)
             try:
                 for problem in run(functools.partial(_make_one, folder), chunk, data):
                     problems += [problem] if problem else []
                     bar.update()
             except BrokenExecutor:
-                raise UserError('a process that converts was ended from outside (was there too little memory?); the same command '
-                                'goes on, and --workers 1 needs the least') from None
+                raise UserError(
+                    'a process that converts was ended from outside (was there too little memory?); the same command '
+                    'goes on, and --workers 1 needs the least'
+                ) from None
     if problems:
-        raise UserError(f'{len(problems)} of {len(plan.labels)} annotations cannot be used, and nothing was written for them:'
-                        + ''.join(f'\n  {problem}' for problem in problems[:10]) + ('\n  ...' if problems[10:] else ''))
+        raise UserError(
+            f'{len(problems)} of {len(plan.labels)} annotations cannot be used, and nothing was written for them:'
+            + ''.join(f'\n  {problem}' for problem in problems[:10])
+            + ('\n  ...' if problems[10:] else '')
+        )
 
 
 def _start_worker(lock):

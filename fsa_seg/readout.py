@@ -2,6 +2,7 @@
 
 Shape legend: B images, T tokens, D width, E embedding.
 """
+
 import torch.nn.functional as F
 
 

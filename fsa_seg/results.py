@@ -1,4 +1,5 @@
 """Results: one JSON file per cell, whether a kept one can be used, and the tables made from such files alone."""
+
 import json
 import math
 import re
@@ -11,8 +12,10 @@ from fsa_seg.paths import cut_name, new_file
 from fsa_seg.saved import to_json
 
 SCHEMA = 2  # of a result's file; 1 held the config as a program
-TOY_NOTE = ('These are the numbers of toy models on the toy world that the repository ships: they show that the suite '
-            'works, and are never comparable with published ones.')
+TOY_NOTE = (
+    'These are the numbers of toy models on the toy world that the repository ships: they show that the suite '
+    'works, and are never comparable with published ones.'
+)
 
 
 class Cell(NamedTuple):
@@ -23,6 +26,7 @@ class Cell(NamedTuple):
         fingerprint (list of Entry): of `fsa_seg.fingerprint.fingerprint`.
         data (Data): the images and label images.
     """
+
     config: object
     fingerprint: list
     data: Data
@@ -44,10 +48,16 @@ def row_name(cell):
 
 def cell_id(cell, digest):
     """Return a file name for a cell: its parts, cut where they are too long for a file system, and the head of its hash."""
-    parts = [cell['dataset'], cell['method'] + (f'+{cell["feedback"]}' if cell['feedback'] else ''), cell['backbone'],
-             cell['vfm'], cell['protocol'], cell['words'] if cell['words'] != cell['protocol'] else None,
-             f'limit{cell["limit"]}' if cell['limit'] else None,
-             f'random{seed}' if (seed := cell.get('random_weights')) is not None else None]  # yapf: disable
+    parts = [
+        cell['dataset'],
+        cell['method'] + (f'+{cell["feedback"]}' if cell['feedback'] else ''),
+        cell['backbone'],
+        cell['vfm'],
+        cell['protocol'],
+        cell['words'] if cell['words'] != cell['protocol'] else None,
+        f'limit{cell["limit"]}' if cell['limit'] else None,
+        f'random{seed}' if (seed := cell.get('random_weights')) is not None else None,
+    ]
     name = re.sub(r'[^\w.+=-]+', '-', '_'.join(part for part in parts if part))
     return f'{cut_name(name)}_{digest[:10]}'
 
@@ -68,13 +78,24 @@ def make_result(cell, metric, classes, weights, device, seconds):
     images = [dict(name=name, **counts) for name, counts in zip(metric.images, per_image_counts(metric.confusions))]
     config = cell.config
     return dict(
-        schema=SCHEMA, cell=dict(config.cell), partial=config.test_dataloader.dataset.get('indices') is not None, hash=cell.hash,
+        schema=SCHEMA,
+        cell=dict(config.cell),
+        partial=config.test_dataloader.dataset.get('indices') is not None,
+        hash=cell.hash,
         metrics={key: _number(figures[key]) for key in ('mIoU', 'mAcc', 'aAcc')},
-        classes=[dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
-                 for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])],
+        classes=[
+            dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
+            for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])
+        ],
         confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
-        images=images, seconds=seconds, images_resumed=len(metric.done), device=device, weights=weights,
-        fingerprint=list(cell.fingerprint), config=to_json(config))  # yapf: disable
+        images=images,
+        seconds=seconds,
+        images_resumed=len(metric.done),
+        device=device,
+        weights=weights,
+        fingerprint=list(cell.fingerprint),
+        config=to_json(config),
+    )
 
 
 def write_result(result, path):
@@ -90,8 +111,10 @@ def read_result(path):
             result = json.load(f)
         result['cell']['dataset'], result['metrics']['mIoU'], result['hash']
         if result.get('schema') != SCHEMA:
-            raise UserError(f'{path} is a result of schema {result.get("schema", 1)}, and this fsa_seg writes {SCHEMA}; remove it, and '
-                            'run its cell again')
+            raise UserError(
+                f'{path} is a result of schema {result.get("schema", 1)}, and this fsa_seg writes {SCHEMA}; remove it, and '
+                'run its cell again'
+            )
         result['fingerprint'] = [Entry(*entry) for entry in result['fingerprint']]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
@@ -107,7 +130,9 @@ def stale(result, cell):
         result (dict): of `read_result`.
         cell (Cell): what would be run.
     """
-    rows = [row for level in ('number', 'source') for row in differences(result['fingerprint'], cell.fingerprint, level)]
+    rows = [
+        row for level in ('number', 'source') for row in differences(result['fingerprint'], cell.fingerprint, level)
+    ]
     rows += [] if rows or result['hash'] == cell.hash else [('hash', result['hash'], cell.hash)]
     return [_said(*row) for row in rows]
 
@@ -119,7 +144,10 @@ def moved(result, cell):
 
 def _said(key, before, now):
     """Return one difference as a text, long values cut."""
-    before, now = (text if len(text := json.dumps(value, ensure_ascii=False)) <= 40 else text[:37] + '...' for value in (before, now))
+    before, now = (
+        text if len(text := json.dumps(value, ensure_ascii=False)) <= 40 else text[:37] + '...'
+        for value in (before, now)
+    )
     return f'{key} (was {before}, is {now})'
 
 
@@ -138,8 +166,10 @@ def table(results, datasets):
     rows = {}
     for result, row in zip(kept, table_rows(kept)):
         rows.setdefault(row, {})[result['cell']['dataset']] = result
-    lines = [f'| method | backbone | VFM | protocol | {" | ".join(datasets)} | mean |',
-             '|---|---|---|---|' + '---:|' * (len(datasets) + 1)]
+    lines = [
+        f'| method | backbone | VFM | protocol | {" | ".join(datasets)} | mean |',
+        '|---|---|---|---|' + '---:|' * (len(datasets) + 1),
+    ]
     for row, cells in rows.items():
         values = [cells[d]['metrics']['mIoU'] if d in cells else None for d in datasets]
         values = [math.nan if value is None else value for value in values]

@@ -3,6 +3,7 @@
 Only classes of this package and those of the named lists are built; a key that mmengine would carry out (`_base_`, `_scope_`,
 ...) is an error. Modules of a user's own are imported where they are allowed by name.
 """
+
 import json
 
 from mmengine import Config
@@ -11,12 +12,44 @@ from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.errors import UserError, one_of
 
-KEYS = ('batch_size', 'cell', 'compile', 'custom_hooks', 'custom_imports', 'default_hooks', 'default_scope', 'env_cfg', 'known_images',
-        'launcher', 'log_interval', 'log_level', 'model', 'model_wrapper_cfg', 'test_cfg', 'test_dataloader', 'test_evaluator',
-        'window_batch', 'work_dir', 'workers')  # of a composed config
-LIBRARY_CLASSES = ('Resize', 'PackSegInputs', 'LoadAnnotations', 'DefaultSampler', 'TestLoop', 'IoUMetric', 'RuntimeInfoHook',
-                   'IterTimerHook', 'LoggerHook', 'DistSamplerSeedHook', 'SideBySideHook', 'MMSeparateDistributedDataParallel',
-                   'MMDistributedDataParallel', 'pseudo_collate')  # of mmengine, mmcv and mmseg, beside mmseg's data sets
+KEYS = (
+    'batch_size',
+    'cell',
+    'compile',
+    'custom_hooks',
+    'custom_imports',
+    'default_hooks',
+    'default_scope',
+    'env_cfg',
+    'known_images',
+    'launcher',
+    'log_interval',
+    'log_level',
+    'model',
+    'model_wrapper_cfg',
+    'test_cfg',
+    'test_dataloader',
+    'test_evaluator',
+    'window_batch',
+    'work_dir',
+    'workers',
+)  # of a composed config
+LIBRARY_CLASSES = (
+    'Resize',
+    'PackSegInputs',
+    'LoadAnnotations',
+    'DefaultSampler',
+    'TestLoop',
+    'IoUMetric',
+    'RuntimeInfoHook',
+    'IterTimerHook',
+    'LoggerHook',
+    'DistSamplerSeedHook',
+    'SideBySideHook',
+    'MMSeparateDistributedDataParallel',
+    'MMDistributedDataParallel',
+    'pseudo_collate',
+)  # of mmengine, mmcv and mmseg, beside mmseg's data sets
 LOGGER = ('type', 'interval', 'log_metric_by_epoch')  # what a saved config may say of the log
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
 
@@ -38,17 +71,23 @@ def from_json(data, path, modules=()):
         UserError: it is no composed config, or holds a key or class that would run code.
     """
     if isinstance(data, str):
-        raise UserError(f'{path} was written by an earlier fsa_seg, whose results held their config as a program; it is not run: '
-                        'run the cell anew')
-    if not isinstance(data, dict) or not {'cell', 'model', 'test_dataloader', 'test_evaluator', 'test_cfg'} <= set(data):
+        raise UserError(
+            f'{path} was written by an earlier fsa_seg, whose results held their config as a program; it is not run: '
+            'run the cell anew'
+        )
+    if not isinstance(data, dict) or not {'cell', 'model', 'test_dataloader', 'test_evaluator', 'test_cfg'} <= set(
+        data
+    ):
         raise UserError(f'{path} holds no composed config; give a result of tools/test.py, or a config file')
     for key in data:
         one_of(key, KEYS, f'key in the config of {path}')
     imports = _imports(data, path)
     refused = [name for name in imports if name not in modules]
     if refused:
-        raise UserError(f'{path} asks for modules of your own, {", ".join(refused)}, whose code would be run: where you trust them, '
-                        f'add --allow-modules {" ".join(refused)}')
+        raise UserError(
+            f'{path} asks for modules of your own, {", ".join(refused)}, whose code would be run: where you trust them, '
+            f'add --allow-modules {" ".join(refused)}'
+        )
     if imports:
         _import(imports, path)
     _check(data, path, _allowed(imports))
@@ -73,8 +112,10 @@ def _import(names, path):
     try:
         import_modules_from_strings(names)
     except Exception as error:  # a user's module is executed: anything can be raised
-        raise UserError(f'{path} asks for the modules {", ".join(names)}: {type(error).__name__}: {error}; run it from the folder '
-                        'that has them, or name that folder in PYTHONPATH') from error
+        raise UserError(
+            f'{path} asks for the modules {", ".join(names)}: {type(error).__name__}: {error}; run it from the folder '
+            'that has them, or name that folder in PYTHONPATH'
+        ) from error
 
 
 def _allowed(imports):
@@ -98,7 +139,9 @@ def _check(node, path, allowed):
         if isinstance(key, str) and key.startswith('_'):
             raise UserError(f'{path}: the key {key!r} has no place in a saved config')
         if key == 'type' and (not isinstance(value, str) or value.removeprefix('mmseg.') not in allowed):
-            raise UserError(f'{path} asks for {value!r}, which is no class of this suite: it is not built. A class of your own '
-                            'has to be registered by a module that custom_imports names')
+            raise UserError(
+                f'{path} asks for {value!r}, which is no class of this suite: it is not built. A class of your own '
+                'has to be registered by a module that custom_imports names'
+            )
         if isinstance(value, (dict, list)):
             _check(value, path, allowed)

@@ -1,5 +1,6 @@
 """One image, words given on the spot: `Segmenter`."""
-from typing import NamedTuple, Optional
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ class Segmentation(NamedTuple):
         scores (K, height, width): float32, softmax over all words, the best word of each class; None unless asked for.
         picture: PIL.Image, the image beside its labels, with a legend.
     """
+
     labels: np.ndarray
-    scores: Optional[np.ndarray]
+    scores: np.ndarray | None
     picture: Image.Image
 
 
@@ -46,6 +48,7 @@ class AttentionRows(NamedTuple):
         without, labels (height, width): int64, the labels without FSA and with it.
         picture: PIL.Image of all of that.
     """
+
     rows: Inspection
     window: tuple
     patch: tuple
@@ -71,8 +74,16 @@ class Segmenter:
         UserError: a part that does not exist, or weights that are missing or do not fit.
     """
 
-    def __init__(self, backbone='clip_vit-b16', method='proxyclip', feedback=True, vfm='dino_vit-b8',
-                 protocol='own', precision='auto', device=None):
+    def __init__(
+        self,
+        backbone='clip_vit-b16',
+        method='proxyclip',
+        feedback=True,
+        vfm='dino_vit-b8',
+        protocol='own',
+        precision='auto',
+        device=None,
+    ):
         parts = load_parts(method, feedback, backbone, vfm)
         settings = protocol_settings(load_protocol(protocol, parts), None)
         self.resize = Resize(scale=(MAX_LONG_SIDE, settings['short']), keep_ratio=True)
@@ -98,7 +109,9 @@ class Segmenter:
         sample = self._segmented(data, prob_thd, scores)
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
         kept = sample.seg_logits.data.cpu().numpy() if scores else None
-        picture = panel(rgb, dict(labels=labels), [split_words(line)[0] for line in classes], even_palette(len(classes)))
+        picture = panel(
+            rgb, dict(labels=labels), [split_words(line)[0] for line in classes], even_palette(len(classes))
+        )
         return Segmentation(labels, kept, picture)
 
     @torch.no_grad()
@@ -116,8 +129,10 @@ class Segmenter:
         rgb, data = self._prepared(image, classes, prob_thd, image_max)
         model, (height, width) = self.model, rgb.shape[:2]
         if not (0 <= x < width and 0 <= y < height):
-            raise UserError(f'the pixel {x},{y} lies outside the image, which has {width}×{height} (x from 0 to '
-                            f'{width - 1}, y from 0 to {height - 1})')
+            raise UserError(
+                f'the pixel {x},{y} lies outside the image, which has {width}×{height} (x from 0 to '
+                f'{width - 1}, y from 0 to {height - 1})'
+            )
         feedback = model.feedback
         if feedback is None:
             raise UserError('there is no feedback to look at: the segmenter was made without FSA')
@@ -130,18 +145,25 @@ class Segmenter:
         inputs = model.data_preprocessor(dict(inputs=data['inputs']))['inputs'][0]
         scale = inputs.shape[1] / height, inputs.shape[2] / width
         pixel = (y + 0.5) * scale[0], (x + 0.5) * scale[1]
-        rows, columns = (min(window_spans(side, model.window, model.stride), key=lambda s: abs(sum(s) / 2 - place))
-                         for side, place in zip(inputs.shape[1:], pixel))
+        rows, columns = (
+            min(window_spans(side, model.window, model.stride), key=lambda s: abs(sum(s) / 2 - place))
+            for side, place in zip(inputs.shape[1:], pixel)
+        )
         crop = cut_window(inputs, rows, columns, model.multiple)
-        patch = tuple(patch_at(place, span, multiple, count) for place, span, multiple, count in zip(
-            pixel, (rows, columns), model.multiple, model.grid(*crop.shape[2:])))
+        patch = tuple(
+            patch_at(place, span, multiple, count)
+            for place, span, multiple, count in zip(pixel, (rows, columns), model.multiple, model.grid(*crop.shape[2:]))
+        )
         found = Inspection(*(row.cpu() for row in model.inspect(crop, patch)))
         shown = {name: to_window(row, rows, columns, model.multiple).numpy() for name, row in found._asdict().items()}
-        window = tuple(round(edge) for edge in (columns[0] / scale[1], rows[0] / scale[0], columns[1] / scale[1],
-                                                rows[1] / scale[0]))
+        window = tuple(
+            round(edge)
+            for edge in (columns[0] / scale[1], rows[0] / scale[0], columns[1] / scale[1], rows[1] / scale[0])
+        )
         names = [split_words(line)[0] for line in classes]
-        picture = attention_panel(rgb, (x, y), window, shown,
-                                  {'without FSA': without, 'with FSA': labels}, names, even_palette(len(classes)))
+        picture = attention_panel(
+            rgb, (x, y), window, shown, {'without FSA': without, 'with FSA': labels}, names, even_palette(len(classes))
+        )
         return AttentionRows(Inspection(*(row.numpy() for row in found)), window, patch, without, labels, picture)
 
     def _prepared(self, image, classes, prob_thd, image_max):
@@ -162,4 +184,3 @@ class Segmenter:
         sample = self.model.test_step(data)[0]
         check_finite_stages(sample.get(finite_field('pred_sem_seg')), 'the image', self.settings)
         return sample
-

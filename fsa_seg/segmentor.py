@@ -2,6 +2,7 @@
 
 Shape legend: B images, Q queries, K classes; images (3, height, width), each of its own size.
 """
+
 import functools
 import json
 import math
@@ -25,7 +26,9 @@ from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 from fsa_seg.text import encode_queries
 from fsa_seg.windows import class_scores, label_tiles
 
-TILE_SCORES = dict(cpu=2**19, cuda=2**24)  # scores of pixels with queries that are made at once: 2 MiB, 64 MiB in float32
+TILE_SCORES = dict(
+    cpu=2**19, cuda=2**24
+)  # scores of pixels with queries that are made at once: 2 MiB, 64 MiB in float32
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 MODELS.register_module(module=FSA)
@@ -51,8 +54,10 @@ def check_settings(settings):
     """Raise a UserError if one of a segmentor's settings (dict) is of a wrong type or out of its range."""
     check_values(settings, SEGMENTOR, 'model')
     if settings['stride'] > settings['window']:
-        raise UserError(f'model: window is {settings["window"]} and stride {settings["stride"]}; the stride has to be at most the '
-                        'window, or pixels between windows would have no score')
+        raise UserError(
+            f'model: window is {settings["window"]} and stride {settings["stride"]}; the stride has to be at most the '
+            'window, or pixels between windows would have no score'
+        )
 
 
 @functools.lru_cache
@@ -61,8 +66,10 @@ def check_compiler():
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=get_device()))
     except Exception as error:  # no compiler, no Triton, ...
-        raise UserError('torch.compile does not work here: leave out --compile, or install what it needs, such as g++ '
-                        f'({type(error).__name__}: {" ".join(str(error).split())[:200]})') from error
+        raise UserError(
+            'torch.compile does not work here: leave out --compile, or install what it needs, such as g++ '
+            f'({type(error).__name__}: {" ".join(str(error).split())[:200]})'
+        ) from error
 
 
 def check_window(window, patch, vfm=None):
@@ -83,8 +90,10 @@ def check_window(window, patch, vfm=None):
     multiple = tuple(math.lcm(*sides) for sides in zip(patch, vfm_multiple))
     grid = vfm.grid(*(-(-window // side) * side for side in multiple)) if vfm is not None else patch
     if not all(grid):
-        raise UserError(f'the VFM has no features for a window of {window} pixels: its grid would be '
-                        f'{"×".join(map(str, grid))}; use a larger window')
+        raise UserError(
+            f'the VFM has no features for a window of {window} pixels: its grid would be '
+            f'{"×".join(map(str, grid))}; use a larger window'
+        )
     return multiple
 
 
@@ -135,18 +144,50 @@ class TrainingFreeSegmentor(BaseSegmentor):
 
     own_method = None  # name of the method that a subclass stands for
 
-    def __init__(self, backbone, words=None, attention=None, residual=None, mlp=None, vfm=None, feedback=None, window=336,
-                 stride=112, logit_scale=40.0, prob_thd=0.0, area_thd=None, precision='auto', keep_scores=False,
-                 text_cache=None, window_batch='auto', compile=False, models=None):
+    def __init__(
+        self,
+        backbone,
+        words=None,
+        attention=None,
+        residual=None,
+        mlp=None,
+        vfm=None,
+        feedback=None,
+        window=336,
+        stride=112,
+        logit_scale=40.0,
+        prob_thd=0.0,
+        area_thd=None,
+        precision='auto',
+        keep_scores=False,
+        text_cache=None,
+        window_batch='auto',
+        compile=False,
+        models=None,
+    ):
         given = dict(attention=attention, residual=residual, mlp=mlp)
         own = METHODS[self.own_method] if self.own_method else {}
         method = resolve_method({**own, **{key: value for key, value in given.items() if value is not None}})
         needs_vfm = find_attention(method['attention'])[1]
         if needs_vfm and vfm is None:
-            raise UserError(f'the attention map {method["attention"]!r} needs a VFM: name one, such as --vfm dino_vit-b8')
-        check_settings(dict(window=window, stride=stride, logit_scale=logit_scale, prob_thd=prob_thd, area_thd=area_thd,
-                            precision=precision, keep_scores=keep_scores, text_cache=text_cache, window_batch=window_batch,
-                            compile=compile, words=words))
+            raise UserError(
+                f'the attention map {method["attention"]!r} needs a VFM: name one, such as --vfm dino_vit-b8'
+            )
+        check_settings(
+            dict(
+                window=window,
+                stride=stride,
+                logit_scale=logit_scale,
+                prob_thd=prob_thd,
+                area_thd=area_thd,
+                precision=precision,
+                keep_scores=keep_scores,
+                text_cache=text_cache,
+                window_batch=window_batch,
+                compile=compile,
+                words=words,
+            )
+        )
         check_values(backbone, BACKBONE, 'model.backbone')
         feedback = MODELS.build(feedback) if feedback else None
         check_keys(backbone, BACKBONE_KEYS, 'backbone')
@@ -191,8 +232,9 @@ class TrainingFreeSegmentor(BaseSegmentor):
         """
         self.words_per_class = [len(group) for group in words]
         self.queries, self._fitting = tuple(query for group in words for query in group), None
-        text = encode_queries(*self.text_tower, self.queries, self.weights['backbone'], device or self.text.device,
-                              self.text_cache)
+        text = encode_queries(
+            *self.text_tower, self.queries, self.weights['backbone'], device or self.text.device, self.text_cache
+        )
         self.text = text.to(self.text.device)
 
     def batch_size(self, run):
@@ -219,7 +261,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         if not self.queries:
             raise RuntimeError('the segmentor has no words yet: call set_words first')
         samples = data_samples or [SegDataSample() for _ in inputs]
-        for sample, (cosines, ) in zip(samples, overlap_adds([self], inputs, original_sizes(inputs, samples))):
+        for sample, (cosines,) in zip(samples, overlap_adds([self], inputs, original_sizes(inputs, samples))):
             labels, scores = self.labels(cosines)
             sample.pred_sem_seg = PixelData(data=labels[None])
             sample.set_field(cosines.finite, finite_field('pred_sem_seg'), torch.Tensor)
@@ -253,14 +295,21 @@ class TrainingFreeSegmentor(BaseSegmentor):
             image (3, height, width): normalised with the backbone's mean and std.
             size (int, int): height and width of the result; by default the image's.
         """
-        [(cosines, )] = overlap_adds([self], [image], [size or image.shape[1:]])
+        [(cosines,)] = overlap_adds([self], [image], [size or image.shape[1:]])
         return cosines.strip()()
 
     @torch.no_grad()
     def inspect(self, image, index):
         """Return the `fsa_seg.methods.Inspection` of the patch at row and column `index` of one window (1, 3, h, w)."""
-        return inspect_patch(self.visual, image, self.text, index, method=self.method, feedback=self.feedback,
-                             vfm_features=self.features(image))
+        return inspect_patch(
+            self.visual,
+            image,
+            self.text,
+            index,
+            method=self.method,
+            feedback=self.feedback,
+            vfm_features=self.features(image),
+        )
 
     def features(self, images):
         """Return the VFM's features of normalised windows, or None where the method has no VFM."""
@@ -293,30 +342,35 @@ class TrainingFreeSegmentor(BaseSegmentor):
 @MODELS.register_module()
 class CLIP(TrainingFreeSegmentor):
     """CLIP as trained: softmax(qkᵀ/√d), residual and MLP."""
+
     own_method = 'clip'
 
 
 @MODELS.register_module()
 class MaskCLIP(TrainingFreeSegmentor):
     """MaskCLIP (arXiv 2112.01071): identity attention, no residual, no MLP."""
+
     own_method = 'maskclip'
 
 
 @MODELS.register_module()
 class SCLIP(TrainingFreeSegmentor):
     """SCLIP (arXiv 2312.01597): softmax(qqᵀ/√d) + softmax(kkᵀ/√d), residual and MLP."""
+
     own_method = 'sclip'
 
 
 @MODELS.register_module()
 class ClearCLIP(TrainingFreeSegmentor):
     """ClearCLIP (arXiv 2407.12442): softmax(qqᵀ/√d), no residual, no MLP."""
+
     own_method = 'clearclip'
 
 
 @MODELS.register_module()
 class ProxyCLIP(TrainingFreeSegmentor):
     """ProxyCLIP (arXiv 2408.04883): attention of a VFM's features, no residual, no MLP."""
+
     own_method = 'proxyclip'
 
 

@@ -3,6 +3,7 @@
 A finding is (part, whether it is as it has to be, detail). In its second place an exception is WRONG, and a text is the
 verdict. Libraries are imported inside the checks: a missing library is a finding, and the other checks run.
 """
+
 import contextlib
 import functools
 import glob
@@ -17,8 +18,21 @@ from fsa_seg.machine import ROOT, nvidia_smi, one_line
 GOLDEN = os.path.join(ROOT, 'tests', 'golden')
 REFERENCE = os.path.join(ROOT, 'tests', 'reference.py')
 MINI = os.path.join(ROOT, 'data', 'mini')
-LIBRARIES = ('torch', 'torchvision', 'numpy', 'cv2', 'PIL', 'safetensors', 'huggingface_hub', 'ftfy', 'open_clip',
-             'timm', 'mmengine', 'mmcv', 'mmseg')  # yapf: disable
+LIBRARIES = (
+    'torch',
+    'torchvision',
+    'numpy',
+    'cv2',
+    'PIL',
+    'safetensors',
+    'huggingface_hub',
+    'ftfy',
+    'open_clip',
+    'timm',
+    'mmengine',
+    'mmcv',
+    'mmseg',
+)
 EXACT = 1e-5  # how far cosines in float32 may be from the golden and the dense ones
 LABELS = dict(fp16=99.5, bf16=99.0)  # percent of the toy's pixels that have to keep float32's label
 ROUNDED = 1 + 2**-12  # a float32 number that TF32 (10 bits behind the point) and bf16 (7) round to 1
@@ -44,6 +58,7 @@ def packages(quick):
             broken = True
             yield name, error, ''
     from packaging.requirements import Requirement
+
     path, outside = os.path.join(ROOT, 'requirements.txt'), []
     if not os.path.exists(path):
         raise Skip(f'{path} is missing: no ranges to compare versions with')
@@ -65,11 +80,18 @@ def packages(quick):
 def gpu(quick):
     """Each GPU that the driver knows computes."""
     import torch
+
     known = nvidia_smi()
     if not torch.cuda.is_available():
         if known and os.environ.get('CUDA_VISIBLE_DEVICES') is None:
-            yield '', False, (f'the driver knows {known[0]}, but torch {torch.__version__} (CUDA {torch.version.cuda}) '
-                              'cannot use it: install a torch for this driver, or a newer driver')
+            yield (
+                '',
+                False,
+                (
+                    f'the driver knows {known[0]}, but torch {torch.__version__} (CUDA {torch.version.cuda}) '
+                    'cannot use it: install a torch for this driver, or a newer driver'
+                ),
+            )
             return
         raise Skip('CUDA_VISIBLE_DEVICES hides it' if known else 'no GPU')
     for i in range(torch.cuda.device_count()):
@@ -81,16 +103,23 @@ def tf32(quick):
     """Float32 is float32 once the suite has built a model in it: no product or convolution rounds to TF32 or bf16."""
     import torch
     import torch.nn.functional as F
+
     device, _ = used_device(), _toy()
     value = torch.full((1, 512, 512), ROUNDED, device=device)
     eye, one = torch.eye(512, device=device), torch.zeros(64, 1, 16, 16, device=device)
     one[:, :, 0, 0] = 1
-    found = dict(matmul=torch.matmul(value[0], eye), bmm=torch.bmm(value, eye[None]), linear=F.linear(value, eye),
-                 conv2d=F.conv2d(value[None], one, stride=16))
+    found = dict(
+        matmul=torch.matmul(value[0], eye),
+        bmm=torch.bmm(value, eye[None]),
+        linear=F.linear(value, eye),
+        conv2d=F.conv2d(value[None], one, stride=16),
+    )
     rounded = [name for name, result in found.items() if not float((result - ROUNDED).abs().max()) < 2**-14]
-    flags = {'matmul precision': _told(torch.get_float32_matmul_precision),
-             'cuda.matmul.allow_tf32': _told(lambda: torch.backends.cuda.matmul.allow_tf32),
-             'cudnn.allow_tf32': _told(lambda: torch.backends.cudnn.allow_tf32)}  # yapf: disable
+    flags = {
+        'matmul precision': _told(torch.get_float32_matmul_precision),
+        'cuda.matmul.allow_tf32': _told(lambda: torch.backends.cuda.matmul.allow_tf32),
+        'cudnn.allow_tf32': _told(lambda: torch.backends.cudnn.allow_tf32),
+    }
     fine = not rounded and not any(value in (True, 'high', 'medium') for value in flags.values())
     detail = f'rounded: {", ".join(rounded)}' if rounded else f'{", ".join(found)} keep 1 + 2^-12'
     told = ', '.join(f'{name} {value}' for name, value in flags.items())
@@ -104,6 +133,7 @@ def golden(quick):
     import torch
 
     from fsa_seg.methods import METHODS, patch_logits
+
     device, _ = used_device(), _toy()
     for path in sorted(glob.glob(os.path.join(GOLDEN, '*.safetensors'))):
         visual, tensors = load_golden(path)
@@ -111,8 +141,14 @@ def golden(quick):
         differences = {}
         for method, feedback in itertools.product(METHODS, (None, True)):
             with torch.no_grad():
-                logits, _ = patch_logits(visual, tensors['images'], tensors['text'], method=method, feedback=feedback,
-                                         vfm_features=tensors['vfm_features'])
+                logits, _ = patch_logits(
+                    visual,
+                    tensors['images'],
+                    tensors['text'],
+                    method=method,
+                    feedback=feedback,
+                    vfm_features=tensors['vfm_features'],
+                )
             name = method + ('+fsa' if feedback else '')
             differences[name] = float((logits - tensors[f'logits.{name}']).abs().max())
         yield os.path.basename(path)[:-12], *_within(differences, EXACT)
@@ -125,6 +161,7 @@ def load_golden(path):
     """
     from open_clip.model import CLIP
     from safetensors import safe_open
+
     with safe_open(path, 'pt') as f:
         config = json.loads(f.metadata()['config'])
         tensors = {key: f.get_tensor(key) for key in f.keys()}
@@ -144,6 +181,7 @@ def dense(quick):
     from fsa_seg.attention import find_attention
     from fsa_seg.methods import METHODS, resolve_feedback, token_logits
     from fsa_seg.smoke import compare
+
     device, model = used_device(), _toy('proxyclip')
     squares = torch.randn(1, 3, 7, 7, generator=torch.Generator().manual_seed(0))  # features of noise would be alike
     image = torch.nn.functional.interpolate(squares, (224, 224)).to(device)
@@ -152,8 +190,11 @@ def dense(quick):
         tokens, grid = model.trunk(model.visual, image)
         features = model.features(image)
         for (name, method), fsa in itertools.product(METHODS.items(), (None, True)):
-            arguments = dict(method=method, feedback=resolve_feedback(fsa),
-                             vfm_features=features if find_attention(method['attention'])[1] else None)
+            arguments = dict(
+                method=method,
+                feedback=resolve_feedback(fsa),
+                vfm_features=features if find_attention(method['attention'])[1] else None,
+            )
             logits, _ = token_logits(model.visual, tokens, grid, model.text, **arguments)
             try:
                 found = compare(model.visual, tokens, grid, model.text, logits, **arguments)['difference']
@@ -165,12 +206,15 @@ def dense(quick):
 
 def labels(quick):
     """Half precision keeps almost all of float32's labels: toy models, mini split."""
-    rows, images = ((('proxyclip', 'fsa'), ), 1) if quick else (None, 3)
+    rows, images = ((('proxyclip', 'fsa'),), 1) if quick else (None, 3)
     for name, pixels, moved in moved_labels(rows, images, tuple(LABELS)):
         for precision, count in moved.items():
             share = 100 * (1 - count / pixels)
-            yield f'{name}, {precision}', share >= LABELS[precision], (
-                f'{share:.2f} % of {pixels} pixels keep their label, {count} do not (at least {LABELS[precision]} %)')
+            yield (
+                f'{name}, {precision}',
+                share >= LABELS[precision],
+                (f'{share:.2f} % of {pixels} pixels keep their label, {count} do not (at least {LABELS[precision]} %)'),
+            )
 
 
 def sync(quick):
@@ -183,14 +227,18 @@ def sync(quick):
     from mmseg.structures import SegDataSample
 
     from fsa_seg.methods import METHODS
+
     cells = list(itertools.product(METHODS, (None, 'fsa')))
     for size in (1, 4):
         options = dict(words=WORDS, window=100, stride=64, window_batch=size)
         members = [dict(_toy_config(*cell, 'auto'), **options) for cell in cells]
         panel = MODELS.build(dict(type='Panel', members=members)).to(device)
-        data = panel.data_preprocessor(dict(
-            inputs=[torch.randint(256, (3, *shape), dtype=torch.uint8) for shape in ((132, 180), (90, 203))],
-            data_samples=[SegDataSample(metainfo=dict(ori_shape=shape)) for shape in ((50, 71), (96, 33))]))
+        data = panel.data_preprocessor(
+            dict(
+                inputs=[torch.randint(256, (3, *shape), dtype=torch.uint8) for shape in ((132, 180), (90, 203))],
+                data_samples=[SegDataSample(metainfo=dict(ori_shape=shape)) for shape in ((50, 71), (96, 33))],
+            )
+        )
         panel.predict(**data)  # what is made once
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
@@ -206,11 +254,17 @@ def sdpa(quick):
     """Each back end of `scaled_dot_product_attention` that runs agrees with float64, at the shapes of the suite."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
+
     device, contexts = used_device(), dict(default=contextlib.nullcontext)
-    contexts.update({name: functools.partial(sdpa_kernel, [SDPBackend.__members__[member]])
-                     for name, member in BACKENDS.items() if member in SDPBackend.__members__})  # yapf: disable
+    contexts.update(
+        {
+            name: functools.partial(sdpa_kernel, [SDPBackend.__members__[member]])
+            for name, member in BACKENDS.items()
+            if member in SDPBackend.__members__
+        }
+    )
     found, refused = {name: {} for name in contexts}, {}
-    for shape, dtype in itertools.product(SHAPES[:1 if quick else None], ATTENTION):
+    for shape, dtype in itertools.product(SHAPES[: 1 if quick else None], ATTENTION):
         inputs = _attention_inputs(shape, getattr(torch, dtype), device)
         expected = torch.stack([_attention64(*(x[0, head] for x in inputs)) for head in range(shape[0])])
         for name, context in contexts.items():
@@ -227,8 +281,13 @@ def sdpa(quick):
         if name in refused:
             yield name, False, refused[name]
         elif differences:
-            yield name, all(value <= ATTENTION[dtype] for dtype, value in differences.items()), ', '.join(
-                f'{dtype} {value:.1e} (limit {ATTENTION[dtype]:.0e})' for dtype, value in differences.items())
+            yield (
+                name,
+                all(value <= ATTENTION[dtype] for dtype, value in differences.items()),
+                ', '.join(
+                    f'{dtype} {value:.1e} (limit {ATTENTION[dtype]:.0e})' for dtype, value in differences.items()
+                ),
+            )
         else:
             yield name, 'skipped (not for this device)', ''
 
@@ -236,6 +295,7 @@ def sdpa(quick):
 def used_device():
     """Return where the suite computes: 'cuda' where there is a GPU, else 'cpu' (or what mmengine knows beside)."""
     from mmengine.device import get_device
+
     return get_device()
 
 
@@ -249,12 +309,14 @@ def needs(*paths):
 def _toy_config(method, feedback, precision):
     needs(MINI)
     from fsa_seg.config import compose
+
     return compose('voc21', method, feedback, 'toy', 'toy', precision=precision, data_root=MINI).model
 
 
 def _toy(method='maskclip'):
     """Return a toy segmentor in float32 on the device; building it sees to it that float32 is computed in float32."""
     from mmseg.registry import MODELS
+
     return MODELS.build(_toy_config(method, None, 'fp32')).to(used_device())
 
 
@@ -262,6 +324,7 @@ def moved_labels(rows, images, precisions):
     """Yield what `Measurements.moved_labels` does on the used device; `rows` None stands for its default."""
     needs(MINI)
     from fsa_seg.measurements import AGREEING, Measurements
+
     toy = Measurements('toy', 'toy', 'fp32', used_device(), 1, MINI)
     yield from toy.moved_labels(rows or AGREEING, images, precisions)
 
@@ -278,6 +341,7 @@ def _within(differences, limit):
 
 def _attention_inputs(shape, dtype, device):
     import torch
+
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(1, *shape, generator=generator).to(device, dtype) for _ in 'qkv']
 
@@ -285,7 +349,7 @@ def _attention_inputs(shape, dtype, device):
 def _attention64(q, k, v):
     """Return softmax(qkᵀ/√d)·v in float64, (T, d) each."""
     q, k, v = (x.double() for x in (q, k, v))
-    return (q @ k.T / q.shape[1]**0.5).softmax(-1) @ v
+    return (q @ k.T / q.shape[1] ** 0.5).softmax(-1) @ v
 
 
 def _worse(a, b):

@@ -1,6 +1,8 @@
 """The settings' types and ranges, wherever they are given: in components, protocols, complete configs, `--cfg-options`."""
+
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from fsa_seg.errors import UserError
 
@@ -15,6 +17,7 @@ class Rule(NamedTuple):
         fits: function of a value that returns whether it is allowed.
         allowed (str): what is, for the error.
     """
+
     fits: Callable
     allowed: str
 
@@ -22,14 +25,18 @@ class Rule(NamedTuple):
 def whole(low, high=2**63 - 1):
     """Return the rule of whole numbers from `low` to `high`."""
     upper = f' to {high}' if high < 2**63 - 1 else ' or more'
-    return Rule(lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high,
-                f'a whole number, {low}{upper}')
+    return Rule(
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high,
+        f'a whole number, {low}{upper}',
+    )
 
 
 def number(low, high, above=False):
     """Return the rule of finite numbers from `low` to `high`; with `above`, not `low` itself."""
-    return Rule(lambda value: is_number(value) and (low < value if above else low <= value) and value <= high,
-                f'a number, {"above " if above else ""}{low} {"and at most" if above else "to"} {high}')
+    return Rule(
+        lambda value: is_number(value) and (low < value if above else low <= value) and value <= high,
+        f'a number, {"above " if above else ""}{low} {"and at most" if above else "to"} {high}',
+    )
 
 
 def is_number(value):
@@ -39,8 +46,10 @@ def is_number(value):
 
 def choice(*values):
     """Return the rule of some values alone."""
-    return Rule(lambda value: any(value is allowed or type(value) is type(allowed) and value == allowed for allowed in values),
-                'one of ' + ', '.join(map(repr, values)))
+    return Rule(
+        lambda value: any(value is allowed or type(value) is type(allowed) and value == allowed for allowed in values),
+        'one of ' + ', '.join(map(repr, values)),
+    )
 
 
 def either(*rules):
@@ -51,24 +60,42 @@ def either(*rules):
 def list_of(rule, least=0, most=None):
     """Return the rule of lists (or tuples) whose elements a rule allows."""
     count = f'{least} values' if least == most else 'a list'
-    return Rule(lambda value: isinstance(value, (list, tuple)) and len(value) >= least and (most is None or len(value) <= most)
-                and all(map(rule.fits, value)), f'{count}, each {rule.allowed}')
+    return Rule(
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and len(value) >= least
+            and (most is None or len(value) <= most)
+            and all(map(rule.fits, value))
+        ),
+        f'{count}, each {rule.allowed}',
+    )
 
 
 def dict_of(rule, keys=None):
     """Return the rule of dicts whose values a rule allows, and whose keys another does."""
     keys = keys or TEXT
-    return Rule(lambda value: isinstance(value, dict) and all(map(rule.fits, value.values())) and all(map(keys.fits, value)),
-                f'a dict, each value {rule.allowed}')
+    return Rule(
+        lambda value: isinstance(value, dict) and all(map(rule.fits, value.values())) and all(map(keys.fits, value)),
+        f'a dict, each value {rule.allowed}',
+    )
 
 
 FLAG = choice(True, False)
 NONE = choice(None)
 TEXT = Rule(lambda value: isinstance(value, str) and bool(value.strip()) and '\0' not in value, 'a text')
 ANY_TEXT = Rule(lambda value: isinstance(value, str) and '\0' not in value, 'a text')
-WEIGHT_ARGUMENTS = ('checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_strict', 'cache_dir')
-ARCHITECTURE = Rule(lambda value: isinstance(value, dict) and not set(value) & set(WEIGHT_ARGUMENTS),
-                    f'a dict of arguments of the architecture, without {", ".join(WEIGHT_ARGUMENTS)}: weights are named by `checkpoint`')
+WEIGHT_ARGUMENTS = (
+    'checkpoint_path',
+    'pretrained',
+    'pretrained_cfg',
+    'pretrained_cfg_overlay',
+    'pretrained_strict',
+    'cache_dir',
+)
+ARCHITECTURE = Rule(
+    lambda value: isinstance(value, dict) and not set(value) & set(WEIGHT_ARGUMENTS),
+    f'a dict of arguments of the architecture, without {", ".join(WEIGHT_ARGUMENTS)}: weights are named by `checkpoint`',
+)
 MAPPING = Rule(lambda value: isinstance(value, dict), 'a dict')
 SEED = whole(0)
 RANDOM = either(SEED, NONE)
@@ -78,41 +105,136 @@ LABEL = whole(0, 2**31 - 1)
 IMPORTS = dict_of(list_of(TEXT))
 
 SEGMENTOR = dict(
-    type=TEXT, attention=either(TEXT, NONE), residual=either(FLAG, NONE), mlp=either(FLAG, NONE), backbone=MAPPING,
-    vfm=either(MAPPING, NONE), feedback=either(MAPPING, NONE), words=either(list_of(list_of(TEXT)), NONE),
-    window=whole(1, LARGEST_SIDE), stride=whole(1, LARGEST_SIDE), logit_scale=number(0, 1e6, above=True), prob_thd=number(0, 1),
-    area_thd=either(number(0, 1), NONE), precision=choice('auto', 'fp32', 'fp16', 'bf16'), keep_scores=FLAG,
-    text_cache=either(TEXT, NONE), window_batch=either(whole(1, 2**16), choice('auto')), compile=FLAG)  # yapf: disable
+    type=TEXT,
+    attention=either(TEXT, NONE),
+    residual=either(FLAG, NONE),
+    mlp=either(FLAG, NONE),
+    backbone=MAPPING,
+    vfm=either(MAPPING, NONE),
+    feedback=either(MAPPING, NONE),
+    words=either(list_of(list_of(TEXT)), NONE),
+    window=whole(1, LARGEST_SIDE),
+    stride=whole(1, LARGEST_SIDE),
+    logit_scale=number(0, 1e6, above=True),
+    prob_thd=number(0, 1),
+    area_thd=either(number(0, 1), NONE),
+    precision=choice('auto', 'fp32', 'fp16', 'bf16'),
+    keep_scores=FLAG,
+    text_cache=either(TEXT, NONE),
+    window_batch=either(whole(1, 2**16), choice('auto')),
+    compile=FLAG,
+)
 BACKBONE = dict(
-    name=TEXT, toy=FLAG, licence=ANY_TEXT, fsa=MAPPING, custom_imports=IMPORTS, model=TEXT, pretrained=either(TEXT, NONE),
-    checkpoint=either(TEXT, NONE), quick_gelu=either(FLAG, NONE), mean=either(COLOR, NONE), std=either(SCALES, NONE),
-    cache_dir=either(TEXT, NONE), random_weights=RANDOM)  # yapf: disable
+    name=TEXT,
+    toy=FLAG,
+    licence=ANY_TEXT,
+    fsa=MAPPING,
+    custom_imports=IMPORTS,
+    model=TEXT,
+    pretrained=either(TEXT, NONE),
+    checkpoint=either(TEXT, NONE),
+    quick_gelu=either(FLAG, NONE),
+    mean=either(COLOR, NONE),
+    std=either(SCALES, NONE),
+    cache_dir=either(TEXT, NONE),
+    random_weights=RANDOM,
+)
 VFM = dict(
-    name=TEXT, toy=FLAG, licence=ANY_TEXT, fsa=MAPPING, custom_imports=IMPORTS, type=TEXT, model=TEXT, checkpoint=either(TEXT, NONE),
-    model_args=either(ARCHITECTURE, NONE), mean=either(COLOR, NONE), std=either(SCALES, NONE), pos_embed=TEXT, random_weights=RANDOM)  # yapf: disable
+    name=TEXT,
+    toy=FLAG,
+    licence=ANY_TEXT,
+    fsa=MAPPING,
+    custom_imports=IMPORTS,
+    type=TEXT,
+    model=TEXT,
+    checkpoint=either(TEXT, NONE),
+    model_args=either(ARCHITECTURE, NONE),
+    mean=either(COLOR, NONE),
+    std=either(SCALES, NONE),
+    pos_embed=TEXT,
+    random_weights=RANDOM,
+)
 DATASET = dict(
-    name=TEXT, type=TEXT, data_root=either(ANY_TEXT, NONE), data_prefix=dict_of(ANY_TEXT), ann_file=ANY_TEXT,
-    images=either(whole(1), list_of(whole(1), 1), NONE), classes=TEXT, metainfo=MAPPING, img_suffix=TEXT, seg_map_suffix=TEXT,
-    reduce_zero_label=FLAG, ignore_index=LABEL, custom_imports=IMPORTS, indices=either(list_of(whole(0), 1), NONE),
-    test_mode=choice(True), serialize_data=FLAG, lazy_init=FLAG, pipeline=list_of(MAPPING), max_refetch=whole(1))  # yapf: disable
+    name=TEXT,
+    type=TEXT,
+    data_root=either(ANY_TEXT, NONE),
+    data_prefix=dict_of(ANY_TEXT),
+    ann_file=ANY_TEXT,
+    images=either(whole(1), list_of(whole(1), 1), NONE),
+    classes=TEXT,
+    metainfo=MAPPING,
+    img_suffix=TEXT,
+    seg_map_suffix=TEXT,
+    reduce_zero_label=FLAG,
+    ignore_index=LABEL,
+    custom_imports=IMPORTS,
+    indices=either(list_of(whole(0), 1), NONE),
+    test_mode=choice(True),
+    serialize_data=FLAG,
+    lazy_init=FLAG,
+    pipeline=list_of(MAPPING),
+    max_refetch=whole(1),
+)
 PROTOCOL = dict(
-    short=whole(1, LARGEST_SIDE), window=SEGMENTOR['window'], stride=SEGMENTOR['stride'], logit_scale=SEGMENTOR['logit_scale'],
-    prob_thd=SEGMENTOR['prob_thd'], area_thd=SEGMENTOR['area_thd'], words=MAPPING)  # yapf: disable
-WORD_RULES = dict(rename=either(dict_of(TEXT), NONE), synonyms=either(dict_of(list_of(TEXT, 1)), NONE),
-                  background=either(list_of(TEXT), NONE), join_spaces=FLAG)  # yapf: disable
+    short=whole(1, LARGEST_SIDE),
+    window=SEGMENTOR['window'],
+    stride=SEGMENTOR['stride'],
+    logit_scale=SEGMENTOR['logit_scale'],
+    prob_thd=SEGMENTOR['prob_thd'],
+    area_thd=SEGMENTOR['area_thd'],
+    words=MAPPING,
+)
+WORD_RULES = dict(
+    rename=either(dict_of(TEXT), NONE),
+    synonyms=either(dict_of(list_of(TEXT, 1)), NONE),
+    background=either(list_of(TEXT), NONE),
+    join_spaces=FLAG,
+)
 RUNTIME = dict(
-    default_scope=choice('mmseg'), launcher=choice('none', 'pytorch', 'slurm', 'mpi'), log_level=choice(*LOG_LEVELS), work_dir=TEXT,
-    workers=whole(0, 1024), batch_size=either(whole(1, 2**16), choice('auto')), window_batch=SEGMENTOR['window_batch'], compile=FLAG,
-    log_interval=whole(1, 2**31), env_cfg=MAPPING, model_wrapper_cfg=MAPPING, cell=MAPPING, known_images=DATASET['images'],
-    model=MAPPING, test_dataloader=MAPPING, test_evaluator=MAPPING, test_cfg=MAPPING, default_hooks=dict_of(either(MAPPING, NONE)),
-    custom_hooks=list_of(MAPPING), custom_imports=IMPORTS)  # yapf: disable
+    default_scope=choice('mmseg'),
+    launcher=choice('none', 'pytorch', 'slurm', 'mpi'),
+    log_level=choice(*LOG_LEVELS),
+    work_dir=TEXT,
+    workers=whole(0, 1024),
+    batch_size=either(whole(1, 2**16), choice('auto')),
+    window_batch=SEGMENTOR['window_batch'],
+    compile=FLAG,
+    log_interval=whole(1, 2**31),
+    env_cfg=MAPPING,
+    model_wrapper_cfg=MAPPING,
+    cell=MAPPING,
+    known_images=DATASET['images'],
+    model=MAPPING,
+    test_dataloader=MAPPING,
+    test_evaluator=MAPPING,
+    test_cfg=MAPPING,
+    default_hooks=dict_of(either(MAPPING, NONE)),
+    custom_hooks=list_of(MAPPING),
+    custom_imports=IMPORTS,
+)
 METRIC = dict(type=TEXT, ignore_index=LABEL, prefix=either(TEXT, NONE), root=ANY_TEXT, field=TEXT)
-LOADER = dict(batch_size=whole(1, 2**16), num_workers=whole(0, 1024), persistent_workers=FLAG, sampler=MAPPING, dataset=MAPPING,
-              pin_memory=FLAG)  # yapf: disable
+LOADER = dict(
+    batch_size=whole(1, 2**16),
+    num_workers=whole(0, 1024),
+    persistent_workers=FLAG,
+    sampler=MAPPING,
+    dataset=MAPPING,
+    pin_memory=FLAG,
+)
 LOOP = dict(type=TEXT, fp16=FLAG)
 CELL = dict(
-    dataset=TEXT, method=TEXT, feedback=either(TEXT, NONE), backbone=TEXT, vfm=either(TEXT, NONE), protocol=TEXT, words=TEXT,
-    limit=either(whole(1), NONE), changed=list_of(TEXT), toy=FLAG, random_weights=RANDOM)  # yapf: disable
+    dataset=TEXT,
+    method=TEXT,
+    feedback=either(TEXT, NONE),
+    backbone=TEXT,
+    vfm=either(TEXT, NONE),
+    protocol=TEXT,
+    words=TEXT,
+    limit=either(whole(1), NONE),
+    changed=list_of(TEXT),
+    toy=FLAG,
+    random_weights=RANDOM,
+)
 
 
 def check_values(given, rules, where):

@@ -2,6 +2,7 @@
 
 Trunk and VFM run once each and are shared; what a row adds is the last block under its method, and its feedback.
 """
+
 import hashlib
 import importlib.util
 import json
@@ -16,17 +17,19 @@ from fsa_seg.clip import load_clip, trunk
 from fsa_seg.device import device_name, exact_float32, measured
 from fsa_seg.errors import UserError
 from fsa_seg.feedback import prune
+from fsa_seg.fingerprint import sources_digest, versions
 from fsa_seg.methods import LastBlock, resolve_feedback, token_logits
 from fsa_seg.parts import feedback_of, load_parts, method_of, part_config
 from fsa_seg.paths import ROOT
-from fsa_seg.fingerprint import sources_digest, versions
 from fsa_seg.results import row_name, write_result
 from fsa_seg.segmentor import PRECISIONS
 
 REFERENCE = os.path.join(ROOT, 'tests', 'reference.py')  # a smoke run tests, and so needs a clone
 DEFAULTS = dict(method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8')
-HEAD = ('| backbone | VFM | method | grid | trunk, s | VFM, s | last block, s | weights, MiB | memory, MiB | from dense |\n'
-        '|---|---|---|---:|---:|---:|---:|---:|---:|---:|')
+HEAD = (
+    '| backbone | VFM | method | grid | trunk, s | VFM, s | last block, s | weights, MiB | memory, MiB | from dense |\n'
+    '|---|---|---|---:|---:|---:|---:|---:|---:|---:|'
+)
 
 
 class Smoke:
@@ -72,9 +75,11 @@ class Smoke:
 
     def where(self):
         """Return a line about what ran, and where."""
-        return (f'One window of {self.suite.window}×{self.suite.window} random pixels, {self.suite.queries} queries, '
-                f'random weights of seed {self.seed}, {self.precision}, {device_name(self.device)}. Trunk and VFM ran once each and are '
-                'shared by the rows that name them; memory is the highest of a row\'s parts, beyond the weights.')
+        return (
+            f'One window of {self.suite.window}×{self.suite.window} random pixels, {self.suite.queries} queries, '
+            f'random weights of seed {self.seed}, {self.precision}, {device_name(self.device)}. Trunk and VFM ran once each and are '
+            "shared by the rows that name them; memory is the highest of a row's parts, beyond the weights."
+        )
 
     def _run(self, parts, check):
         (visual, text, tokens, grid), trunk_cost, size = self._trunk(parts['backbone'])
@@ -85,8 +90,14 @@ class Smoke:
         (logits, out_grid), cost = measured(lambda: token_logits(visual, tokens, grid, text, **arguments), self.device)
         if not logits.isfinite().all():
             raise RuntimeError('some cosines are not finite')
-        row = dict(grid=list(out_grid), trunk=trunk_cost[0], vfm_seconds=vfm_cost[0], last_block=cost[0],
-                   weights=size + vfm_size, memory=max(c[1] for c in (trunk_cost, vfm_cost, cost)))
+        row = dict(
+            grid=list(out_grid),
+            trunk=trunk_cost[0],
+            vfm_seconds=vfm_cost[0],
+            last_block=cost[0],
+            weights=size + vfm_size,
+            memory=max(c[1] for c in (trunk_cost, vfm_cost, cost)),
+        )
         row['memory'] = None if math.isnan(row['memory']) else row['memory']
         if check and self.precision == 'fp32':
             row.update(compare(visual, tokens, grid, text, logits, **arguments))
@@ -104,8 +115,9 @@ class Smoke:
             self._backbone = (None, None)  # its memory is free before the next is made
             visual = load_clip(**part_config(part, self.seed))[0].visual
             visual = visual.to(self.device, PRECISIONS[self.precision])
-            mean, std = (torch.tensor(visual.preprocess_cfg[name], device=self.device)[:, None, None]
-                         for name in ('mean', 'std'))
+            mean, std = (
+                torch.tensor(visual.preprocess_cfg[name], device=self.device)[:, None, None] for name in ('mean', 'std')
+            )
             generator = torch.Generator().manual_seed(self.seed)
             text = F.normalize(torch.randn(self.suite.queries, visual.proj.shape[1], generator=generator), dim=-1)
             image = (self._image(visual.patch_size) - mean) / std
@@ -134,8 +146,9 @@ def reference_digest():
         with open(REFERENCE, 'rb') as f:
             return hashlib.sha256(f.read()).hexdigest()
     except OSError:
-        raise UserError(f'{REFERENCE} is missing: results are compared with it, which needs a clone of the '
-                        'repository') from None
+        raise UserError(
+            f'{REFERENCE} is missing: results are compared with it, which needs a clone of the repository'
+        ) from None
 
 
 def load_reference():
@@ -160,8 +173,9 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
         uniform, (*before, _) = block.uniform_cosines, block.rounds(feedback)
         keep = [prune(feedback.similarities(z, uniform), feedback.p).isfinite() for z in before]
         fsa = {key: value for key, value in vars(feedback).items() if key != 'block'}
-    expected = load_reference().logits(visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support,
-                                       fsa=fsa)
+    expected = load_reference().logits(
+        visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support, fsa=fsa
+    )
     difference = float((logits - expected).abs().max())
     if difference > 1e-5:
         raise RuntimeError(f'the logits are {difference:.1e} from the dense evaluation')
@@ -179,8 +193,10 @@ def smoke_table(rows, where):
         vfm = f'{row["vfm_seconds"]:.2f}' if row['vfm'] else '–'
         dense = f'{row["difference"]:.1e}' if 'difference' in row else '–'
         memory = '–' if row['memory'] is None else f'{row["memory"] / 2**20:.0f}'
-        lines.append(f'{start} {row["grid"][0]}×{row["grid"][1]} | {row["trunk"]:.2f} | {vfm} | {row["last_block"]:.3f} | '
-                     f'{row["weights"] / 2**20:.0f} | {memory} | {dense} |')
+        lines.append(
+            f'{start} {row["grid"][0]}×{row["grid"][1]} | {row["trunk"]:.2f} | {vfm} | {row["last_block"]:.3f} | '
+            f'{row["weights"] / 2**20:.0f} | {memory} | {dense} |'
+        )
     return '\n'.join(lines)
 
 

@@ -3,6 +3,7 @@
 A suite is dict(name, groups); a group is the product of its lists, by kind of part. A suite with a `window` is run on
 one window with random weights by `fsa_seg.smoke`, and needs no data.
 """
+
 import itertools
 import json
 

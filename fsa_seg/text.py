@@ -1,4 +1,5 @@
 """Text queries: the words of a data set's classes, and their CLIP embeddings."""
+
 import hashlib
 import json
 import logging
@@ -46,8 +47,10 @@ def class_words(classes, rename=None, synonyms=None, background=None, join_space
     unknown = sorted(set(rules) - set(names))
     if unknown:
         raise UserError(f'word rules name the classes {unknown}, which are not among the classes {names}')
-    return [list(rules.get(name) or [word.replace(' ', '') if join_spaces else word for word in split_words(name)])
-            for name in names]
+    return [
+        list(rules.get(name) or [word.replace(' ', '') if join_spaces else word for word in split_words(name)])
+        for name in names
+    ]
 
 
 def read_words(path, classes):
@@ -78,8 +81,10 @@ def read_classes(path, published=False):
         raise UserError(f'{path} is empty; give one line per class, in the order of the labels')
     for i, name in enumerate(names):
         if not name or name in names[:i]:
-            raise UserError(f'line {i + 1} of {path} is {"empty" if not name else f"{name!r}, as line {names.index(name) + 1}"};'
-                            ' give one line per class, in the order of the labels')
+            raise UserError(
+                f'line {i + 1} of {path} is {"empty" if not name else f"{name!r}, as line {names.index(name) + 1}"};'
+                ' give one line per class, in the order of the labels'
+            )
     check_distinct([split_words(name) for name in names], names, path, published)
     return names
 
@@ -100,8 +105,10 @@ def split_words(line):
 def check_words(words, classes, where, published=False):
     """Raise a UserError unless every class has its list of words, and no word is that of two, see `check_distinct`."""
     if len(words) != len(classes):
-        raise UserError(f'{where} has words for {len(words)} classes, but the data set has {len(classes)}: give one '
-                        f'line (list) per class, in the order {", ".join(classes[:5])}, ...')
+        raise UserError(
+            f'{where} has words for {len(words)} classes, but the data set has {len(classes)}: give one '
+            f'line (list) per class, in the order {", ".join(classes[:5])}, ...'
+        )
     empty = [i for i, group in enumerate(words) if not group]
     if empty:
         raise UserError(f'{where} has no word for class {empty[0]} ({classes[empty[0]]!r})')
@@ -123,11 +130,14 @@ def check_distinct(words, classes, where, published=False):
             owner, other = owners.setdefault(clean(word), (i, word))
             if owner == i:
                 continue
-            said = (f'{where}: {other!r} of class {owner} ({classes[owner]}) and {word!r} of class {i} ({classes[i]}) '
-                    'are one text to CLIP')
+            said = (
+                f'{where}: {other!r} of class {owner} ({classes[owner]}) and {word!r} of class {i} ({classes[i]}) '
+                'are one text to CLIP'
+            )
             if not published:
-                raise UserError(f'{said}, so that the first class would get every pixel of both; give them different '
-                                'words')
+                raise UserError(
+                    f'{said}, so that the first class would get every pixel of both; give them different words'
+                )
             warn_once(f'{said}, as published; a pixel that scores best for it gets the first class')
 
 
@@ -147,7 +157,14 @@ def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=No
     """
     cache_dir = cache_dir or os.environ.get('FSA_SEG_CACHE', os.path.expanduser('~/.cache/fsa_seg'))
     tokens = tokenizer([template('') for template in TEMPLATES] + list(queries))
-    key = [weights, architecture_digest(clip), open_clip.__version__, templates_digest(), list(queries), tokens.tolist()]
+    key = [
+        weights,
+        architecture_digest(clip),
+        open_clip.__version__,
+        templates_digest(),
+        list(queries),
+        tokens.tolist(),
+    ]
     path = os.path.join(cache_dir, 'text', hashlib.sha256(json.dumps(key).encode()).hexdigest() + '.safetensors')
     if os.path.exists(path):
         try:
@@ -158,22 +175,36 @@ def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=No
             pass
         print_log(f'{path} is damaged and is built again', 'current', logging.WARNING)
     print_log(f'embedding {len(queries)} queries with {len(TEMPLATES)} templates', 'current')
-    text = torch.cat([
-        open_clip.build_zero_shot_classifier(clip.to(device), tokenizer, queries[start:start + WORDS_AT_ONCE], TEMPLATES,
-                                             device=device).T.float().cpu()
-        for start in tqdm(range(0, len(queries), WORDS_AT_ONCE), 'embedding words', delay=2, leave=False,
-                          disable=not is_main_process())])  # yapf: disable
+    text = torch.cat(
+        [
+            open_clip.build_zero_shot_classifier(
+                clip.to(device), tokenizer, queries[start : start + WORDS_AT_ONCE], TEMPLATES, device=device
+            )
+            .T.float()
+            .cpu()
+            for start in tqdm(
+                range(0, len(queries), WORDS_AT_ONCE),
+                'embedding words',
+                delay=2,
+                leave=False,
+                disable=not is_main_process(),
+            )
+        ]
+    )
     trim_memory()
     if not _are_units(text):
         wrong = [query for query, row in zip(queries, text) if not _are_units(row[None])]
-        raise UserError(f'the text embeddings of {len(wrong)} of {len(queries)} words, {wrong[0]!r} the first, are no finite unit '
-                        'vectors: the text tower\'s weights are damaged; get them again, or name others')
+        raise UserError(
+            f'the text embeddings of {len(wrong)} of {len(queries)} words, {wrong[0]!r} the first, are no finite unit '
+            "vectors: the text tower's weights are damaged; get them again, or name others"
+        )
     try:
         with new_file(path) as part:
             save_file(dict(text=text), part)
     except (OSError, SafetensorError, UserError) as error:
-        print_log(f'the text embeddings are not kept: {error}; FSA_SEG_CACHE names another folder', 'current',
-                  logging.WARNING)
+        print_log(
+            f'the text embeddings are not kept: {error}; FSA_SEG_CACHE names another folder', 'current', logging.WARNING
+        )
     return text
 
 

@@ -4,6 +4,7 @@ A VFM is a module with `grid(height, width)`, `multiple` and `forward`; it owns 
 
 Shape legend: B images, C feature channels, (h, w) the VFM's grid; images (B, 3, height, width).
 """
+
 import timm
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,13 @@ class TimmModel(nn.Module):
     Raises:
         UserError: an unknown model, or weights that are missing or do not fit.
     """
+
     family = None  # pattern of timm's names
     filter_fn = None  # timm's conversion of the publishers' files
 
-    def __init__(self, model, checkpoint=None, model_args=None, mean=None, std=None, random_weights=None,
-                 **architecture):
+    def __init__(
+        self, model, checkpoint=None, model_args=None, mean=None, std=None, random_weights=None, **architecture
+    ):
         super().__init__()
         check_values(dict(model_args=model_args), VFM, 'VFM')
         one_of(model.split('.')[0], timm.list_models(self.family), 'timm model')
@@ -80,11 +83,13 @@ class TimmViT(TimmModel):
     Raises:
         UserError: an unknown model or option, or weights that are missing or do not fit.
     """
+
     family = 'vit_*'
     filter_fn = vision_transformer.checkpoint_filter_fn
 
-    def __init__(self, model, checkpoint=None, model_args=None, mean=None, std=None, pos_embed='offset',
-                 random_weights=None):
+    def __init__(
+        self, model, checkpoint=None, model_args=None, mean=None, std=None, pos_embed='offset', random_weights=None
+    ):
         self.pos_embed = one_of(pos_embed, POSITION_RULES, 'pos_embed')
         super().__init__(model, checkpoint, model_args, mean, std, random_weights, dynamic_img_size=True)
         self.multiple = self.vit.patch_embed.patch_size
@@ -107,14 +112,16 @@ class TimmViT(TimmModel):
         height, width = images.shape[-2:]
         grid = self.grid(height, width)
         if not all(grid) or height % self.multiple[0] or width % self.multiple[1]:
-            raise UserError(f'a window of {height}×{width} pixels does not divide into the patches of the VFM, '
-                            f'{self.multiple[0]}×{self.multiple[1]}')
+            raise UserError(
+                f'a window of {height}×{width} pixels does not divide into the patches of the VFM, '
+                f'{self.multiple[0]}×{self.multiple[1]}'
+            )
         images = self.normalised(images).to(self.vit.patch_embed.proj.weight.dtype)
         if self.pos_embed == 'timm':
             tokens = self.vit.forward_features(images)
         else:
             tokens = self.vit.norm(self.vit.blocks(self._embed(images, grid)))
-        patches = tokens[:, self.vit.num_prefix_tokens:]
+        patches = tokens[:, self.vit.num_prefix_tokens :]
         return patches.transpose(1, 2).unflatten(2, grid)
 
     def _embed(self, images, grid):
@@ -123,8 +130,9 @@ class TimmViT(TimmModel):
         x = vit.patch_embed(images).flatten(1, 2)  # (B, h, w, C) -> (B, N, C)
         prefix = [t.expand(len(x), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
         embedded_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        position = resize_position_embedding(vit.pos_embed[0], vit.patch_embed.grid_size, grid, embedded_prefix,
-                                             POSITION_RULES[self.pos_embed])
+        position = resize_position_embedding(
+            vit.pos_embed[0], vit.patch_embed.grid_size, grid, embedded_prefix, POSITION_RULES[self.pos_embed]
+        )
         if vit.no_embed_class:
             x = torch.cat([*prefix, x + position], 1)
         else:
@@ -145,6 +153,7 @@ class TimmSAM(TimmModel):
     Raises:
         UserError: an unknown model, or weights that are missing or do not fit.
     """
+
     family = 'samvit_*'
     filter_fn = vision_transformer_sam.checkpoint_filter_fn
     multiple = (1, 1)
@@ -193,10 +202,14 @@ def _load_strictly(vit, filter_fn):
         converted = filter_fn(dict(state), model)
         for key, value in state.get('model', state).items():
             name = key.removeprefix('image_encoder.')
-            if name == 'patch_embed.proj.weight' and value.shape != own[name].shape or (
-                    name == 'pos_embed' and value.shape[1] not in (own[name].shape[1], own[name].shape[1] + 1)):
-                raise RuntimeError(f'size mismatch for {key}: {tuple(value.shape)} in the file, '
-                                   f'{tuple(own[name].shape)} in the model')
+            if (
+                name == 'patch_embed.proj.weight'
+                and value.shape != own[name].shape
+                or (name == 'pos_embed' and value.shape[1] not in (own[name].shape[1], own[name].shape[1] + 1))
+            ):
+                raise RuntimeError(
+                    f'size mismatch for {key}: {tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model'
+                )
         return converted
 
     try:
@@ -206,5 +219,7 @@ def _load_strictly(vit, filter_fn):
     missing = [key for keys in found for key in keys.missing_keys]
     surplus = [key for keys in found for key in keys.unexpected_keys if not key.startswith(('head.', 'fc_norm.'))]
     if missing or surplus or not found:
-        raise RuntimeError(f'state_dict: {len(missing)} keys missing ({", ".join(missing[:5])}), '
-                           f'{len(surplus)} surplus ({", ".join(surplus[:5])})')
+        raise RuntimeError(
+            f'state_dict: {len(missing)} keys missing ({", ".join(missing[:5])}), '
+            f'{len(surplus)} surplus ({", ".join(surplus[:5])})'
+        )

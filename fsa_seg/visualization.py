@@ -2,6 +2,7 @@
 
 Images are (height, width, 3) uint8 RGB; label maps (height, width) integers; labels beyond the palette are void.
 """
+
 import colorsys
 import functools
 import os
@@ -18,7 +19,9 @@ from fsa_seg.paths import check_file, new_file
 
 TITLE, LEGEND, GAP = 22, 20, 6  # heights of a title and of a line of the legend, and the margin, in pixels
 SPOT = 3  # radius of the mark of a pixel
-ROW_TITLES = dict(attention='A', similarity='S', pruned='S pruned', adapted='W', ensemble='A with FSA')  # of a patch's rows
+ROW_TITLES = dict(
+    attention='A', similarity='S', pruned='S pruned', adapted='W', ensemble='A with FSA'
+)  # of a patch's rows
 ROWS = 64  # of an image that are drawn at once: floating point numbers of a whole photograph would fill gigabytes
 _OPACITY = 0.75
 
@@ -53,6 +56,7 @@ def attention_panel(image, pixel, window, rows, label_maps, classes, palette):
     Returns:
         PIL.Image
     """
+
     def marked():
         picture = Image.fromarray(image)
         left, top, right, bottom = window
@@ -100,8 +104,9 @@ def _heat(image, window, values):
 
 def _legend(label_maps, classes, palette):
     """Return name and colour of each label that is shown."""
-    shown = sorted({label for labels in label_maps for rows in _blocks(len(labels))
-                    for label in np.unique(labels[rows]).tolist()})
+    shown = sorted(
+        {label for labels in label_maps for rows in _blocks(len(labels)) for label in np.unique(labels[rows]).tolist()}
+    )
     return [(classes[i], palette[i]) if i < len(classes) else ('void', (255, 255, 255)) for i in shown]
 
 
@@ -141,8 +146,8 @@ def overlay(image, labels, palette):
         block = (1 - _OPACITY) * image[rows].mean(2, keepdims=True) + _OPACITY * colors[np.minimum(own, len(palette))]
         edge = np.zeros(own.shape, bool)
         edge[:, 1:] |= own[:, 1:] != own[:, :-1]
-        below = labels[max(rows.start, 1):rows.stop]  # the image's first row has none above it
-        edge[len(edge) - len(below):] |= below != labels[max(rows.start, 1) - 1:rows.stop - 1]
+        below = labels[max(rows.start, 1) : rows.stop]  # the image's first row has none above it
+        edge[len(edge) - len(below) :] |= below != labels[max(rows.start, 1) - 1 : rows.stop - 1]
         block[edge] = 255
         out[rows] = block
     return out

@@ -1,10 +1,11 @@
 """Weights of backbones and VFMs as files: where they come from, whether they are here, and whether they are whole."""
+
 import glob
 import hashlib
 import os
 import re
 import zipfile
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import open_clip
 import timm
@@ -40,13 +41,14 @@ class Weights(NamedTuple):
         tag (dict): `open_clip`'s description of a tag; None for others.
         cache_dir (str): folder of downloads; None for the library's own.
     """
+
     kind: str
     name: str
     licence: str
     source: str
-    files: Tuple[str, ...] = ()
-    tag: Optional[dict] = None
-    cache_dir: Optional[str] = None
+    files: tuple[str, ...] = ()
+    tag: dict | None = None
+    cache_dir: str | None = None
 
 
 def all_weights():
@@ -79,12 +81,12 @@ def weights_from(kind, part):
         if not tag:
             raise UserError(f'backbone {name}: open_clip has no weights {part.get("pretrained")!r} of {part.model}')
         repository, file = os.path.split(tag.get('hf_hub') or '')
-        files = ((file, ) if file else CLIP_FILES) if repository else ()
+        files = ((file,) if file else CLIP_FILES) if repository else ()
         return Weights(kind, name, licence, repository or tag['url'], files, tag, part.get('cache_dir'))
     cfg = timm.get_pretrained_cfg(part.model, allow_unregistered=False)
     if not cfg or not (cfg.hf_hub_id or cfg.url):
         raise UserError(f'VFM {name}: timm has no weights for {part.model}')
-    files = ((cfg.hf_hub_filename, ) if cfg.hf_hub_filename else TIMM_FILES) if cfg.hf_hub_id else ()
+    files = ((cfg.hf_hub_filename,) if cfg.hf_hub_filename else TIMM_FILES) if cfg.hf_hub_id else ()
     return Weights(kind, name, cfg.license or licence, cfg.hf_hub_id or cfg.url, files)
 
 
@@ -145,8 +147,15 @@ def check(weights):
         expected = re.fullmatch('[0-9a-f]{64}', os.path.basename(os.path.realpath(path)))
     elif '://' in weights.source:
         expected = re.search(r'(?<=/)[0-9a-f]{64}(?=/)|(?<=-)[0-9a-f]{8}(?=\.pth$)', weights.source)
-    files = [path] if os.path.isfile(path) else [file for file in glob.glob(os.path.join(path, '*'))
-                                                 if file.endswith(('.safetensors', '.bin', '.pt', '.pth'))]
+    files = (
+        [path]
+        if os.path.isfile(path)
+        else [
+            file
+            for file in glob.glob(os.path.join(path, '*'))
+            if file.endswith(('.safetensors', '.bin', '.pt', '.pth'))
+        ]
+    )
     states = [_check_file(file, expected and expected.group()) for file in files]
     states = states or [('damaged', f'no weights in {path}')]
     return min(states, key=lambda state: ('damaged', 'readable', 'whole').index(state[0]))
@@ -178,8 +187,11 @@ def _from_hub(weights, file):
 
 def _url_target(weights):
     """Return where the libraries keep what they download from a URL."""
-    folder = (os.path.expanduser(weights.cache_dir or '~/.cache/clip') if weights.kind == 'backbone' else
-              os.path.join(torch.hub.get_dir(), 'checkpoints'))
+    folder = (
+        os.path.expanduser(weights.cache_dir or '~/.cache/clip')
+        if weights.kind == 'backbone'
+        else os.path.join(torch.hub.get_dir(), 'checkpoints')
+    )
     return os.path.join(folder, os.path.basename(weights.source))
 
 
@@ -208,8 +220,12 @@ def _check_file(path, expected):
 
 def _sha256(path):
     digest = hashlib.sha256()
-    with open(path, 'rb') as f, tqdm(total=os.path.getsize(path), unit='B', unit_scale=True, leave=False,
-                                     desc=os.path.basename(path)[:16]) as bar:
+    with (
+        open(path, 'rb') as f,
+        tqdm(
+            total=os.path.getsize(path), unit='B', unit_scale=True, leave=False, desc=os.path.basename(path)[:16]
+        ) as bar,
+    ):
         while block := f.read(BLOCK):
             digest.update(block)
             bar.update(len(block))

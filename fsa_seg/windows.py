@@ -2,6 +2,7 @@
 
 Shape legend: Q queries, K classes; height and width in pixels.
 """
+
 import functools
 
 import torch
@@ -29,8 +30,11 @@ def window_spans(side, window, stride):
 
 def windows(height, width, window, stride):
     """Return the windows of an image, row by row, as ((top, bottom), (left, right)) in pixels."""
-    return [(rows, columns) for rows in window_spans(height, window, stride)
-            for columns in window_spans(width, window, stride)]
+    return [
+        (rows, columns)
+        for rows in window_spans(height, window, stride)
+        for columns in window_spans(width, window, stride)
+    ]
 
 
 class OverlapAdd:
@@ -51,7 +55,9 @@ class OverlapAdd:
     def __init__(self, shape, window, stride, multiple=(1, 1), size=None):
         self.shape, self.size = tuple(shape), tuple(size or shape)
         self._spans = [window_spans(side, window, stride) for side in shape]
-        self._pads = [_padding(spans[0], side) for spans, side in zip(self._spans, multiple)]  # all windows are of one size
+        self._pads = [
+            _padding(spans[0], side) for spans, side in zip(self._spans, multiple)
+        ]  # all windows are of one size
         self._windows, self._matrices = {}, None  # windows by their first row: (first column, cosines (h, w, Q))
         self.finite = None
 
@@ -66,8 +72,17 @@ class OverlapAdd:
         """
         self.finite = finite if self.finite is None or finite is None else self.finite & finite
         if self._matrices is None:
-            self._matrices = [_to_pixels(grid[axis], tuple(self._spans[axis]), self._pads[axis], self.shape[axis],
-                                         self.size[axis], cosines.device) for axis in (0, 1)]  # yapf: disable
+            self._matrices = [
+                _to_pixels(
+                    grid[axis],
+                    tuple(self._spans[axis]),
+                    self._pads[axis],
+                    self.shape[axis],
+                    self.size[axis],
+                    cosines.device,
+                )
+                for axis in (0, 1)
+            ]
         cosines = cosines.float().unflatten(0, tuple(grid))
         self._windows.setdefault(rows[0], []).append((columns[0], cosines))
 
@@ -81,11 +96,16 @@ class OverlapAdd:
             columns (slice): of the result's pixels.
         """
         to_rows, to_columns = self._matrices
-        parts = {top: _total(to_columns[left][columns] @ cosines for left, cosines in row)
-                 for top, row in self._windows.items()}
+        parts = {
+            top: _total(to_columns[left][columns] @ cosines for left, cosines in row)
+            for top, row in self._windows.items()
+        }
         shape = next(iter(parts.values())).shape[1:]
-        return lambda rows=slice(None): _total(
-            to_rows[top][rows] @ part.flatten(1) for top, part in parts.items()).unflatten(1, shape).permute(2, 0, 1)
+        return lambda rows=slice(None): (
+            _total(to_rows[top][rows] @ part.flatten(1) for top, part in parts.items())
+            .unflatten(1, shape)
+            .permute(2, 0, 1)
+        )
 
     def tiles(self, most):
         """Yield the result in tiles, strip by strip: ((rows, columns), cosines (Q, rows, columns)), slices of pixels.
@@ -114,7 +134,7 @@ def cut_window(image, rows, columns, multiple=(1, 1)):
         multiple (int, int): what its height and width have to be multiples of.
     """
     pads = _padding(rows, multiple[0]), _padding(columns, multiple[1])
-    return F.pad(image[None, :, rows[0]:rows[1], columns[0]:columns[1]], (*_halves(pads[1]), *_halves(pads[0])))
+    return F.pad(image[None, :, rows[0] : rows[1], columns[0] : columns[1]], (*_halves(pads[1]), *_halves(pads[0])))
 
 
 def patch_at(pixel, span, multiple, count):
@@ -137,7 +157,7 @@ def to_window(values, rows, columns, multiple=(1, 1)):
     height, width = rows[1] - rows[0], columns[1] - columns[0]
     values = F.interpolate(values[None, None], (height + pads[0], width + pads[1]), mode='nearest-exact')[0, 0]
     top, left = _halves(pads[0])[0], _halves(pads[1])[0]
-    return values[top:top + height, left:left + width]
+    return values[top : top + height, left : left + width]
 
 
 def class_scores(cosines, words_per_class, logit_scale):
@@ -222,7 +242,7 @@ def _to_pixels(count, spans, pad, side, size, device):
     """
     length = spans[0][1] - spans[0][0]
     before = _halves(pad)[0]
-    window = _resize_matrix(count, length + pad)[before:before + length]
+    window = _resize_matrix(count, length + pad)[before : before + length]
     coverage = torch.zeros(side)
     for start, end in spans:
         coverage[start:end] += 1

@@ -19,6 +19,7 @@ def text_cache(tmp_path_factory):
 def tiny():
     """A tiny random CLIP image tower with patch 16, and nine unit text rows."""
     from open_clip.model import CLIP
+
     torch.manual_seed(0)
     vision = dict(image_size=64, layers=3, width=64, head_width=16, patch_size=16)
     visual = CLIP(32, vision, dict(vocab_size=64, width=32, heads=2, layers=1)).eval().requires_grad_(False).visual
@@ -32,9 +33,9 @@ def run_tool(monkeypatch, tmp_path, capsys):
     """Run a tool's main in this process, from an empty folder: returns (exit status, everything printed)."""
     import importlib
 
-    import cli
-
     from fsa_seg.benchmark import _checked_images
+
+    import cli
 
     def run(name, *argv):
         monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 Every map is a (B, H, T, T) matrix, KL a (B, N, N, Q) tensor, pruning a walk down each sorted row.
 """
+
 import torch
 import torch.nn.functional as F
 
@@ -26,7 +27,7 @@ def attention_matrix(name, q, k, v, heads, features=None, support=None, toleranc
     split = lambda x: x.reshape(*x.shape[:2], heads, -1).permute(0, 2, 1, 3)  # noqa: E731
     parts = dict(q=split(q), k=split(k), v=split(v))
     pairs = [tuple(part) for part in name.split('+')]
-    return sum((parts[a] @ parts[b].transpose(2, 3) / parts[a].shape[-1]**0.5).softmax(-1) for a, b in pairs)
+    return sum((parts[a] @ parts[b].transpose(2, 3) / parts[a].shape[-1] ** 0.5).softmax(-1) for a, b in pairs)
 
 
 def kl(probs):
@@ -105,8 +106,20 @@ def adapted_attention(z, z_uniform, lam=3.0, p=0.45, keep=None, heads=None, **se
     return weighted.masked_fill(s == float('-inf'), float('-inf')).softmax(-1)
 
 
-def logits(visual, tokens, grid, text, attention, residual=False, mlp=False, fsa=None, features=None, keep=None,
-           support=None, per_head=False):
+def logits(
+    visual,
+    tokens,
+    grid,
+    text,
+    attention,
+    residual=False,
+    mlp=False,
+    fsa=None,
+    features=None,
+    keep=None,
+    support=None,
+    per_head=False,
+):
     """Return the cosines (B, N, Q) of a method, from the trunk's tokens (B, 1 + N, D).
 
     Args:
@@ -123,9 +136,11 @@ def logits(visual, tokens, grid, text, attention, residual=False, mlp=False, fsa
     if per_head:
         a = a.repeat(1, heads // a.shape[1], 1, 1)
     if not cls:
+
         def resize(x):
             image = x[:, 1:].transpose(1, 2).reshape(len(x), -1, *grid)
             return F.interpolate(image, features.shape[2:], mode='bilinear').flatten(2).transpose(1, 2)
+
         v, tokens = resize(v), resize(tokens)
     mass = 2.0 if '+' in attention else 1.0
 
@@ -139,20 +154,24 @@ def logits(visual, tokens, grid, text, attention, residual=False, mlp=False, fsa
         if mlp:
             x = x + block.mlp(block.ln_2(x))
         x = visual.ln_post(x) @ visual.proj
-        return F.normalize(x, dim=-1)[:, int(cls):] @ text.T
+        return F.normalize(x, dim=-1)[:, int(cls) :] @ text.T
 
     z = cosines(a)
     if fsa is None:
         return z
     fsa = dict(fsa)
-    lam, p, terms, rounds = (fsa.pop(key, default) for key, default in (
-        ('lam', 3.0), ('p', 0.45), ('terms', ('WA', 'AW', 'W')), ('rounds', 1)))
+    lam, p, terms, rounds = (
+        fsa.pop(key, default)
+        for key, default in (('lam', 3.0), ('p', 0.45), ('terms', ('WA', 'AW', 'W')), ('rounds', 1))
+    )
     count = a.shape[-1]
     uniform = cosines(torch.full((len(v), 1, count, count), mass / count, device=v.device))
     for i in range(rounds):
         if keep is not None:
             check_kept(similarities(z, uniform, **fsa), keep[i], p)
-        w = adapted_attention(z, uniform, lam, p, keep[i] if keep is not None else None, heads if per_head else None, **fsa)
+        w = adapted_attention(
+            z, uniform, lam, p, keep[i] if keep is not None else None, heads if per_head else None, **fsa
+        )
         w = w if per_head else w[:, None]
         if cls:
             extended = torch.zeros(*w.shape[:2], count, count, device=v.device)

@@ -3,6 +3,7 @@
 `SOURCES[name](folder)` writes a data set's downloads into a folder; `EXPECTED[name]` is what is made of them: label image
 (below the data set's folder) -> rows of labels.
 """
+
 import io
 import json
 import os
@@ -14,16 +15,22 @@ from pycocotools import mask
 from scipy.io import savemat
 
 SIZE = (4, 6)  # height and width of all images
-CONTEXT = ('aeroplane bag bed bedclothes bench bicycle bird boat book bottle building bus cabinet car cat ceiling chair cloth '
-           'computer cow cup curtain dog door fence floor flower food grass ground horse keyboard light motorbike mountain '
-           'mouse person plate platform pottedplant road rock sheep shelves sidewalk sign sky snow sofa table track train '
-           'tree truck tvmonitor wall water window wood').split()  # yapf: disable
+CONTEXT = (
+    'aeroplane bag bed bedclothes bench bicycle bird boat book bottle building bus cabinet car cat ceiling chair cloth '
+    'computer cow cup curtain dog door fence floor flower food grass ground horse keyboard light motorbike mountain '
+    'mouse person plate platform pottedplant road rock sheep shelves sidewalk sign sky snow sofa table track train '
+    'tree truck tvmonitor wall water window wood'
+).split()
 
 
 def rows(*values):
     """Return a label map of SIZE: each row one value, or values from the left of which the last one goes on."""
-    return np.array([list(row) + [row[-1]] * (SIZE[1] - len(row)) if isinstance(row, (tuple, list)) else [row] * SIZE[1]
-                     for row in values])
+    return np.array(
+        [
+            list(row) + [row[-1]] * (SIZE[1] - len(row)) if isinstance(row, (tuple, list)) else [row] * SIZE[1]
+            for row in values
+        ]
+    )
 
 
 def write(path, data):
@@ -79,13 +86,28 @@ def detail():
     """Return the content of trainval_merged.json."""
     height, width = SIZE
     top, left, one = rows(1, 1, 0, 0), rows((1, 1, 0), (1, 1, 0), (1, 1, 0), (1, 1, 0)), rows(0, 0, 0, (1, 0))
-    images = [dict(image_id=i, file_name=f'{name}.jpg', phase=phase, height=height, width=width) for i, name, phase in
-              ((11, '2008_000007', 'val'), (12, '2008_000002', 'val'), (13, '2008_000003', 'train'))]  # yapf: disable
-    annotations = [dict(id=number, image_id=of, category_id=category, iscrowd=0, area=1, segmentation=run_length(area), parts=[])
-                   for number, of, category, area in
-                   ((1, 12, 458, top), (2, 13, 2, top), (3, 12, 2, left), (4, 12, 113, one), (5, 11, 9, one))]  # yapf: disable
-    return dict(info={}, images=images, annos_segmentation=annotations, annos_boundary=[], annos_occlusion=[],
-                categories=[dict(category_id=2, name='aeroplane', supercategory='vehicle', parts=[])])
+    images = [
+        dict(image_id=i, file_name=f'{name}.jpg', phase=phase, height=height, width=width)
+        for i, name, phase in ((11, '2008_000007', 'val'), (12, '2008_000002', 'val'), (13, '2008_000003', 'train'))
+    ]
+    annotations = [
+        dict(id=number, image_id=of, category_id=category, iscrowd=0, area=1, segmentation=run_length(area), parts=[])
+        for number, of, category, area in (
+            (1, 12, 458, top),
+            (2, 13, 2, top),
+            (3, 12, 2, left),
+            (4, 12, 113, one),
+            (5, 11, 9, one),
+        )
+    ]
+    return dict(
+        info={},
+        images=images,
+        annos_segmentation=annotations,
+        annos_boundary=[],
+        annos_occlusion=[],
+        categories=[dict(category_id=2, name='aeroplane', supercategory='vehicle', parts=[])],
+    )
 
 
 def context(folder):
@@ -107,14 +129,20 @@ def context_mat(folder):
     names = context_names()
     write(f'{folder}/labels.txt', '0: empty\n' + ''.join(f'{i}: {name}\n' for i, name in enumerate(names, 1)))
     write(f'{folder}/59_labels.txt', ''.join(f'{i}: {name}\n' for i, name in enumerate(CONTEXT, 1)))
-    for name, labels in (('2008_000002', rows(459, (452, 1), 53, 255)), ('2008_000003', rows(1, 2, 3, 4)),
-                         ('2008_000007', rows(0, 460 - 1 - 7 * 4, 256, 2))):
+    for name, labels in (
+        ('2008_000002', rows(459, (452, 1), 53, 255)),
+        ('2008_000003', rows(1, 2, 3, 4)),
+        ('2008_000007', rows(0, 460 - 1 - 7 * 4, 256, 2)),
+    ):
         matlab(f'{folder}/trainval/{name}.mat', LabelMap=labels.astype(np.uint16))
 
 
 def coco(folder):
-    for split, name, labels in (('val', '000000000139', rows(0, (12, 13), 181, 255)), ('val', '000000000285', rows(89, 91, 1, 10)),
-                                ('train', '000000000009', rows(0, 1, 2, 3))):
+    for split, name, labels in (
+        ('val', '000000000139', rows(0, (12, 13), 181, 255)),
+        ('val', '000000000285', rows(89, 91, 1, 10)),
+        ('train', '000000000009', rows(0, 1, 2, 3)),
+    ):
         image(f'{folder}/{split}2017/{name}.jpg', 1)
         png(f'{folder}/stuffthingmaps/{split}2017/{name}.png', labels)
 
@@ -123,20 +151,31 @@ def cityscapes(folder):
     """Train ids: road 0, car 13, 255 for what is not of the 19."""
     for city, name in (('frankfurt', 'frankfurt_000000_000294'), ('munster', 'munster_000001_000019')):
         image(f'{folder}/leftImg8bit/val/{city}/{name}_leftImg8bit.png', 1)
-        objects = [('road', (0, 0), (5, 2), {}), ('cargroup', (0, 0), (1, 1), {}), ('license plate', (0, 0), (0, 0), {}),
-                   ('ego vehicle', (3, 2), (5, 2), {}), ('sky', (0, 0), (5, 3), dict(deleted=1))]
-        objects = [dict(label=label, polygon=[[x0, y0], [x1, y0], [x1, y1], [x0, y1]], **more)
-                   for label, (x0, y0), (x1, y1), more in objects]
-        write(f'{folder}/gtFine/val/{city}/{name}_gtFine_polygons.json',
-              json.dumps(dict(imgHeight=SIZE[0], imgWidth=SIZE[1], objects=objects)))
-        png(f'{folder}/gtFine/val/{city}/{name}_gtFine_labelIds.png',
-            rows((26, 26, 7), (26, 26, 7), (7, 7, 7, 1), 0))
+        objects = [
+            ('road', (0, 0), (5, 2), {}),
+            ('cargroup', (0, 0), (1, 1), {}),
+            ('license plate', (0, 0), (0, 0), {}),
+            ('ego vehicle', (3, 2), (5, 2), {}),
+            ('sky', (0, 0), (5, 3), dict(deleted=1)),
+        ]
+        objects = [
+            dict(label=label, polygon=[[x0, y0], [x1, y0], [x1, y1], [x0, y1]], **more)
+            for label, (x0, y0), (x1, y1), more in objects
+        ]
+        write(
+            f'{folder}/gtFine/val/{city}/{name}_gtFine_polygons.json',
+            json.dumps(dict(imgHeight=SIZE[0], imgWidth=SIZE[1], objects=objects)),
+        )
+        png(f'{folder}/gtFine/val/{city}/{name}_gtFine_labelIds.png', rows((26, 26, 7), (26, 26, 7), (7, 7, 7, 1), 0))
         png(f'{folder}/gtFine/val/{city}/{name}_gtFine_instanceIds.png', rows(0, 0, 0, 0))
 
 
 def ade20k(folder):
     root = f'{folder}/ADEChallengeData2016'
-    for split, name, labels in (('validation', 'ADE_val_00000001', rows(0, 150, 1, (2, 3))), ('training', 'ADE_train_00000001', rows(1, 1, 1, 1))):
+    for split, name, labels in (
+        ('validation', 'ADE_val_00000001', rows(0, 150, 1, (2, 3))),
+        ('training', 'ADE_train_00000001', rows(1, 1, 1, 1)),
+    ):
         image(f'{root}/images/{split}/{name}.jpg', 1)
         png(f'{root}/annotations/{split}/{name}.png', labels)
     write(f'{root}/objectInfo150.txt', 'Idx\tRatio\n')
@@ -150,8 +189,13 @@ def ade20k847(folder):
     for number in (1, *range(11, 856), 857):
         present[number - 1] = 1
     present[1, 0] = present[2, 0] = present[2, 1] = part[2, 1] = 1
-    index = dict(filename=[f'{stem}.jpg' for stem in stems], folder=['a', 'b'], objectPresence=present, objectIsPart=part,
-                 objectnames=[f'thing {i}, object {i}' for i in range(1, 901)])
+    index = dict(
+        filename=[f'{stem}.jpg' for stem in stems],
+        folder=['a', 'b'],
+        objectPresence=present,
+        objectIsPart=part,
+        objectnames=[f'thing {i}, object {i}' for i in range(1, 901)],
+    )
     write(f'{root}/index_ade20k.pkl', pickle.dumps(index))
     for stem, split, scene in ((stems[0], 'training', 'street'), (stems[1], 'validation', 'attic')):
         image(f'{root}/images/ADE/{split}/home/{scene}/{stem}.jpg', 1)
@@ -171,27 +215,56 @@ def coco_stuff10k(folder):
     write(f'{folder}/imageLists/train.txt', names[1] + '\n')
     for name, labels in zip(names, (rows(0, (11, 13), 182, 1), rows(1, 1, 1, 1))):
         image(f'{folder}/images/{name}.jpg', 1)
-        matlab(f'{folder}/annotations/{name}.mat', S=labels.astype(np.uint16), names=stuff_names(), regionMapStuff=labels,
-               captions=np.array(['a', 'b'], dtype=object)[:, None], regionLabelsStuff=np.arange(3))
+        matlab(
+            f'{folder}/annotations/{name}.mat',
+            S=labels.astype(np.uint16),
+            names=stuff_names(),
+            regionMapStuff=labels,
+            captions=np.array(['a', 'b'], dtype=object)[:, None],
+            regionLabelsStuff=np.arange(3),
+        )
 
 
-SOURCES = dict(voc=voc, context=context, context_mat=context_mat, coco=coco, cityscapes=cityscapes, ade20k=ade20k,
-               context459=context_mat, ade20k847=ade20k847, coco_stuff10k=coco_stuff10k)
+SOURCES = dict(
+    voc=voc,
+    context=context,
+    context_mat=context_mat,
+    coco=coco,
+    cityscapes=cityscapes,
+    ade20k=ade20k,
+    context459=context_mat,
+    ade20k847=ade20k847,
+    coco_stuff10k=coco_stuff10k,
+)
 CITY = rows((13, 13, 0), (13, 13, 0), (0, 0, 0, 255), 255)
 EXPECTED = dict(
-    voc={'SegmentationClass/2007_000033.png': rows(0, 1, (2, 255), 0), 'SegmentationClass/2007_000042.png': rows(15, 15, 0, 255)},
-    context={'SegmentationClassContext/2008_000002.png': rows((1, 1, 59), (1, 1, 59), (1, 1, 0), (23, 1, 0)),
-             'SegmentationClassContext/2008_000007.png': rows(0, 0, 0, (2, 0))},
-    context_mat={'SegmentationClassContext/2008_000002.png': rows(1, (2, 0), 59, 0),
-                 'SegmentationClassContext/2008_000007.png': rows(0, 5, 30, 0)},
-    coco={'annotations/val2017/000000000139_labelTrainIds.png': rows(0, (11, 12), 170, 255),
-          'annotations/val2017/000000000139_instanceTrainIds.png': rows(1, (12, 13), 0, 0),
-          'annotations/val2017/000000000285_labelTrainIds.png': rows(79, 80, 1, 10),
-          'annotations/val2017/000000000285_instanceTrainIds.png': rows(80, 0, 2, 11)},
-    cityscapes={'gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png': CITY,
-                'gtFine/val/munster/munster_000001_000019_gtFine_labelTrainIds.png': CITY},
+    voc={
+        'SegmentationClass/2007_000033.png': rows(0, 1, (2, 255), 0),
+        'SegmentationClass/2007_000042.png': rows(15, 15, 0, 255),
+    },
+    context={
+        'SegmentationClassContext/2008_000002.png': rows((1, 1, 59), (1, 1, 59), (1, 1, 0), (23, 1, 0)),
+        'SegmentationClassContext/2008_000007.png': rows(0, 0, 0, (2, 0)),
+    },
+    context_mat={
+        'SegmentationClassContext/2008_000002.png': rows(1, (2, 0), 59, 0),
+        'SegmentationClassContext/2008_000007.png': rows(0, 5, 30, 0),
+    },
+    coco={
+        'annotations/val2017/000000000139_labelTrainIds.png': rows(0, (11, 12), 170, 255),
+        'annotations/val2017/000000000139_instanceTrainIds.png': rows(1, (12, 13), 0, 0),
+        'annotations/val2017/000000000285_labelTrainIds.png': rows(79, 80, 1, 10),
+        'annotations/val2017/000000000285_instanceTrainIds.png': rows(80, 0, 2, 11),
+    },
+    cityscapes={
+        'gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png': CITY,
+        'gtFine/val/munster/munster_000001_000019_gtFine_labelTrainIds.png': CITY,
+    },
     ade20k={'annotations/validation/ADE_val_00000001.png': rows(0, 150, 1, (2, 3))},
-    context459={'SegmentationClassContext459/2008_000002.png': rows(459, (452, 1), 53, 255),
-                'SegmentationClassContext459/2008_000007.png': rows(0, 431, 256, 2)},
+    context459={
+        'SegmentationClassContext459/2008_000002.png': rows(459, (452, 1), 53, 255),
+        'SegmentationClassContext459/2008_000007.png': rows(0, 431, 256, 2),
+    },
     ade20k847={'annotations/validation/ADE_val_00000001.png': rows(0, 1, (291, 0), 847)},
-    coco_stuff10k={'annotations/test2014/COCO_train2014_000000000077_labelTrainIds.png': rows(0, (11, 12), 171, 1)})  # yapf: disable
+    coco_stuff10k={'annotations/test2014/COCO_train2014_000000000077_labelTrainIds.png': rows(0, (11, 12), 171, 1)},
+)

@@ -20,18 +20,18 @@ def test_proxy_rows_sum_to_one_and_attend_patches_alone():
 
 def test_proxy_by_hand():
     """Two patches at right angles: s is the identity, its mean 1/2; (1 − 0.6)·3 = 1.2, and (0 − 0.6)·3 is pruned."""
-    features = torch.tensor([[[[2., 0.]], [[0., 5.]]]])  # (1, C = 2, 1, 2)
-    values = torch.tensor([[[1.], [10.]]])
+    features = torch.tensor([[[[2.0, 0.0]], [[0.0, 5.0]]]])  # (1, C = 2, 1, 2)
+    values = torch.tensor([[[1.0], [10.0]]])
     assert proxy_map(features).apply(values).flatten().tolist() == [1, 10]
     # with β = 0 nothing is below zero: softmax of (3, 0) puts 1/(1 + e⁻³) on the patch itself
-    own = 1 / (1 + torch.tensor(-3.).exp())
+    own = 1 / (1 + torch.tensor(-3.0).exp())
     expected = torch.stack([own + 10 * (1 - own), 10 * own + (1 - own)])
     torch.testing.assert_close(proxy_map(features, beta=0).apply(values).flatten(), expected)
 
 
 def test_proxy_mean_is_each_images_own():
     torch.manual_seed(0)
-    one, other = torch.randn(2, 1, 6, 3, 3) + torch.tensor([0., 0.5])[:, None, None, None, None]
+    one, other = torch.randn(2, 1, 6, 3, 3) + torch.tensor([0.0, 0.5])[:, None, None, None, None]
     values = torch.randn(2, 9, 4)
     both = proxy_map(torch.cat([one, other])).apply(values)
     torch.testing.assert_close(both[:1], proxy_map(one).apply(values[:1]))
@@ -54,10 +54,10 @@ def test_heads_keep_to_their_columns():
 
 
 def test_resize_tokens_keeps_rows_and_columns():
-    tokens = torch.arange(6.)[None, :, None]  # grid (2, 3), row by row
+    tokens = torch.arange(6.0)[None, :, None]  # grid (2, 3), row by row
     assert resize_tokens(tokens, (2, 3), (2, 3)) is tokens
     resized = resize_tokens(tokens, (2, 3), (4, 3)).unflatten(1, (4, 3))[0, ..., 0]
-    torch.testing.assert_close(resized[:, 0], torch.tensor([0., 0.75, 2.25, 3.]))
+    torch.testing.assert_close(resized[:, 0], torch.tensor([0.0, 0.75, 2.25, 3.0]))
 
 
 def test_map_rows_are_those_of_the_softmax():

@@ -2,16 +2,27 @@ import functools
 
 import pytest
 
-from conftest import MINI
 from fsa_seg import benchmark
 from fsa_seg.benchmark import prepare, run_cell, run_cells
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 
+from conftest import MINI
+
 
 def config(tmp_path, **options):
-    options = dict(dict(dataset='cityscapes', method='maskclip', feedback=None, backbone='toy', vfm='toy',
-                        data_root=MINI, runtime=dict(workers=0, work_dir=str(tmp_path))), **options)
+    options = dict(
+        dict(
+            dataset='cityscapes',
+            method='maskclip',
+            feedback=None,
+            backbone='toy',
+            vfm='toy',
+            data_root=MINI,
+            runtime=dict(workers=0, work_dir=str(tmp_path)),
+        ),
+        **options,
+    )
     return compose(**options)
 
 
@@ -39,9 +50,11 @@ def test_missing_weights_are_found_before_the_first_cell(tmp_path):
 def test_a_choice_of_a_data_sets_classes(tmp_path):
     """The label images keep all 19 classes; those that are not chosen become void."""
     part = tmp_path / 'some.py'
-    part.write_text("dataset = dict(name='some', type='CityscapesDataset', data_root='cityscapes', "
-                    "data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'), "
-                    "metainfo=dict(classes=('car', 'road')))")
+    part.write_text(
+        "dataset = dict(name='some', type='CityscapesDataset', data_root='cityscapes', "
+        "data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'), "
+        "metainfo=dict(classes=('car', 'road')))"
+    )
     chosen = config(tmp_path, dataset=str(part), limit=2)
     result = run_cell(prepare(chosen), str(tmp_path / 'r.json'))
     assert [entry['name'] for entry in result['classes']] == ['car', 'road']
@@ -50,14 +63,20 @@ def test_a_choice_of_a_data_sets_classes(tmp_path):
 
 def test_long_lists_of_a_config_are_in_no_log(tmp_path, monkeypatch):
     """The runner works with all of the config, and logs and writes one of a few hundred lines, whatever the classes."""
+
     class Recorder:
         @functools.wraps(benchmark.Runner.__init__)
         def __init__(self, **given):
             self.given = given
 
     names = [f'thing {i}' for i in range(1000)]
-    data = dict(name='own', type='ImageFolderDataset', data_root='.', data_prefix=dict(img_path='a', seg_map_path='b'),
-                metainfo=dict(classes=names, palette=[[0, 0, 0]] * 1000))
+    data = dict(
+        name='own',
+        type='ImageFolderDataset',
+        data_root='.',
+        data_prefix=dict(img_path='a', seg_map_path='b'),
+        metainfo=dict(classes=names, palette=[[0, 0, 0]] * 1000),
+    )
     monkeypatch.setattr(benchmark, 'Runner', Recorder)
     for classes, cut in ((1000, True), (21, False)):
         data['metainfo'] = {key: values[:classes] for key, values in data['metainfo'].items()}

@@ -9,8 +9,11 @@ from safetensors.torch import save_file
 from fsa_seg.clip import check_tower, load_clip, resize_position_embedding, trunk, weights_digest
 from fsa_seg.errors import UserError
 
-MODEL = dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=2, width=32, head_width=16, patch_size=16),
-             text_cfg=dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=1))
+MODEL = dict(
+    embed_dim=16,
+    vision_cfg=dict(image_size=32, layers=2, width=32, head_width=16, patch_size=16),
+    text_cfg=dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=1),
+)
 
 
 def test_trunk_is_the_towers_own_up_to_the_last_block(tiny):
@@ -87,11 +90,17 @@ def test_missing_weights(tmp_path, monkeypatch):
         load_clip('ViT-B-16-quickgelu', 'openai', cache_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize('model, tag, other', [
-    ('ViT-B-16', 'openai', 'ViT-B-16-quickgelu'), ('ViT-B-16', 'dfn2b', 'ViT-B-16-quickgelu'),
-    ('ViT-L-14', 'metaclip_fullcc', 'ViT-L-14-quickgelu'), ('ViT-L-14-336', 'openai', 'ViT-L-14-336-quickgelu'),
-    ('ViT-B-16-quickgelu', 'laion2b_s34b_b88k', 'ViT-B-16'), ('ViT-H-14-quickgelu', 'laion2b_s32b_b79k', 'ViT-H-14'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'model, tag, other',
+    [
+        ('ViT-B-16', 'openai', 'ViT-B-16-quickgelu'),
+        ('ViT-B-16', 'dfn2b', 'ViT-B-16-quickgelu'),
+        ('ViT-L-14', 'metaclip_fullcc', 'ViT-L-14-quickgelu'),
+        ('ViT-L-14-336', 'openai', 'ViT-L-14-336-quickgelu'),
+        ('ViT-B-16-quickgelu', 'laion2b_s34b_b88k', 'ViT-B-16'),
+        ('ViT-H-14-quickgelu', 'laion2b_s32b_b79k', 'ViT-H-14'),
+    ],
+)
 def test_activation_of_a_tags_weights(model, tag, other):
     with pytest.raises(UserError, match=f'differ in their activation: the tag {tag!r} says .* Use {other!r}'):
         load_clip(model, tag)
@@ -129,7 +138,7 @@ def test_a_local_file_beside_its_config(architecture, tmp_path):
     (tmp_path / 'clip' / 'open_clip_config.json').write_text(json.dumps(dict(model_cfg=dict(MODEL, quick_gelu=True))))
     path = str(tmp_path / 'clip' / 'open_clip_model.safetensors')
     load_clip('tiny-quickgelu', checkpoint=path)
-    with pytest.raises(UserError, match="open_clip_config.json says QuickGELU, the architecture has GELU"):
+    with pytest.raises(UserError, match='open_clip_config.json says QuickGELU, the architecture has GELU'):
         load_clip('tiny', checkpoint=path)
 
 
@@ -138,10 +147,11 @@ def test_the_normalisation_of_a_local_file(architecture, tmp_path):
     write_model(tmp_path / 'clip', state())
     path = str(tmp_path / 'clip' / 'open_clip_model.safetensors')
     (tmp_path / 'clip' / 'open_clip_config.json').write_text(
-        json.dumps(dict(model_cfg=MODEL, preprocess_cfg=dict(mean=[0.5] * 3, std=[0.25] * 3))))
+        json.dumps(dict(model_cfg=MODEL, preprocess_cfg=dict(mean=[0.5] * 3, std=[0.25] * 3)))
+    )
     for options, mean in ((dict(checkpoint=path), 0.5), (dict(checkpoint=path, mean=[0.4] * 3), 0.4)):
         config = load_clip('tiny', **options)[0].visual.preprocess_cfg
-        assert config['mean'] == (mean, ) * 3 and config['std'] == (0.25, ) * 3
+        assert config['mean'] == (mean,) * 3 and config['std'] == (0.25,) * 3
     (tmp_path / 'clip' / 'open_clip_config.json').write_text('{"model_cfg": ')
     with pytest.raises(UserError, match='open_clip_config.json is no config of open_clip'):
         load_clip('tiny', checkpoint=path)
@@ -188,12 +198,18 @@ def test_a_torchscript_archive_says_its_activation(architecture, tmp_path, quick
         load_clip(wrong, checkpoint=path)
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(embed_dim=24), r'size mismatch for (visual.proj|text_projection).*24'),
-    (dict(vision_cfg=dict(MODEL['vision_cfg'], image_size=48)), r'size mismatch for visual.positional_embedding: \(10, 32\)'),
-    (dict(vision_cfg=dict(MODEL['vision_cfg'], layers=3)), r'Unexpected key.*visual.transformer.resblocks.2'),
-    (dict(vision_cfg=dict(MODEL['vision_cfg'], layers=1)), r'Missing key.*visual.transformer.resblocks.1'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(embed_dim=24), r'size mismatch for (visual.proj|text_projection).*24'),
+        (
+            dict(vision_cfg=dict(MODEL['vision_cfg'], image_size=48)),
+            r'size mismatch for visual.positional_embedding: \(10, 32\)',
+        ),
+        (dict(vision_cfg=dict(MODEL['vision_cfg'], layers=3)), r'Unexpected key.*visual.transformer.resblocks.2'),
+        (dict(vision_cfg=dict(MODEL['vision_cfg'], layers=1)), r'Missing key.*visual.transformer.resblocks.1'),
+    ],
+)
 def test_a_local_file_of_another_architecture(architecture, tmp_path, change, message):
     torch.save(state(**change), tmp_path / 'other.pt')
     with pytest.raises(UserError, match='do not fit CLIP .tiny.: .*' + message):
@@ -223,10 +239,15 @@ def test_random_weights_are_those_of_their_seed(architecture):
     assert weights_digest(one) == weights_digest(two) != weights_digest(other)
 
 
-@pytest.mark.parametrize('model, missing', [
-    ('RN50', 'transformer.resblocks'), ('coca_ViT-B-32', 'it pools by attention'), ('ViT-B-16-SigLIP', 'class_embedding'),
-    ('convnext_base', 'transformer.resblocks'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'model, missing',
+    [
+        ('RN50', 'transformer.resblocks'),
+        ('coca_ViT-B-32', 'it pools by attention'),
+        ('ViT-B-16-SigLIP', 'class_embedding'),
+        ('convnext_base', 'transformer.resblocks'),
+    ],
+)
 def test_towers_that_the_methods_cannot_run_on(model, missing):
     with pytest.raises(UserError, match=f'lacks .*{missing}'):
         load_clip(model, random_weights=0)

@@ -6,8 +6,8 @@ import pytest
 from fsa_seg.attention import find_attention
 from fsa_seg.config import check_config, compose, is_complete, merge_options, set_runtime
 from fsa_seg.errors import UserError
-from fsa_seg.parts import load_file, load_part, method_of, part_names, protocol_settings
 from fsa_seg.fingerprint import cell_hash, fingerprint
+from fsa_seg.parts import load_file, load_part, method_of, part_names, protocol_settings
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
 PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scale, area_thd
@@ -46,12 +46,16 @@ PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scal
 @pytest.mark.parametrize('protocol, dataset', PUBLISHED)
 def test_published_settings(protocol, dataset):
     settings = protocol_settings(load_part('protocol', protocol), dataset)
-    assert tuple(settings[key] for key in ('short', 'window', 'stride', 'prob_thd', 'logit_scale', 'area_thd')) == \
-        PUBLISHED[protocol, dataset]
+    assert (
+        tuple(settings[key] for key in ('short', 'window', 'stride', 'prob_thd', 'logit_scale', 'area_thd'))
+        == PUBLISHED[protocol, dataset]
+    )
 
 
 def test_every_combination_composes():
-    datasets = [name for name in part_names('dataset') if 'classes' not in load_part('dataset', name)]  # others need their data
+    datasets = [
+        name for name in part_names('dataset') if 'classes' not in load_part('dataset', name)
+    ]  # others need their data
     for dataset, method, feedback in itertools.product(datasets, part_names('method'), (None, 'fsa')):
         config = compose(dataset, method, feedback, **TOY)
         assert is_complete(config)
@@ -60,18 +64,27 @@ def test_every_combination_composes():
         assert (config.model.vfm is not None) == needs_vfm
 
 
-@pytest.mark.parametrize('method, feedback, protocol', [
-    ('proxyclip', None, 'proxyclip'), ('proxyclip', 'fsa', 'fsa'), ('sclip', 'fsa', 'sclip'),
-    ('clearclip', 'fsa', 'clearclip'), ('maskclip', None, 'clearclip'), ('clip', 'fsa', 'clearclip'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'method, feedback, protocol',
+    [
+        ('proxyclip', None, 'proxyclip'),
+        ('proxyclip', 'fsa', 'fsa'),
+        ('sclip', 'fsa', 'sclip'),
+        ('clearclip', 'fsa', 'clearclip'),
+        ('maskclip', None, 'clearclip'),
+        ('clip', 'fsa', 'clearclip'),
+    ],
+)
 def test_own_protocol(method, feedback, protocol):
     assert compose('voc21', method, feedback, **TOY).cell.protocol == protocol
 
 
 def test_lambda_is_the_feedbacks_or_the_vfms_or_the_backbones(tmp_path):
-    files = dict(backbone="backbone = dict(name='b', model='ViT-B-16', fsa=dict(lam=2.3))",
-                 vfm="vfm = dict(name='v', type='TimmViT', model='vit_base_patch16_224.mae', fsa=dict(lam=4.5))",
-                 feedback="feedback = dict(name='f', type='FSA', lam=1.0, p=0.45)")
+    files = dict(
+        backbone="backbone = dict(name='b', model='ViT-B-16', fsa=dict(lam=2.3))",
+        vfm="vfm = dict(name='v', type='TimmViT', model='vit_base_patch16_224.mae', fsa=dict(lam=4.5))",
+        feedback="feedback = dict(name='f', type='FSA', lam=1.0, p=0.45)",
+    )
     for name, text in files.items():
         (tmp_path / f'{name}.py').write_text(text)
     path = {name: str(tmp_path / f'{name}.py') for name in files}
@@ -83,47 +96,65 @@ def test_lambda_is_the_feedbacks_or_the_vfms_or_the_backbones(tmp_path):
 
 def test_a_data_set_that_no_protocol_knows(tmp_path):
     file = tmp_path / 'mine.py'
-    file.write_text("dataset = dict(name='mine', type='BaseSegDataset', data_root='mine', metainfo=dict(classes=['a', "
-                    "'b'], palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))")
+    file.write_text(
+        "dataset = dict(name='mine', type='BaseSegDataset', data_root='mine', metainfo=dict(classes=['a', "
+        "'b'], palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))"
+    )
     config = compose(str(file), 'sclip', **TOY)
     assert config.model.words == [['a'], ['b']]
     assert (config.model.window, config.model.stride) == (224, 112)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(dataset='voc12'), "unknown dataset 'voc12' .did you mean 'voc21'"),
-    (dict(method='sclap'), "unknown method 'sclap' .did you mean 'sclip'"),
-    (dict(backbone='clip_vit-b17'), "unknown backbone .* 'clip_vit-b16'"),
-    (dict(vfm='dino_vitb8'), "unknown vfm .* 'dino_vit-b8'"),
-    (dict(protocol='sclap'), "unknown protocol .* 'sclip'"),
-    (dict(feedback='fas'), "unknown feedback .* 'fsa'"),
-    (dict(precision='fp61'), "unknown precision .* 'fp16'"),
-    (dict(limit=0), 'limit is 0; it has to be a whole number, 1 or more'),
-    (dict(dataset='nowhere/mine.py'), 'does not exist'),
-    (dict(dataset='nowhere/result.json'), 'does not exist'),
-    (dict(words='nowhere.txt'), "'nowhere.txt' cannot be read"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(dataset='voc12'), "unknown dataset 'voc12' .did you mean 'voc21'"),
+        (dict(method='sclap'), "unknown method 'sclap' .did you mean 'sclip'"),
+        (dict(backbone='clip_vit-b17'), "unknown backbone .* 'clip_vit-b16'"),
+        (dict(vfm='dino_vitb8'), "unknown vfm .* 'dino_vit-b8'"),
+        (dict(protocol='sclap'), "unknown protocol .* 'sclip'"),
+        (dict(feedback='fas'), "unknown feedback .* 'fsa'"),
+        (dict(precision='fp61'), "unknown precision .* 'fp16'"),
+        (dict(limit=0), 'limit is 0; it has to be a whole number, 1 or more'),
+        (dict(dataset='nowhere/mine.py'), 'does not exist'),
+        (dict(dataset='nowhere/result.json'), 'does not exist'),
+        (dict(words='nowhere.txt'), "'nowhere.txt' cannot be read"),
+    ],
+)
 def test_bad_choices(arguments, message):
     with pytest.raises(UserError, match=message):
         compose(**{**dict(dataset='voc21', method='proxyclip'), **TOY, **arguments})
 
 
-@pytest.mark.parametrize('kind, text, message', [
-    ('dataset', "dataset = dict(name='x', type='PascalVOCDataset', data_root='', ann_flie='a', data_prefix={})",
-     "unknown key 'ann_flie' in dataset .did you mean 'ann_file'"),
-    ('dataset', "datasett = dict()", "no dict 'dataset'"),
-    ('dataset', "dataset = dict(", 'cannot be read: .*SyntaxError|cannot be read'),
-    ('method', "method = dict(name='x', segmentor=dict(type='SCLIP', stirde=3), protocol='sclip')", "'stirde'"),
-    ('method', "method = dict(name='x', segmentor=dict(type='TrainingFreeSegmentor', attention='zz'), protocol='sclip')",
-     "unknown attention map 'zz'"),
-    ('method', "method = dict(name='x', segmenter=dict(type='SCLIP'), protocol='sclip')", "did you mean 'segmentor'"),
-    ('backbone', "backbone = dict(name='x', model='ViT-B-16', pretrainde='openai')", "did you mean 'pretrained'"),
-    ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', random_weights=0)", 'use --random-weights SEED'),
-    ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', chekpoint='f')", "did you mean 'checkpoint'"),
-    ('feedback', "feedback = dict(name='x', type='FSA', lamb=1)", "did you mean 'lam'"),
-    ('protocol', "protocol = dict(name='x', default=dict(windw=3), datasets={})", "did you mean 'window'"),
-    ('protocol', "protocol = dict(name='x', default=dict(window=3), datasets={})", 'has no logit_scale, short'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'kind, text, message',
+    [
+        (
+            'dataset',
+            "dataset = dict(name='x', type='PascalVOCDataset', data_root='', ann_flie='a', data_prefix={})",
+            "unknown key 'ann_flie' in dataset .did you mean 'ann_file'",
+        ),
+        ('dataset', 'datasett = dict()', "no dict 'dataset'"),
+        ('dataset', 'dataset = dict(', 'cannot be read: .*SyntaxError|cannot be read'),
+        ('method', "method = dict(name='x', segmentor=dict(type='SCLIP', stirde=3), protocol='sclip')", "'stirde'"),
+        (
+            'method',
+            "method = dict(name='x', segmentor=dict(type='TrainingFreeSegmentor', attention='zz'), protocol='sclip')",
+            "unknown attention map 'zz'",
+        ),
+        (
+            'method',
+            "method = dict(name='x', segmenter=dict(type='SCLIP'), protocol='sclip')",
+            "did you mean 'segmentor'",
+        ),
+        ('backbone', "backbone = dict(name='x', model='ViT-B-16', pretrainde='openai')", "did you mean 'pretrained'"),
+        ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', random_weights=0)", 'use --random-weights SEED'),
+        ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', chekpoint='f')", "did you mean 'checkpoint'"),
+        ('feedback', "feedback = dict(name='x', type='FSA', lamb=1)", "did you mean 'lam'"),
+        ('protocol', "protocol = dict(name='x', default=dict(windw=3), datasets={})", "did you mean 'window'"),
+        ('protocol', "protocol = dict(name='x', default=dict(window=3), datasets={})", 'has no logit_scale, short'),
+    ],
+)
 def test_misspelt_keys_in_part_files(tmp_path, kind, text, message):
     (tmp_path / 'part.py').write_text(text)
     arguments = dict(dict(dataset='voc21', method='proxyclip'), **TOY)
@@ -136,10 +167,16 @@ def test_options():
     config = compose('voc21', 'sclip', **TOY)
     merge_options(config, {'model.stride': 56})
     assert config.model.stride == 56 and config.cell.changed == ['model.stride=56']
-    merge_options(config, {'model.stride': 28, 'model.feedback.p': 0.45, 'log_interval': 3})  # a default, and what changes nothing
+    merge_options(
+        config, {'model.stride': 28, 'model.feedback.p': 0.45, 'log_interval': 3}
+    )  # a default, and what changes nothing
     assert config.cell.changed == ['model.stride=28']
-    for options, message in (({'model.strid': 56}, "did you mean 'stride'"), ({'modle.stride': 5}, "no 'modle'"),
-                             ({'model.feedback.pp': 1}, "unknown key 'pp'"), ({'wrk_dir': 'x'}, "'work_dir'")):
+    for options, message in (
+        ({'model.strid': 56}, "did you mean 'stride'"),
+        ({'modle.stride': 5}, "no 'modle'"),
+        ({'model.feedback.pp': 1}, "unknown key 'pp'"),
+        ({'wrk_dir': 'x'}, "'work_dir'"),
+    ):
         with pytest.raises(UserError, match=message):
             merge_options(compose('voc21', 'sclip', **TOY), options)
 
@@ -170,8 +207,14 @@ def test_a_config_saved_before_a_runtime_entry_was_there():
     check_config(config)
 
 
-@pytest.mark.parametrize('runtime, message', [(dict(window_batch='some'), "window_batch is 'some'"),
-                                              (dict(window_batch=0), 'window_batch is 0'), (dict(batch_size=0), 'batch_size is 0')])
+@pytest.mark.parametrize(
+    'runtime, message',
+    [
+        (dict(window_batch='some'), "window_batch is 'some'"),
+        (dict(window_batch=0), 'window_batch is 0'),
+        (dict(batch_size=0), 'batch_size is 0'),
+    ],
+)
 def test_bad_runtime_entries(runtime, message):
     with pytest.raises(UserError, match=message):
         compose('voc21', 'sclip', **TOY, runtime=runtime)
@@ -179,6 +222,8 @@ def test_bad_runtime_entries(runtime, message):
 
 def test_what_a_run_is_carried_out_with_is_not_in_the_hash():
     """Batches and `compile` move rounding alone."""
-    hashes = [cell_hash(fingerprint(compose('voc21', 'sclip', **TOY, runtime=runtime)))
-              for runtime in ({}, dict(window_batch=4, batch_size=2, workers=1), dict(compile=True))]
+    hashes = [
+        cell_hash(fingerprint(compose('voc21', 'sclip', **TOY, runtime=runtime)))
+        for runtime in ({}, dict(window_batch=4, batch_size=2, workers=1), dict(compile=True))
+    ]
     assert len(set(hashes)) == 1

@@ -1,4 +1,5 @@
 """The check of a data root, on copies of the mini splits, whole and damaged, and on what the preparation makes."""
+
 import json
 import os
 import shutil
@@ -6,15 +7,16 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from test_datasets import DAMAGE
 
-import sources
-from conftest import MINI
 from fsa_seg.config import compose
 from fsa_seg.data_check import check_data, data_sets, report_table
 from fsa_seg.datasets import check_images, list_images
 from fsa_seg.errors import UserError
 from fsa_seg.paths import CONFIGS
-from test_datasets import DAMAGE
+
+import sources
+from conftest import MINI
 
 VOC = os.path.join('VOCdevkit', 'VOC2012')
 
@@ -28,8 +30,16 @@ def root(tmp_path):
 
 def test_the_mini_splits_are_right(tmp_path):
     reports = check_data(MINI, data_sets(MINI, []), str(tmp_path))
-    assert [report['dataset'] for report in reports] == ['ade20k', 'cityscapes', 'coco_object', 'coco_stuff164k', 'context59',
-                                                         'context60', 'voc20', 'voc21']  # yapf: disable
+    assert [report['dataset'] for report in reports] == [
+        'ade20k',
+        'cityscapes',
+        'coco_object',
+        'coco_stuff164k',
+        'context59',
+        'context60',
+        'voc20',
+        'voc21',
+    ]
     for report in reports:
         assert not report['problems'] and report['classes_seen'] == report['classes'] and 0 <= report['void'] < 0.75
         assert len(report['pictures']) == 4 and all(Image.open(path).width > 2 * 200 for path in report['pictures'])
@@ -52,11 +62,13 @@ def test_pixels_of_each_class(root):
 
 
 def test_a_known_number_of_images(root):
-    report, = check_data(str(root), ['voc21'])
-    assert report['problems'] == ['the split has 10 images, the data set voc21 1449: prepare it again (data/README.md); or take a '
-                                  'part of it by --limit N, which marks the result as partial; or give the part '
-                                  'another `name`, '
-                                  'in a config of its own']
+    (report,) = check_data(str(root), ['voc21'])
+    assert report['problems'] == [
+        'the split has 10 images, the data set voc21 1449: prepare it again (data/README.md); or take a '
+        'part of it by --limit N, which marks the result as partial; or give the part '
+        'another `name`, '
+        'in a config of its own'
+    ]
     assert 'tools/prepare_dataset.py voc --from' in report['mend'] and '| WRONG |' in report_table([report])
     (root / 'TOY_WORLD').touch()
     assert not check_data(str(root), ['voc21'])[0]['problems']
@@ -66,8 +78,9 @@ def test_a_known_number_of_images(root):
 def test_damage(root, damage, message):
     (root / 'TOY_WORLD').touch()
     damage(root / VOC)
-    report, = check_data(str(root), ['voc21'])
+    (report,) = check_data(str(root), ['voc21'])
     import re
+
     assert len(report['problems']) == 1 and re.search(message, report['problems'][0])
 
 
@@ -79,7 +92,7 @@ def test_all_that_is_wrong_is_listed(root):
         path = root / VOC / 'JPEGImages' / name
         path.write_bytes(path.read_bytes()[:700])
     (root / VOC / 'SegmentationClass' / names[4].replace('jpg', 'png')).unlink()
-    report, = check_data(str(root), ['voc21'], str(root / 'pictures'))
+    (report,) = check_data(str(root), ['voc21'], str(root / 'pictures'))
     assert [sum(name in problem for problem in report['problems']) for name in names[:3]] == [1, 1, 1]
     assert len(report['problems']) == 4 and '1 of 20 files are missing' in report['problems'][0]
     assert report['images'] == 10 and sum(report['modes'].values()) == 6
@@ -90,9 +103,15 @@ def test_labels_without_a_class(root):
     (root / 'TOY_WORLD').touch()
     for path in (root / VOC / 'SegmentationClass').iterdir():
         Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
-    report, = check_data(str(root), ['voc21'])
-    assert report['problems'] == ['no pixel of the label images is of any class: labels are 0 to 20, and they hold [255] (void is '
-                                  '255); --label-map renumbers them (in a config, label_map)'] and report['void'] == 1
+    (report,) = check_data(str(root), ['voc21'])
+    assert (
+        report['problems']
+        == [
+            'no pixel of the label images is of any class: labels are 0 to 20, and they hold [255] (void is '
+            '255); --label-map renumbers them (in a config, label_map)'
+        ]
+        and report['void'] == 1
+    )
     assert report['notes'][0].startswith('21 classes are in no label image: background, aeroplane')
     config = compose('voc21', 'clip', None, 'toy', data_root=str(root)).test_dataloader.dataset
     with pytest.raises(UserError, match='no pixel of the label images is of any class: labels are 0 to 20'):
@@ -101,42 +120,53 @@ def test_labels_without_a_class(root):
 
 def test_labels_that_are_none_of_the_data_sets(root, tmp_path):
     """In range, but of a few classes alone, though the split is whole: another data set's, or not converted."""
-    config = (tmp_path / 'mine.py')
-    config.write_text(open(os.path.join(CONFIGS, 'datasets', 'voc21.py')).read().replace('1449', '10').replace("'voc21'", "'mine'"))
+    config = tmp_path / 'mine.py'
+    config.write_text(
+        open(os.path.join(CONFIGS, 'datasets', 'voc21.py')).read().replace('1449', '10').replace("'voc21'", "'mine'")
+    )
     assert not check_data(str(root), [str(config)])[0]['problems']
     for path in (root / VOC / 'SegmentationClass').iterdir():
         Image.fromarray(np.array(Image.open(path)) % 10).save(path)
-    report, = check_data(str(root), [str(config)])
-    assert report['problems'] == ['more than half of the classes are in no label image: the labels [0, 9] are none of mine']
+    (report,) = check_data(str(root), [str(config)])
+    assert report['problems'] == [
+        'more than half of the classes are in no label image: the labels [0, 9] are none of mine'
+    ]
 
 
 def test_a_config_that_chooses_some_of_the_classes(root, tmp_path):
     """The label files are those of all classes, and are reported as such."""
     (root / 'TOY_WORLD').touch()
     (tmp_path / 'mine.py').write_text(
-        open(os.path.join(CONFIGS, 'datasets', 'voc21.py')).read().replace('images=1449', "metainfo=dict(classes=['cat', 'dog'])"))
+        open(os.path.join(CONFIGS, 'datasets', 'voc21.py'))
+        .read()
+        .replace('images=1449', "metainfo=dict(classes=['cat', 'dog'])")
+    )
     some, every = check_data(str(root), [str(tmp_path / 'mine.py'), 'voc21'], str(tmp_path / 'pictures'))
     assert not some['problems'] and some['pixels'] == every['pixels'] and some['classes'] == 21
 
 
-@pytest.mark.parametrize('damage', [lambda data: data[:len(data) // 2] + bytes(len(data) // 2), lambda data: data[:40] + b'????' + data[44:]])
+@pytest.mark.parametrize(
+    'damage',
+    [lambda data: data[: len(data) // 2] + bytes(len(data) // 2), lambda data: data[:40] + b'????' + data[44:]],
+)
 def test_damaged_png_images(tmp_path, damage):
     """Pillow raises other errors for them than for JPEGs."""
     shutil.copytree(os.path.join(MINI, 'cityscapes'), tmp_path / 'cityscapes')
     (tmp_path / 'TOY_WORLD').touch()
     path = sorted((tmp_path / 'cityscapes' / 'leftImg8bit').rglob('*.png'))[0]
     path.write_bytes(damage(path.read_bytes()))
-    report, = check_data(str(tmp_path), ['cityscapes'])
+    (report,) = check_data(str(tmp_path), ['cityscapes'])
     assert len(report['problems']) == 1 and f'{path.name} cannot be decoded' in report['problems'][0]
 
 
 def test_sixteen_bits(tmp_path):
     """Label 255 of Context's 459 is a class, and 0 is void."""
     from fsa_seg.preparation import prepare
+
     sources.context_mat(str(tmp_path / 'downloads'))
     prepare('context459', [str(tmp_path / 'downloads')], str(tmp_path / 'root'))
     (tmp_path / 'root' / 'TOY_WORLD').touch()
-    report, = check_data(str(tmp_path / 'root'), data_sets(str(tmp_path / 'root'), []), str(tmp_path / 'pictures'))
+    (report,) = check_data(str(tmp_path / 'root'), data_sets(str(tmp_path / 'root'), []), str(tmp_path / 'pictures'))
     assert report['dataset'] == 'context459' and not report['problems'] and report['modes'] == {'I;16': 2}
     assert report['values'] == [0, 459] and report['pixels']['thing 255'] == 6 and report['void'] == 6 / 48
     assert len(report['pictures']) == 2
@@ -145,9 +175,11 @@ def test_sixteen_bits(tmp_path):
 def test_names(tmp_path):
     assert data_sets(MINI, ['coco', 'voc21']) == ['coco_object', 'coco_stuff164k', 'voc21']
     assert data_sets(MINI, ['cityscapes', 'ade20k']) == ['cityscapes', 'ade20k']
-    for root, names, message in ((MINI, ['vocc'], "unknown data set 'vocc' .did you mean 'voc'"),
-                                 (str(tmp_path), [], 'has the folder of no data set'),
-                                 ('nowhere', [], 'the data root nowhere does not exist')):
+    for root, names, message in (
+        (MINI, ['vocc'], "unknown data set 'vocc' .did you mean 'voc'"),
+        (str(tmp_path), [], 'has the folder of no data set'),
+        ('nowhere', [], 'the data root nowhere does not exist'),
+    ):
         with pytest.raises(UserError, match=message):
             data_sets(root, names)
 
@@ -159,7 +191,7 @@ def test_the_tool(run_tool, root, tmp_path):
     assert [report['dataset'] for report in reports] == ['voc21', 'voc20', 'ade20k']
     assert os.path.exists(reports[0]['pictures'][0])
     status, printed = run_tool('prepare_dataset', '--check', root, '--out', 'out')
-    assert status == 1 and 'WRONG'  in printed
+    assert status == 1 and 'WRONG' in printed
     status, printed = run_tool('prepare_dataset', 'voc', '--check', root, '--to', root)
     assert status == 2 and '--check takes data sets and --out alone' in printed
     assert run_tool('prepare_dataset', '--check', root, '--link')[0] == 2
@@ -181,7 +213,9 @@ def test_the_tool_prepares_and_checks(run_tool, tmp_path):
     status, printed = run_tool('prepare_dataset', 'ade20k', '--from', 'downloads', '--to', 'root2', '--out', 'file')
     assert status == 1 and 'the folder file cannot be made' in printed and not (tmp_path / 'root2').exists()
     status, printed = run_tool('prepare_dataset', 'cityscapes', '--from', 'downloads', '--to', 'root')
-    assert status == 1 and 'lacks images of leftImg8bit/val' in printed and 'fetch leftImg8bit_trainvaltest.zip' in printed
+    assert (
+        status == 1 and 'lacks images of leftImg8bit/val' in printed and 'fetch leftImg8bit_trainvaltest.zip' in printed
+    )
 
 
 def test_a_run_says_it_before_a_model_is_loaded(run_tool, root):

@@ -6,14 +6,16 @@ import pytest
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from conftest import MINI
 from fsa_seg.config import compose
 from fsa_seg.datasets import check_images, list_images
 from fsa_seg.errors import UserError
 from fsa_seg.labels import LoadLabels, read_labels
 
-CLASSES = dict(voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, cityscapes=19,
-               ade20k=150)  # yapf: disable
+from conftest import MINI
+
+CLASSES = dict(
+    voc21=21, voc20=20, context60=60, context59=59, coco_object=81, coco_stuff164k=171, cityscapes=19, ade20k=150
+)
 
 
 @pytest.mark.parametrize('name', CLASSES)
@@ -21,7 +23,9 @@ def test_mini_split(name):
     """Every mini split loads through the real data set class, and shows at least nine in ten of its classes."""
     config = compose(name, 'sclip', backbone='toy', data_root=MINI).test_dataloader.dataset
     entries = list_images(config)
-    check_images(entries, CLASSES[name], config.type in ('PascalVOC20Dataset', 'PascalContextDataset59', 'ADE20KDataset'))
+    check_images(
+        entries, CLASSES[name], config.type in ('PascalVOC20Dataset', 'PascalContextDataset59', 'ADE20KDataset')
+    )
     assert 8 <= len(entries) <= 16
     dataset = DATASETS.build(config)
     assert len(dataset.metainfo['classes']) == len(dataset.metainfo['palette']) == CLASSES[name]
@@ -121,7 +125,7 @@ DAMAGE = [  # what is done to the folder of VOC2012, and what the error says
     (break_range, r'2007_000130.png has the labels \[21, 254\]; the data set has 0 to 20'),
     (break_channels, '2007_000130.png has 3 channels'),
     (break_size, r'the label image .*2007_000130.png has 90×100 pixels, its image .*2007_000130.jpg'),
-]  # yapf: disable
+]
 
 
 @pytest.mark.parametrize('damage, message', DAMAGE)
@@ -152,10 +156,16 @@ def test_turned_pictures_are_measured_as_they_are_decoded(voc):
     assert DATASETS.build(config)[0]['data_samples'].ori_shape == picture.size[::-1]
 
 
-@pytest.mark.parametrize('labels, right', [
-    (np.array([[0, 65535]], np.int32), True), (np.array([[True, False]]), True), (np.array([[0, 65536]], np.int32), False),
-    (np.array([[0, -1]], np.int32), False), (np.array([[0, 1]], np.float32), False),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'labels, right',
+    [
+        (np.array([[0, 65535]], np.int32), True),
+        (np.array([[True, False]]), True),
+        (np.array([[0, 65536]], np.int32), False),
+        (np.array([[0, -1]], np.int32), False),
+        (np.array([[0, 1]], np.float32), False),
+    ],
+)
 def test_types_of_labels(tmp_path, labels, right):
     path = str(tmp_path / 'l.tif')
     Image.fromarray(labels).save(path)
@@ -170,8 +180,14 @@ def test_labels_of_more_than_eight_bits(tmp_path):
     """Label 300 of a 16-bit image stays 300; mmseg's own loading would make it 44."""
     labels = np.array([[300, 0], [1, 255]], np.uint16)
     Image.fromarray(labels).save(tmp_path / 'l.png')
-    results = dict(seg_map_path=str(tmp_path / 'l.png'), img_path='i', ori_shape=(2, 2), reduce_zero_label=False,
-                   label_map=None, seg_fields=[])
+    results = dict(
+        seg_map_path=str(tmp_path / 'l.png'),
+        img_path='i',
+        ori_shape=(2, 2),
+        reduce_zero_label=False,
+        label_map=None,
+        seg_fields=[],
+    )
     assert LoadLabels().transform(dict(results))['gt_seg_map'].tolist() == [[300, 0], [1, 255]]
     results['reduce_zero_label'] = True
     assert LoadLabels().transform(dict(results))['gt_seg_map'].tolist() == [[299, 255], [0, 255]]

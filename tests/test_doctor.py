@@ -1,4 +1,5 @@
 """The doctor's checks are ok here, a planted fault makes each of them WRONG, and nothing ends the doctor."""
+
 import importlib.metadata
 import json
 import os
@@ -9,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT
 from fsa_seg import doctor, feedback, machine, measurements, segmentor, self_checks
 from fsa_seg.doctor import CHECKS, Check, run_check
 from fsa_seg.fingerprint import sources_digest
+
+from conftest import ROOT
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='a machine without a GPU is meant')
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -103,6 +105,7 @@ def driver_without_torch(monkeypatch):
 
 def waiting_panel(monkeypatch):
     from fsa_seg.panel import Panel
+
     own = Panel.predict
 
     def waiting(self, inputs, data_samples):
@@ -112,21 +115,24 @@ def waiting_panel(monkeypatch):
     monkeypatch.setattr(Panel, 'predict', waiting)
 
 
-@pytest.mark.parametrize('name, part, fault, detail', [
-    ('golden', 'b16_seed1', wrong_constant, 'proxyclip+fsa: '),
-    ('golden', 'h14_seed1', wrong_attention, 'sclip: '),
-    ('dense', '', wrong_constant, 'maskclip+fsa: '),
-    ('sdpa', 'math', wrong_attention, 'float32'),
-    ('tf32', '', rounded_convolution, 'rounded: conv2d;'),
-    ('tf32', '', fast_products, 'matmul precision high'),
-    ('labels', 'ProxyCLIP + FSA, bf16', coarse_half_precision, 'at least 99.0 %'),
-    ('packages', 'no_such_library', missing_library, "No module named 'no_such_library'"),
-    ('packages', 'versions', old_version, 'timm 0.1 is outside'),
-    ('processes', 'gloo', wrong_sum, 'sum 4.0 4.0'),
-    ('window', '', cosines_that_are_no_numbers, 'not finite'),
-    pytest.param('gpu', '', driver_without_torch, 'Some GPU', marks=no_gpu),
-    pytest.param('sync', '', waiting_panel, 'synchroniz', marks=gpu),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'name, part, fault, detail',
+    [
+        ('golden', 'b16_seed1', wrong_constant, 'proxyclip+fsa: '),
+        ('golden', 'h14_seed1', wrong_attention, 'sclip: '),
+        ('dense', '', wrong_constant, 'maskclip+fsa: '),
+        ('sdpa', 'math', wrong_attention, 'float32'),
+        ('tf32', '', rounded_convolution, 'rounded: conv2d;'),
+        ('tf32', '', fast_products, 'matmul precision high'),
+        ('labels', 'ProxyCLIP + FSA, bf16', coarse_half_precision, 'at least 99.0 %'),
+        ('packages', 'no_such_library', missing_library, "No module named 'no_such_library'"),
+        ('packages', 'versions', old_version, 'timm 0.1 is outside'),
+        ('processes', 'gloo', wrong_sum, 'sum 4.0 4.0'),
+        ('window', '', cosines_that_are_no_numbers, 'not finite'),
+        pytest.param('gpu', '', driver_without_torch, 'Some GPU', marks=no_gpu),
+        pytest.param('sync', '', waiting_panel, 'synchroniz', marks=gpu),
+    ],
+)
 def test_a_planted_fault_is_wrong(name, part, fault, detail, monkeypatch, toy):
     fault(monkeypatch)
     verdict, found = verdicts(name)[part]
@@ -167,8 +173,13 @@ def test_a_missing_library_costs_its_own_checks_alone(tmp_path):
     """The package cannot be imported at all; the report and the checks that do without are there."""
     (tmp_path / 'mmcv.py').write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
     tool, names = os.path.join(ROOT, 'tools', 'doctor.py'), ('packages', 'golden', 'sdpa')
-    found = subprocess.run([sys.executable, tool, '--quick', '--only', *names], cwd=tmp_path,
-                           env=dict(os.environ, PYTHONPATH=str(tmp_path)), capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, tool, '--quick', '--only', *names],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
     assert found.returncode == 1 and '| CPU | ' in found.stdout and '| sdpa: math | ok |' in found.stdout
     error = 'ImportError: libGL.so.1: cannot open shared object file: OpenCV needs libGL'
     assert f'| packages: mmcv | WRONG | {error}' in found.stdout and f'| golden | WRONG | {error}' in found.stdout
@@ -200,8 +211,9 @@ def test_a_back_end_may_lack_a_kernel_but_not_fail(error, verdict, monkeypatch):
     assert found[0] == verdict and (error in found[1] or 'float16' in found[1] and 'bfloat16' not in found[1])
 
 
-@pytest.mark.parametrize('name, constant', [('golden', 'GOLDEN'), ('dense', 'REFERENCE'), ('labels', 'MINI'),
-                                            ('tf32', 'MINI')])  # yapf: disable
+@pytest.mark.parametrize(
+    'name, constant', [('golden', 'GOLDEN'), ('dense', 'REFERENCE'), ('labels', 'MINI'), ('tf32', 'MINI')]
+)
 def test_without_a_clone_checks_are_skipped(name, constant, monkeypatch, tmp_path):
     monkeypatch.setattr(self_checks, constant, str(tmp_path / 'missing'))
     missing = os.path.relpath(tmp_path / 'missing', ROOT)

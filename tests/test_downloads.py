@@ -9,19 +9,20 @@ import zipfile
 
 import pytest
 
-import sources
-
 from fsa_seg import downloads, files
 from fsa_seg.downloads import Download, Downloads, fetch
 from fsa_seg.errors import UserError
 from fsa_seg.formats import PREPARATIONS
 from fsa_seg.preparation import prepare
 
+import sources
+
 CONTENT = bytes(range(256)) * 20000
 
 
 class Server(http.server.BaseHTTPRequestHandler):
     """Serves CONTENT, in ranges if asked; `cuts` are how many bytes come of the next answers; `plain` ignores ranges."""
+
     cuts, asked, busy, plain = [], [], [], False
 
     def do_HEAD(self):
@@ -45,7 +46,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header('Content-Length', str(len(CONTENT) - start))
         self.end_headers()
-        self.wfile.write(CONTENT[start:][:self.cuts.pop(0) if self.cuts else None])
+        self.wfile.write(CONTENT[start:][: self.cuts.pop(0) if self.cuts else None])
         self.close_connection = True
 
     def log_message(self, *_):
@@ -142,7 +143,7 @@ def test_no_server_and_no_space(tmp_path, url):
 
 def test_downloads_of_a_data_set(url, tmp_path, monkeypatch):
     """They are fetched only where something is missing."""
-    monkeypatch.setitem(PREPARATIONS, 'voc', PREPARATIONS['voc']._replace(downloads=(Download(url, 5), )))
+    monkeypatch.setitem(PREPARATIONS, 'voc', PREPARATIONS['voc']._replace(downloads=(Download(url, 5),)))
     with pytest.raises(UserError, match='lacks .*\n  not used: .*all.tar is no whole archive'):
         prepare('voc', [str(tmp_path / 'new')], str(tmp_path / 'root'), download=True)
     assert os.listdir(tmp_path / 'new') == ['all.tar'] and Server.asked == [0]
@@ -155,6 +156,7 @@ def test_downloads_of_a_data_set(url, tmp_path, monkeypatch):
 def test_published_addresses_and_checksums():
     """torchvision knows the same archives of VOC and their MD5s; older ones name the publisher's earlier host."""
     from torchvision.datasets.voc import DATASET_YEAR_DICT
+
     for name, year in (('voc', '2012'), ('context', '2010'), ('context459', '2010')):
         first = PREPARATIONS[name].downloads[0]
         theirs = DATASET_YEAR_DICT[year]
@@ -173,7 +175,7 @@ def test_a_tree_of_folders_links_and_files(tmp_path):
     found = Downloads([str(tmp_path / 'a')])
     assert [file.key for file in found.find(r'[a-z]\.jpg')] == ['x.jpg', 'y.jpg']
     assert [found.read(file) for file in found.find(r'VOC/x\.jpg')] == [b'12']
-    one, = Downloads([str(tmp_path / 'a' / 'VOC' / 'x.jpg')]).find(r'VOC/[^/]+\.jpg')
+    (one,) = Downloads([str(tmp_path / 'a' / 'VOC' / 'x.jpg')]).find(r'VOC/[^/]+\.jpg')
     assert one.size == 2 and str(one).endswith('x.jpg')
     with pytest.raises(UserError, match='2 files could be the one: .*leave one'):
         found.one(r'[a-z]\.jpg', 'the one')
@@ -216,8 +218,8 @@ def test_a_member_that_is_larger_than_it_states(tmp_path):
     content = bytearray((tmp_path / 'a.zip').read_bytes())
     for signature, place in ((b'PK\x03\x04', 22), (b'PK\x01\x02', 24)):
         start = content.index(signature) + place
-        assert int.from_bytes(content[start:start + 4], 'little') == 50_000_000
-        content[start:start + 4] = (1000).to_bytes(4, 'little')
+        assert int.from_bytes(content[start : start + 4], 'little') == 50_000_000
+        content[start : start + 4] = (1000).to_bytes(4, 'little')
     (tmp_path / 'a.zip').write_bytes(content)
     found, file = only(tmp_path / 'a.zip')
     assert file.size == 1000
@@ -228,11 +230,17 @@ def test_a_member_that_is_larger_than_it_states(tmp_path):
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize('write, problem', [
-    (os.mkfifo, 'the archive .*x.zip cannot be read: it is a FIFO'), (lambda path: os.symlink('gone', path), 'No such file'),
-    (lambda path: zipped(path, zipfile.ZIP_BZIP2), "x.zip packs 'VOC/a.txt' by a method that cannot be read in parts; "
-                                                   "unpack it"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'write, problem',
+    [
+        (os.mkfifo, 'the archive .*x.zip cannot be read: it is a FIFO'),
+        (lambda path: os.symlink('gone', path), 'No such file'),
+        (
+            lambda path: zipped(path, zipfile.ZIP_BZIP2),
+            "x.zip packs 'VOC/a.txt' by a method that cannot be read in parts; unpack it",
+        ),
+    ],
+)
 def test_archives_that_are_not_used(tmp_path, write, problem):
     write(tmp_path / 'x.zip')
     with pytest.raises(UserError, match=f'lacks the text\n  not used: .*{problem}'):

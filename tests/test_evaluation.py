@@ -8,8 +8,16 @@ import torch
 from fsa_seg import evaluation
 from fsa_seg.device import count_labels, tensor_peak
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation import (ExactIoUMetric, Journal, _occurring, _runs, confusion, metrics, per_image_counts,
-                                sum_confusions)  # yapf: disable
+from fsa_seg.evaluation import (
+    ExactIoUMetric,
+    Journal,
+    _occurring,
+    _runs,
+    confusion,
+    metrics,
+    per_image_counts,
+    sum_confusions,
+)
 
 TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]])
 PREDICTED = torch.tensor([[0, 1, 1], [1, 0, 0]])
@@ -33,7 +41,8 @@ def test_counts_beyond_float32():
 
 def test_per_image_counts():
     assert per_image_counts([confusion(TRUTH, PREDICTED, 4)]) == [
-        dict(classes=[0, 1, 2], intersection=[1, 2, 0], label=[2, 2, 1], union=[3, 3, 1])]
+        dict(classes=[0, 1, 2], intersection=[1, 2, 0], label=[2, 2, 1], union=[3, 3, 1])
+    ]
 
 
 @pytest.mark.parametrize('classes', [3, 5, 30, 400])
@@ -45,12 +54,14 @@ def test_counts_of_many_classes_are_sparse(classes, monkeypatch):
     valid = truth != (ignored := 255 if classes < 255 else 7)
     expected = sorted(Counter(zip(truth[valid].tolist(), predicted[valid].tolist())).items())
     tables = []
-    monkeypatch.setattr(evaluation, 'count_labels', lambda labels, count: tables.append(count) or count_labels(labels, count))
+    monkeypatch.setattr(
+        evaluation, 'count_labels', lambda labels, count: tables.append(count) or count_labels(labels, count)
+    )
     found = confusion(truth, predicted, classes, ignored)
     assert [((t, p), n) for t, p, n in found.T.tolist()] == expected and found.dtype == np.int64
-    assert tables == ([(classes + 1)**2 + 1] if classes <= 5 else [])
+    assert tables == ([(classes + 1) ** 2 + 1] if classes <= 5 else [])
     pairs = truth.clamp(max=classes - 1).flatten() * (classes + 1) + predicted.flatten()
-    runs, table = _runs(pairs.sort().values, (classes + 1)**2), _occurring(count_labels(pairs, (classes + 1)**2))
+    runs, table = _runs(pairs.sort().values, (classes + 1) ** 2), _occurring(count_labels(pairs, (classes + 1) ** 2))
     assert all(torch.equal(*both) for both in zip(runs, table))
     with pytest.raises(ValueError, match=f'truth has labels .{classes}.'):
         confusion(torch.full((12, 13), classes), predicted, classes, ignored)
@@ -76,19 +87,26 @@ def test_the_log_has_the_first_classes_of_many(monkeypatch):
     assert shown[1].endswith('and 800 more classes, which the result file has')
 
 
-@pytest.mark.parametrize('truth, predicted, message', [
-    (torch.tensor([4]), torch.tensor([0]), r'truth has labels \[4\]'),
-    (torch.tensor([0]), torch.tensor([-1]), 'prediction has other labels, but the data set has the classes 0 to 3'),
-    (torch.tensor([0, 1]), torch.tensor([0]), 'truth has'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'truth, predicted, message',
+    [
+        (torch.tensor([4]), torch.tensor([0]), r'truth has labels \[4\]'),
+        (torch.tensor([0]), torch.tensor([-1]), 'prediction has other labels, but the data set has the classes 0 to 3'),
+        (torch.tensor([0, 1]), torch.tensor([0]), 'truth has'),
+    ],
+)
 def test_labels_out_of_range(truth, predicted, message):
     with pytest.raises(ValueError, match=message):
         confusion(truth, predicted, 4)
 
 
 def sample(name, truth, predicted):
-    return dict(img_path=f'{name}.jpg', seg_map_path=f'{name}.png', gt_sem_seg=dict(data=truth[None]),
-                pred_sem_seg=dict(data=predicted[None]))
+    return dict(
+        img_path=f'{name}.jpg',
+        seg_map_path=f'{name}.png',
+        gt_sem_seg=dict(data=truth[None]),
+        pred_sem_seg=dict(data=predicted[None]),
+    )
 
 
 def build(**arguments):
@@ -99,6 +117,7 @@ def build(**arguments):
 
 def test_an_image_counts_once_and_agrees_with_mmseg():
     from mmseg.evaluation import IoUMetric
+
     torch.manual_seed(0)
     samples = [sample(f'{i}', torch.randint(4, (5, 6)), torch.randint(4, (5, 6))) for i in range(3)]
     ours, theirs = build(), IoUMetric()
@@ -135,7 +154,7 @@ def journaled(folder, cell='cell', contents=CONTENTS):
 def test_journal(tmp_path):
     """What one run kept, the next one counts; a half-written line is left out."""
     journaled(tmp_path).process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
-    file, = tmp_path.iterdir()
+    (file,) = tmp_path.iterdir()
     lines = file.read_text().splitlines(keepends=True)
     assert [json.loads(line)[0] for line in lines] == ['a.jpg', 'b.jpg']
     file.write_text(lines[0] + lines[1][:10])
@@ -152,14 +171,24 @@ def test_journal(tmp_path):
     assert not tmp_path.exists()
 
 
-@pytest.mark.parametrize('garble', [
-    lambda line: line.replace('[[0', '[[1', 1),  # other counts
-    lambda line: line.replace('a.jpg', 'b.jpg'), lambda line: line.replace('one', 'two'), lambda line: line[:-5] + '"]\n',
-    lambda line: '[' * 100_000 + '\n', lambda line: '{}\n', lambda line: 'null\n', lambda line: '["a.jpg", "one", [], 5, ""]\n',
-    lambda line: '\udcff\x00\n', lambda line: line.strip()[:-1] + ', 9]\n'])
+@pytest.mark.parametrize(
+    'garble',
+    [
+        lambda line: line.replace('[[0', '[[1', 1),  # other counts
+        lambda line: line.replace('a.jpg', 'b.jpg'),
+        lambda line: line.replace('one', 'two'),
+        lambda line: line[:-5] + '"]\n',
+        lambda line: '[' * 100_000 + '\n',
+        lambda line: '{}\n',
+        lambda line: 'null\n',
+        lambda line: '["a.jpg", "one", [], 5, ""]\n',
+        lambda line: '\udcff\x00\n',
+        lambda line: line.strip()[:-1] + ', 9]\n',
+    ],
+)
 def test_a_line_that_cannot_be_believed_is_counted_anew(tmp_path, garble):
     journaled(tmp_path).process({}, [sample('a', TRUTH, PREDICTED)])
-    file, = tmp_path.iterdir()
+    (file,) = tmp_path.iterdir()
     line = file.read_text()
     file.write_text(garble(line) + line.replace('a.jpg', 'c.jpg'), errors='surrogateescape')
     assert Journal(str(tmp_path), 'cell', CONTENTS).read() == {}
@@ -191,8 +220,18 @@ def test_images_are_named_below_the_root():
 
 def test_counts_that_are_read_later_are_the_same(tmp_path, monkeypatch):
     """As on a GPU, where the counts of a step are read at the next one or at the end."""
-    steps = [[dict(img_path=f'{i}.jpg', seg_map_path=f'{i}.png', gt_sem_seg=dict(data=torch.randint(3, (1, 8, 9))),
-                   pred_sem_seg=dict(data=torch.randint(3, (1, 8, 9)))) for i in (k, k + 1)] for k in (0, 2, 4)]
+    steps = [
+        [
+            dict(
+                img_path=f'{i}.jpg',
+                seg_map_path=f'{i}.png',
+                gt_sem_seg=dict(data=torch.randint(3, (1, 8, 9))),
+                pred_sem_seg=dict(data=torch.randint(3, (1, 8, 9))),
+            )
+            for i in (k, k + 1)
+        ]
+        for k in (0, 2, 4)
+    ]
     found = []
     for late in (False, True):
         metric = ExactIoUMetric()

@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 
-import reference
-from fsa_seg.attention import AttentionMap, map_rows, proxy_map, self_map
 from fsa_seg import feedback
+from fsa_seg.attention import AttentionMap, map_rows, proxy_map, self_map
 from fsa_seg.errors import UserError
 from fsa_seg.feedback import FSA, adapt, coherence, ensemble, isolate, prune
+
+import reference
 
 
 def test_isolate_by_hand():
@@ -16,14 +17,14 @@ def test_isolate_by_hand():
 
 def test_coherence_by_hand():
     """P = (3/4, 1/4) and (1/4, 3/4): KL = 1/2·ln 3 either way."""
-    delta = torch.tensor([[[math.log(3.), 0.], [0., math.log(3.)]]])
+    delta = torch.tensor([[[math.log(3.0), 0.0], [0.0, math.log(3.0)]]])
     expected = 1 / (1 + 0.5 * math.log(3))
-    torch.testing.assert_close(coherence(delta), torch.tensor([[[1., expected], [expected, 1.]]]))
+    torch.testing.assert_close(coherence(delta), torch.tensor([[[1.0, expected], [expected, 1.0]]]))
 
 
 def test_coherence_where_a_probability_is_zero():
     """log(0 + 1e-10) is finite in float32: KL of (1, 0) from (0, 1) is 10·ln 10."""
-    delta = torch.tensor([[[200., 0.], [0., 200.]]])
+    delta = torch.tensor([[[200.0, 0.0], [0.0, 200.0]]])
     torch.testing.assert_close(coherence(delta)[0, 0, 1], torch.tensor(1 / (1 + 10 * math.log(10))))
 
 
@@ -35,7 +36,7 @@ def test_coherence_equals_the_dense_sum():
 
 def test_prune_by_hand():
     inf = float('-inf')
-    rows = torch.tensor([[[0., math.log(2.), math.log(5.), 0.]]])  # softmax: 1/9, 2/9, 5/9, 1/9
+    rows = torch.tensor([[[0.0, math.log(2.0), math.log(5.0), 0.0]]])  # softmax: 1/9, 2/9, 5/9, 1/9
     assert prune(rows, 0.4).isinf().tolist() == [[[True, True, False, True]]]  # always the first, though 5/9 > 0.4
     assert prune(rows, 0.8).isinf().tolist() == [[[True, False, False, True]]]  # 7/9 fits
     assert prune(rows, 0.9).isinf().tolist() == [[[False, False, False, False]]]  # 8/9 fits; its equal is kept too
@@ -43,8 +44,14 @@ def test_prune_by_hand():
     assert torch.equal(prune(rows, 1), rows)
 
 
-ROWS = dict(even=lambda x: x, narrow=lambda x: 0.96 + 0.04 * x, peaked=lambda x: 1 / (1 + 30 * x**8),
-            ties=lambda x: (20 * x).round() / 20, equal=torch.ones_like, one_high=lambda x: (x > 0.99).float())  # yapf: disable
+ROWS = dict(
+    even=lambda x: x,
+    narrow=lambda x: 0.96 + 0.04 * x,
+    peaked=lambda x: 1 / (1 + 30 * x**8),
+    ties=lambda x: (20 * x).round() / 20,
+    equal=torch.ones_like,
+    one_high=lambda x: (x > 0.99).float(),
+)
 
 
 @pytest.mark.parametrize('threshold', [feedback._threshold_by_order, feedback._threshold_by_histogram])
@@ -61,9 +68,9 @@ def test_prune_equals_the_walk_down_each_row(rows, p, threshold):
 
 def test_adapt_by_hand():
     """Of the softmax of (1, 0.5, −5) the first two have 0.9985."""
-    rows = torch.tensor([[[1., 0.5, -5.]]])
+    rows = torch.tensor([[[1.0, 0.5, -5.0]]])
     a, b = math.exp(1 * math.exp(3)), math.exp(0.5 * math.exp(1.5))
-    torch.testing.assert_close(adapt(rows, 3.0, 0.999)[0, 0], torch.tensor([a / (a + b), b / (a + b), 0.]))
+    torch.testing.assert_close(adapt(rows, 3.0, 0.999)[0, 0], torch.tensor([a / (a + b), b / (a + b), 0.0]))
 
 
 def test_ensemble_keeps_cls_to_itself_and_row_sums():
@@ -72,7 +79,7 @@ def test_ensemble_keeps_cls_to_itself_and_row_sums():
     attention = self_map('qq+kk', q, k, v, heads=2)
     adapted = torch.rand(1, 4, 4).softmax(-1)
     mixed = ensemble(attention, lambda *x: [adapted @ one for one in x], torch.ones(1, 5, 8))
-    torch.testing.assert_close(mixed, torch.full((1, 5, 8), 2.))  # g = 2
+    torch.testing.assert_close(mixed, torch.full((1, 5, 8), 2.0))  # g = 2
     # with A = I the CLS row of W + W + W over three is CLS itself
     identity = AttentionMap(lambda x: x, 1.0, True)
     values = torch.randn(1, 5, 8)
@@ -119,18 +126,18 @@ def test_isolation_off_and_scales_by_hand():
 
 def test_other_similarities_by_hand():
     """P = (3/4, 1/4) and (1/2, 1/2)."""
-    delta = torch.tensor([[[math.log(3.), 0.], [0., 0.]]])
+    delta = torch.tensor([[[math.log(3.0), 0.0], [0.0, 0.0]]])
     forth = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     back = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     kl, jeffreys, cosine = (coherence(delta, name)[0] for name in ('kl', 'jeffreys', 'cosine'))
-    torch.testing.assert_close(kl, torch.tensor([[1., 1 / (1 + forth)], [1 / (1 + back), 1.]]))
+    torch.testing.assert_close(kl, torch.tensor([[1.0, 1 / (1 + forth)], [1 / (1 + back), 1.0]]))
     both = 1 / (1 + (forth + back) / 2)
-    torch.testing.assert_close(jeffreys, torch.tensor([[1., both], [both, 1.]]))
+    torch.testing.assert_close(jeffreys, torch.tensor([[1.0, both], [both, 1.0]]))
     angle = (0.75 + 0.25) * 0.5 / math.sqrt((0.75**2 + 0.25**2) * 0.5)
-    torch.testing.assert_close(cosine, torch.tensor([[1., angle], [angle, 1.]]))
+    torch.testing.assert_close(cosine, torch.tensor([[1.0, angle], [angle, 1.0]]))
 
 
-@pytest.mark.parametrize('terms', [('WA', ), ('AW', ), ('W', ), ('WA', 'AW'), ('WA', 'W'), ('AW', 'W'), ('W', 'AW', 'WA')])
+@pytest.mark.parametrize('terms', [('WA',), ('AW',), ('W',), ('WA', 'AW'), ('WA', 'W'), ('AW', 'W'), ('W', 'AW', 'WA')])
 def test_terms_of_the_ensemble(terms):
     """Each choice equals the products of dense matrices, divided by its count; CLS keeps its identity in W."""
     torch.manual_seed(0)
@@ -140,14 +147,37 @@ def test_terms_of_the_ensemble(terms):
     w = torch.block_diag(torch.ones(1, 1), torch.rand(4, 4).softmax(-1))[None]
     products = dict(WA=w @ a, AW=a @ w, W=w)
     expected = 2 * sum(products[term] for term in terms) / len(terms) @ v
-    torch.testing.assert_close(ensemble(attention, lambda *x: [w[:, 1:, 1:] @ one for one in x], v, terms), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ensemble(attention, lambda *x: [w[:, 1:, 1:] @ one for one in x], v, terms), expected, atol=1e-5, rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize('settings', [
-    dict(p=0), dict(p=1.5), dict(p=float('nan')), dict(p='0.4'), dict(lam=-1), dict(lam=float('nan')), dict(lam=True),
-    dict(lam=81), dict(terms=5), dict(terms=[['WA']]),
-    dict(isolation=1), dict(scale=0), dict(uniform_scale=-1), dict(similarity='js'), dict(terms=()), dict(terms=('WA', 'X')),
-    dict(terms=('W', 'W')), dict(rounds=0), dict(rounds=1.5), dict(rounds=True), dict(block=0)])  # yapf: disable
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(p=0),
+        dict(p=1.5),
+        dict(p=float('nan')),
+        dict(p='0.4'),
+        dict(lam=-1),
+        dict(lam=float('nan')),
+        dict(lam=True),
+        dict(lam=81),
+        dict(terms=5),
+        dict(terms=[['WA']]),
+        dict(isolation=1),
+        dict(scale=0),
+        dict(uniform_scale=-1),
+        dict(similarity='js'),
+        dict(terms=()),
+        dict(terms=('WA', 'X')),
+        dict(terms=('W', 'W')),
+        dict(rounds=0),
+        dict(rounds=1.5),
+        dict(rounds=True),
+        dict(block=0),
+    ],
+)
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         FSA(**settings)

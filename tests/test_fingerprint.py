@@ -1,4 +1,5 @@
 """What can change a number is another cell, another source, or said: nothing of it passes in silence."""
+
 import json
 import os
 import shutil
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import MINI, ROOT
 from fsa_seg.benchmark import prepare, result_path, run_cells
 from fsa_seg.config import compose, merge_options
 from fsa_seg.errors import UserError
 from fsa_seg.fingerprint import Data, canonical, cell_hash, differences, fingerprint, shared_key
+
+from conftest import MINI, ROOT
 
 TOY = dict(method='sclip', backbone='toy', vfm='toy', data_root='data/mini')
 DATA = Data(['a.jpg', 'b.jpg'], {'a.jpg': '1', 'b.jpg': '2'})
@@ -31,28 +33,49 @@ def digest(*arguments, **options):
 def test_the_hash_changes_with_what_can_change_a_number(tmp_path):
     words = tmp_path / 'words.txt'
     words.write_text('\n'.join(f'w{i}' for i in range(21)))
-    hashes = [digest(), digest(method='clip'), digest(feedback=None), digest(protocol='clearclip'), digest(words=str(words)),
-              digest(data=Data(DATA.names[:1], DATA.contents)), digest(data=Data(DATA.names, {'a.jpg': '1', 'b.jpg': '3'})),
-              digest(precision='bf16'), digest({'model.stride': 56}), digest({'model.feedback.p': 0.5}),
-              digest({'model.backbone.model': 'ViT-B-16', 'model.backbone.pretrained': 'openai'}),
-              digest({'model.backbone.model': 'ViT-B-16', 'model.backbone.pretrained': 'laion2b_s34b_b88k'}),
-              digest(random_weights=0), digest(random_weights=1), digest(feedback=dict(rounds=2)), digest(feedback=dict(terms=['W'])),
-              digest(method='proxyclip'), digest(method='proxyclip', vfm='dino_vit-b8'), digest(method='proxyclip', vfm='dino_vit-b16'),
-              digest({'test_cfg.fp16': True}), digest({'test_dataloader.dataset.seg_map_suffix': '_other.png'}),
-              digest({'test_dataloader.dataset.ann_file': 'other.txt'}),
-              digest({'test_dataloader.dataset.data_prefix.seg_map_path': 'OtherLabels'}),
-              digest({'test_dataloader.dataset.pipeline.1.scale': (2048, 448)})]  # yapf: disable
+    hashes = [
+        digest(),
+        digest(method='clip'),
+        digest(feedback=None),
+        digest(protocol='clearclip'),
+        digest(words=str(words)),
+        digest(data=Data(DATA.names[:1], DATA.contents)),
+        digest(data=Data(DATA.names, {'a.jpg': '1', 'b.jpg': '3'})),
+        digest(precision='bf16'),
+        digest({'model.stride': 56}),
+        digest({'model.feedback.p': 0.5}),
+        digest({'model.backbone.model': 'ViT-B-16', 'model.backbone.pretrained': 'openai'}),
+        digest({'model.backbone.model': 'ViT-B-16', 'model.backbone.pretrained': 'laion2b_s34b_b88k'}),
+        digest(random_weights=0),
+        digest(random_weights=1),
+        digest(feedback=dict(rounds=2)),
+        digest(feedback=dict(terms=['W'])),
+        digest(method='proxyclip'),
+        digest(method='proxyclip', vfm='dino_vit-b8'),
+        digest(method='proxyclip', vfm='dino_vit-b16'),
+        digest({'test_cfg.fp16': True}),
+        digest({'test_dataloader.dataset.seg_map_suffix': '_other.png'}),
+        digest({'test_dataloader.dataset.ann_file': 'other.txt'}),
+        digest({'test_dataloader.dataset.data_prefix.seg_map_path': 'OtherLabels'}),
+        digest({'test_dataloader.dataset.pipeline.1.scale': (2048, 448)}),
+    ]
     assert len(set(hashes)) == len(hashes)
 
 
 def test_the_hash_is_blind_to_what_cannot(tmp_path):
     """Paths, workers, batches; a default that is spelt out; a method and a map that is spelt out."""
     os.symlink(os.path.join(MINI, 'models'), tmp_path / 'models')
-    same = [digest(data_root=str(tmp_path)), digest(runtime=dict(workers=2, batch_size=3, work_dir='x', compile=True)),
-            digest({'model.backbone.model': f'local-dir:{tmp_path}/models/toy_clip'}), digest(runtime=dict(launcher='pytorch')),
-            digest({'model.text_cache': 'x'}), digest({'model.feedback.block': 64}), digest(feedback=dict(p=0.45)),
-            digest(feedback=dict(lam=3, scale=20.0, terms=('W', 'AW', 'WA'), similarity='kl', rounds=1, isolation=True)),
-            digest(method=dict(attention='qq+kk', residual=True, mlp=True), protocol='sclip')]  # yapf: disable
+    same = [
+        digest(data_root=str(tmp_path)),
+        digest(runtime=dict(workers=2, batch_size=3, work_dir='x', compile=True)),
+        digest({'model.backbone.model': f'local-dir:{tmp_path}/models/toy_clip'}),
+        digest(runtime=dict(launcher='pytorch')),
+        digest({'model.text_cache': 'x'}),
+        digest({'model.feedback.block': 64}),
+        digest(feedback=dict(p=0.45)),
+        digest(feedback=dict(lam=3, scale=20.0, terms=('W', 'AW', 'WA'), similarity='kl', rounds=1, isolation=True)),
+        digest(method=dict(attention='qq+kk', residual=True, mlp=True), protocol='sclip'),
+    ]
     assert set(same) == {digest()}
 
 
@@ -81,15 +104,30 @@ def test_numbers_are_canonical():
 
 def test_cells_of_one_pass():
     """They may differ in the last block, its words and thresholds; not in windows, precision or batches."""
-    keys = [shared_key(entries(**arguments)) for arguments in (
-        {}, dict(method='maskclip', protocol='sclip'), dict(feedback=None), dict(method='proxyclip', protocol='sclip'))]
+    keys = [
+        shared_key(entries(**arguments))
+        for arguments in (
+            {},
+            dict(method='maskclip', protocol='sclip'),
+            dict(feedback=None),
+            dict(method='proxyclip', protocol='sclip'),
+        )
+    ]
     assert len(set(keys)) == 1
-    others = [shared_key(entries(options)) for options in ({'model.stride': 56}, {'model.precision': 'bf16'}, {'model.window_batch': 2},
-                                                           {'work_dir': 'x'}, {'test_dataloader.dataset.ann_file': 'x'})]
+    others = [
+        shared_key(entries(options))
+        for options in (
+            {'model.stride': 56},
+            {'model.precision': 'bf16'},
+            {'model.window_batch': 2},
+            {'work_dir': 'x'},
+            {'test_dataloader.dataset.ann_file': 'x'},
+        )
+    ]
     assert len({*keys, *others}) == 6
 
 
-OWN = '''
+OWN = """
 from mmseg.registry import MODELS
 from fsa_seg.segmentor import TrainingFreeSegmentor
 
@@ -97,7 +135,7 @@ from fsa_seg.segmentor import TrainingFreeSegmentor
 class OwnSegmentor(TrainingFreeSegmentor):
     own_method = 'maskclip'
     constant = 1
-'''
+"""
 
 
 @pytest.fixture
@@ -106,16 +144,25 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, 'own_segmentor', raising=False)  # that of another test
     (tmp_path / 'own_segmentor.py').write_text(OWN)
-    (tmp_path / 'own.py').write_text("custom_imports = dict(imports=['own_segmentor'])\n"
-                                     "method = dict(name='own', segmentor=dict(type='OwnSegmentor'), protocol='clearclip')")
-    return dict(dataset='voc21', method=str(tmp_path / 'own.py'), feedback=None, backbone='toy', data_root=MINI, limit=1,
-                runtime=dict(workers=0, work_dir=str(tmp_path / 'work'), log_level='ERROR'))
+    (tmp_path / 'own.py').write_text(
+        "custom_imports = dict(imports=['own_segmentor'])\n"
+        "method = dict(name='own', segmentor=dict(type='OwnSegmentor'), protocol='clearclip')"
+    )
+    return dict(
+        dataset='voc21',
+        method=str(tmp_path / 'own.py'),
+        feedback=None,
+        backbone='toy',
+        data_root=MINI,
+        limit=1,
+        runtime=dict(workers=0, work_dir=str(tmp_path / 'work'), log_level='ERROR'),
+    )
 
 
 def test_a_result_by_other_code_of_a_users_own_is_not_used(own, tmp_path, capsys):
     def run():
         passes = []
-        result, = run_cells([compose(**own)], lambda cells: passes.extend(cells) or cells)
+        (result,) = run_cells([compose(**own)], lambda cells: passes.extend(cells) or cells)
         return len(passes), result
 
     assert run()[0] == 1 and run()[0] == 0
@@ -129,17 +176,22 @@ def test_a_result_by_other_code_of_a_users_own_is_not_used(own, tmp_path, capsys
 def test_a_stale_result_says_what_differs(own, capsys, monkeypatch):
     own['method'] = 'maskclip'
     cell = prepare(compose(**own))
-    first, = run_cells([cell.config], list)
+    (first,) = run_cells([cell.config], list)
     path = result_path(cell)
-    for key, value, said in (('package', 'other', 'package (was "other"'), ('model.window', 7, 'model.window (was 7, is 448)')):
+    for key, value, said in (
+        ('package', 'other', 'package (was "other"'),
+        ('model.window', 7, 'model.window (was 7, is 448)'),
+    ):
         changed = json.loads(open(path).read())
         changed['fingerprint'] = [[k, value if k == key else v, level] for k, v, level in changed['fingerprint']]
         changed['metrics']['mIoU'] = 99.0
         open(path, 'w').write(json.dumps(changed))
-        again, = run_cells([compose(**own)], list)
+        (again,) = run_cells([compose(**own)], list)
         assert again['metrics'] == first['metrics'] and said in ''.join(capsys.readouterr())
     changed = json.loads(open(path).read())
-    changed['fingerprint'] = [[k, '1.0' if k == 'version of torch' else v, level] for k, v, level in changed['fingerprint']]
+    changed['fingerprint'] = [
+        [k, '1.0' if k == 'version of torch' else v, level] for k, v, level in changed['fingerprint']
+    ]
     open(path, 'w').write(json.dumps(changed))
     run_cells([compose(**own)], lambda cells: cells or [])
     assert 'may differ in their last digits' in ''.join(capsys.readouterr())
@@ -156,13 +208,30 @@ def four(tmp_path):
             (folder / sub).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(os.path.join(voc, source), folder / sub / f's{i}{source[-4:]}')
     from mmseg.datasets import PascalVOCDataset
+
     (folder / 'classes.txt').write_text('\n'.join(PascalVOCDataset.METAINFO['classes']))
     return folder
 
 
 def command(folder):
-    return ('test', '--images', folder / 'images', '--labels', folder / 'labels', '--classes', folder / 'classes.txt', '--backbone',
-            'toy', '--vfm', 'toy', '--method', 'sclip', '--no-fsa', '--workers', 0)
+    return (
+        'test',
+        '--images',
+        folder / 'images',
+        '--labels',
+        folder / 'labels',
+        '--classes',
+        folder / 'classes.txt',
+        '--backbone',
+        'toy',
+        '--vfm',
+        'toy',
+        '--method',
+        'sclip',
+        '--no-fsa',
+        '--workers',
+        0,
+    )
 
 
 def test_counts_of_images_that_were_mended_are_not_taken_over(run_tool, four, tmp_path):
@@ -214,20 +283,33 @@ def test_other_labels_of_a_named_data_set_are_another_cell(tmp_path):
     labels[0, 0] = 5 if labels[0, 0] != 5 else 6
     Image.fromarray(labels).save(path)
     from fsa_seg import benchmark
+
     benchmark._checked_images.cache_clear()
     assert prepare(compose('voc21', **{**TOY, 'data_root': str(root)})).hash not in hashes
 
 
 def test_differences():
-    before, now = ([('a', 1, 'number'), ('vfm.file', None, 'source'), ('c', 1, 'source')],
-                   [('a', 2, 'number'), ('vfm.file', 5, 'source'), ('c', 2, 'source'), ('d', 3, 'number'), ('module m', 4, 'source')])
+    before, now = (
+        [('a', 1, 'number'), ('vfm.file', None, 'source'), ('c', 1, 'source')],
+        [
+            ('a', 2, 'number'),
+            ('vfm.file', 5, 'source'),
+            ('c', 2, 'source'),
+            ('d', 3, 'number'),
+            ('module m', 4, 'source'),
+        ],
+    )
     assert differences(before, now, 'number') == [('a', 1, 2), ('d', None, 3)]
-    assert differences(before, now, 'source') == [('c', 1, 2), ('module m', None, 4)]  # a file that was not there is none
+    assert differences(before, now, 'source') == [
+        ('c', 1, 2),
+        ('module m', None, 4),
+    ]  # a file that was not there is none
 
 
 def test_counts_by_other_code_of_a_users_own_are_not_taken_over(own, tmp_path, monkeypatch):
     """A run is cut after one image, the class is changed, and the same command counts that image anew."""
     from fsa_seg.evaluation import Journal
+
     keep = Journal.keep
 
     def cut(self, *given):
@@ -242,7 +324,7 @@ def test_counts_by_other_code_of_a_users_own_are_not_taken_over(own, tmp_path, m
             run_cells([compose(**own)], list)
         monkeypatch.setattr(Journal, 'keep', keep)
         (tmp_path / 'own_segmentor.py').write_text(text)
-        result, = run_cells([compose(**own)], list)
+        (result,) = run_cells([compose(**own)], list)
         assert result['images_resumed'] == resumed
         shutil.rmtree(tmp_path / 'work')
 
@@ -256,13 +338,16 @@ def test_a_class_that_no_registry_knows():
 
 def test_a_segmentor_of_a_users_own_shares_no_pass(own, tmp_path):
     """A pass does not call what the class overrides; alone it does."""
-    text = OWN.replace('    constant = 1\n', '''
+    text = OWN.replace(
+        '    constant = 1\n',
+        """
     def predict(self, inputs, data_samples=None):
         samples = super().predict(inputs, data_samples)
         for sample in samples:
             sample.pred_sem_seg.data.zero_()
         return samples
-''')
+""",
+    )
     (tmp_path / 'own_segmentor.py').write_text(text)
     passes = []
     configs = [compose(**own), compose(**{**own, 'method': 'maskclip'}), compose(**{**own, 'feedback': 'fsa'})]
@@ -279,19 +364,38 @@ def test_precision_and_normalisation_are_resolved():
     assert cell_hash(fingerprint(config, DATA)) == digest()
     assert entries_of['model.precision'] == 'fp32' and digest({'model.precision': 'auto'}) == digest()
     import open_clip
+
     tag = {'model.backbone.model': 'ViT-B-16-quickgelu', 'model.backbone.pretrained': 'openai'}
     spelt = {**tag, 'model.backbone.mean': list(open_clip.OPENAI_DATASET_MEAN)}
     assert digest(tag) == digest(spelt) != digest({**tag, 'model.backbone.mean': [0.5, 0.5, 0.5]})
 
 
 def test_void_is_one_label_everywhere():
-    with pytest.raises(UserError, match='void is 20 for the data set, 255 where labels are loaded and 255 for the metric'):
+    with pytest.raises(
+        UserError, match='void is 20 for the data set, 255 where labels are loaded and 255 for the metric'
+    ):
         entries({'test_dataloader.dataset.ignore_index': 20})
 
 
-@pytest.mark.parametrize('key', ['cell', 'cell.limit', 'cell.changed', 'model', 'model.words', 'model.stride', 'model.backbone.model',
-                                 'test_dataloader.dataset', 'test_dataloader.dataset.data_root', 'test_dataloader.dataset.type',
-                                 'test_dataloader.dataset.pipeline', 'test_evaluator.type', 'default_hooks', 'workers'])
+@pytest.mark.parametrize(
+    'key',
+    [
+        'cell',
+        'cell.limit',
+        'cell.changed',
+        'model',
+        'model.words',
+        'model.stride',
+        'model.backbone.model',
+        'test_dataloader.dataset',
+        'test_dataloader.dataset.data_root',
+        'test_dataloader.dataset.type',
+        'test_dataloader.dataset.pipeline',
+        'test_evaluator.type',
+        'default_hooks',
+        'workers',
+    ],
+)
 @pytest.mark.parametrize('options', [None, {'model.stride': 56}])
 def test_a_config_that_lacks_something(key, options):
     config = compose('voc21', **TOY)

@@ -1,4 +1,5 @@
 """Numbers that are not finite end a run with an error that names them; they never become labels."""
+
 import os
 import shutil
 
@@ -7,11 +8,12 @@ import torch
 from mmseg.registry import MODELS
 from safetensors.torch import load_file, save_file
 
-from conftest import MINI
 from fsa_seg import Segmenter, panel, segmentor
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 from fsa_seg.text import encode_queries
+
+from conftest import MINI
 
 MODEL = os.path.join(MINI, 'models', 'toy_clip')
 
@@ -22,7 +24,7 @@ def damaged(tmp_path):
 
     def copy(name, value):
         shutil.copytree(MODEL, tmp_path / 'clip')
-        path, = (tmp_path / 'clip').glob('*.safetensors')
+        (path,) = (tmp_path / 'clip').glob('*.safetensors')
         state = load_file(path)
         state[name] = state[name].float()  # the file has half precision
         state[name].view(-1)[7] = value
@@ -36,11 +38,19 @@ def model(**options):
     return MODELS.build(dict(compose('voc21', 'sclip', None, 'toy', data_root=MINI).model, **options))
 
 
-@pytest.mark.parametrize('name, value, precision, message', [
-    ('visual.proj', float('nan'), 'fp32', "1 of .* values of 'visual.proj' are no finite numbers"),
-    ('token_embedding.weight', float('inf'), 'fp32', "values of 'token_embedding.weight' .* get it again"),
-    ('visual.conv1.weight', 1e6, 'fp16', "values of 'conv1.weight' .* do not fit into fp16: use --precision fp32 or bf16"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'name, value, precision, message',
+    [
+        ('visual.proj', float('nan'), 'fp32', "1 of .* values of 'visual.proj' are no finite numbers"),
+        ('token_embedding.weight', float('inf'), 'fp32', "values of 'token_embedding.weight' .* get it again"),
+        (
+            'visual.conv1.weight',
+            1e6,
+            'fp16',
+            "values of 'conv1.weight' .* do not fit into fp16: use --precision fp32 or bf16",
+        ),
+    ],
+)
 def test_weights(damaged, name, value, precision, message):
     with pytest.raises(UserError, match=message):
         model(backbone=dict(model=damaged(name, value)), precision=precision)
@@ -60,7 +70,7 @@ def test_text_embeddings(tmp_path):
     built = model(words=None)
     clip, tokenizer = built.text_tower
     right = encode_queries(clip, tokenizer, ['cat', 'dog'], 'digest', cache_dir=str(tmp_path))
-    path, = tmp_path.rglob('*.safetensors')
+    (path,) = tmp_path.rglob('*.safetensors')
     for wrong in (torch.full_like(right, float('nan')), right[:1].clone(), 2 * right):
         save_file(dict(text=wrong), path)
         assert torch.equal(encode_queries(clip, tokenizer, ['cat', 'dog'], 'digest', cache_dir=str(tmp_path)), right)
@@ -82,7 +92,9 @@ def spoil(monkeypatch, stage, calls):
     if stage == 0:
         monkeypatch.setattr(segmentor, 'trunk', lambda *given: (lambda x, grid: (spoiled(x), grid))(*trunk(*given)))
     elif stage == 1:
-        monkeypatch.setattr(segmentor.TrainingFreeSegmentor, 'features', lambda self, images: spoiled(features(self, images)))
+        monkeypatch.setattr(
+            segmentor.TrainingFreeSegmentor, 'features', lambda self, images: spoiled(features(self, images))
+        )
     else:
         monkeypatch.setattr(panel.LastBlock, 'cosines', lambda self, mixed: spoiled(cosines(self, mixed)))
 
@@ -94,7 +106,9 @@ def test_the_error_names_image_stage_and_setting(run_tool, monkeypatch, tmp_path
     command = ('test', 'voc21', '--mini', '--method', 'proxyclip', '--no-fsa', '--limit', 4)
     status, printed = run_tool(*command)
     assert status == 1 and 'Traceback' not in printed
-    assert f'{panel.STAGES[stage]} under proxyclip, fp32 gave numbers that are not finite'.lower() in printed.lower(), printed[-600:]
+    assert f'{panel.STAGES[stage]} under proxyclip, fp32 gave numbers that are not finite'.lower() in printed.lower(), (
+        printed[-600:]
+    )
     assert '2007_' in printed.splitlines()[-1] and not list(tmp_path.rglob('results/*.json'))
     monkeypatch.undo()
     status, printed = run_tool(*command)

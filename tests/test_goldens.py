@@ -1,4 +1,5 @@
 """The numbers of the toy table: what the README prints, what the tool compares, what `Segmenter` has to give too."""
+
 import json
 import os
 import re
@@ -8,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import MINI, ROOT
 from fsa_seg import Segmenter
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
@@ -16,28 +16,48 @@ from fsa_seg.evaluation import ExactIoUMetric
 from fsa_seg.goldens import compare, read_goldens, write_goldens
 from fsa_seg.segmentor import ImageListPreprocessor
 
+from conftest import MINI, ROOT
+
 FILE = os.path.join(MINI, 'golden.json')
 TWO = ('voc21', 'context59')
 ROW = 'SCLIP | toy | – | sclip'
 
 
 def result(dataset, miou, method='sclip', **change):
-    cell = dict(dataset=dataset, method=method, feedback=None, backbone='toy', vfm=None, protocol='sclip',
-                words='sclip', changed=[], random_weights=None)
-    return dict(dict(cell=cell, partial=False, metrics=dict(mIoU=miou), device='cpu', hash='0', fingerprint=[]), **change)
+    cell = dict(
+        dataset=dataset,
+        method=method,
+        feedback=None,
+        backbone='toy',
+        vfm=None,
+        protocol='sclip',
+        words='sclip',
+        changed=[],
+        random_weights=None,
+    )
+    return dict(
+        dict(cell=cell, partial=False, metrics=dict(mIoU=miou), device='cpu', hash='0', fingerprint=[]), **change
+    )
 
 
-@pytest.mark.parametrize('found, right, report', [
-    ([50.0, 60.0], True, '2 of 2 as expected, largest difference 0.00'),
-    ([50.09, 60.0], True, '2 of 2 as expected, largest difference 0.09'),
-    ([49.89, 60.0], False, f'{ROW}, a: expected 50.00, found 49.89\n1 of 2 as expected, largest difference 0.11'),
-    ([50.0, 61.0], False, f'{ROW}, b: expected 60.00, found 61.00\n1 of 2 as expected, largest difference 1.00'),
-    ([50.0], False, f'{ROW}, b: expected 60.00, found none\n1 of 2 as expected, largest difference 0.00'),
-    ([], False, f'{ROW}, a: expected 50.00, found none\n{ROW}, b: expected 60.00, found none\n'
-                '0 of 2 as expected, largest difference –'),
-    ([50.0, None], False, f'{ROW}, b: expected 60.00, found nan\n1 of 2 as expected, largest difference 0.00'),
-    ([50.0, 60.0, 70.0], True, '1 more cells have no expected number\n2 of 2 as expected, largest difference 0.00'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'found, right, report',
+    [
+        ([50.0, 60.0], True, '2 of 2 as expected, largest difference 0.00'),
+        ([50.09, 60.0], True, '2 of 2 as expected, largest difference 0.09'),
+        ([49.89, 60.0], False, f'{ROW}, a: expected 50.00, found 49.89\n1 of 2 as expected, largest difference 0.11'),
+        ([50.0, 61.0], False, f'{ROW}, b: expected 60.00, found 61.00\n1 of 2 as expected, largest difference 1.00'),
+        ([50.0], False, f'{ROW}, b: expected 60.00, found none\n1 of 2 as expected, largest difference 0.00'),
+        (
+            [],
+            False,
+            f'{ROW}, a: expected 50.00, found none\n{ROW}, b: expected 60.00, found none\n'
+            '0 of 2 as expected, largest difference –',
+        ),
+        ([50.0, None], False, f'{ROW}, b: expected 60.00, found nan\n1 of 2 as expected, largest difference 0.00'),
+        ([50.0, 60.0, 70.0], True, '1 more cells have no expected number\n2 of 2 as expected, largest difference 0.00'),
+    ],
+)
 def test_comparison(found, right, report):
     expected = {(ROW, 'a'): 50.0, (ROW, 'b'): 60.0}
     assert compare([result(*cell) for cell in zip('abc', found)], expected, 0.1) == (right, report)
@@ -92,8 +112,9 @@ def test_ten_rows_on_two_data_sets(run_tool, tmp_path):
     assert 'Other | toy | – | clearclip, voc21: expected 1.00, found none' in printed
     assert re.search(r'^19 of 21 as expected, largest difference 0\.20$', printed, re.M)
     new = json.loads((tmp_path / 'new.json').read_text())
-    assert new['command'] == ('python tools/benchmark.py --mini --datasets voc21 context59 --golden other.json '
-                              '--write-golden new.json')
+    assert new['command'] == (
+        'python tools/benchmark.py --mini --datasets voc21 context59 --golden other.json --write-golden new.json'
+    )
     assert len(new['cells']) == 10 and all(set(values) == set(TWO) for values in new['cells'].values())
 
 
@@ -116,8 +137,9 @@ def seen(monkeypatch):
     return labels, sizes
 
 
-@pytest.mark.parametrize('dataset, method, protocol, limit', [
-    ('voc21', 'sclip', 'clearclip', 2), ('voc20', 'proxyclip', 'own', 1)])  # yapf: disable
+@pytest.mark.parametrize(
+    'dataset, method, protocol, limit', [('voc21', 'sclip', 'clearclip', 2), ('voc20', 'proxyclip', 'own', 1)]
+)
 def test_segmenter_gives_what_the_tool_gives(run_tool, seen, dataset, method, protocol, limit):
     """On the same image, under the same words and threshold, every pixel."""
     status, printed = run_tool('test', dataset, '--mini', '--method', method, '--protocol', protocol, '--limit', limit)
@@ -145,9 +167,11 @@ def test_images_are_resized_by_their_shorter_side_up_to_a_longest(run_tool, tmp_
     Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / 'labels' / 'wide.png')
     (tmp_path / 'classes.txt').write_text('cat; kitten\nwood\nriver\ncloud\n')
     data = ('--images', 'images', '--labels', 'labels', '--classes', 'classes.txt', '--workers', 0)
-    status, printed = run_tool('test', *data, '--backbone', 'toy', '--method', 'maskclip', '--protocol', 'proxyclip', '--no-fsa')
+    status, printed = run_tool(
+        'test', *data, '--backbone', 'toy', '--method', 'maskclip', '--protocol', 'proxyclip', '--no-fsa'
+    )
     assert status == 0, printed
-    (_, expected), = seen[0].items()
+    ((_, expected),) = seen[0].items()
     segmenter = Segmenter(backbone='toy', method='maskclip', protocol='proxyclip', feedback=False)
     found = segmenter.segment(str(tmp_path / 'images' / 'wide.png'), ['cat; kitten', 'wood', 'river', 'cloud'])
     assert np.array_equal(found.labels, expected) and len(np.unique(found.labels)) > 1

@@ -1,4 +1,5 @@
 """The one decoder: what each format's pixels are, and that the test tool and `Segmenter` have the same."""
+
 import io
 import os
 import threading
@@ -9,19 +10,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import MINI
 from fsa_seg import files, images
 from fsa_seg.datasets import LoadImage
 from fsa_seg.errors import UserError
 from fsa_seg.images import as_rgb, image_size, read_image
 from fsa_seg.visualization import GAP, TITLE
 
+from conftest import MINI
+
 PHOTO = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')
 RGB = np.array(Image.open(PHOTO).convert('RGB'))[20:60, 30:90]
 GREY = np.array(Image.fromarray(RGB).convert('L'))
 ALPHA = np.arange(GREY.size, dtype=np.uint32).reshape(GREY.shape).astype(np.uint8)
-TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1),
-         6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}  # yapf: disable
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
 
 
 def pillow(array, name, mode=None, **options):
@@ -43,11 +53,16 @@ GREY3 = np.repeat(GREY[..., None], 3, 2)
 PALETTE = Image.fromarray(RGB).quantize(64)
 CASES = {  # name of the file: (how it is written, its pixels)
     'grey.png': (pillow(GREY, 'L'), GREY3),
-    'bits.png': (lambda path: Image.fromarray(GREY > 99).save(path), np.repeat((GREY > 99)[..., None], 3, 2) * np.uint8(255)),
+    'bits.png': (
+        lambda path: Image.fromarray(GREY > 99).save(path),
+        np.repeat((GREY > 99)[..., None], 3, 2) * np.uint8(255),
+    ),
     'palette.png': (PALETTE.save, np.array(PALETTE.convert('RGB'))),
     'clear.png': (lambda path: PALETTE.save(path, transparency=3), np.array(PALETTE.convert('RGB'))),
-    'frames.gif': (lambda path: PALETTE.save(path, save_all=True, append_images=[PALETTE.rotate(180)]),
-                   np.array(PALETTE.convert('RGB'))),
+    'frames.gif': (
+        lambda path: PALETTE.save(path, save_all=True, append_images=[PALETTE.rotate(180)]),
+        np.array(PALETTE.convert('RGB')),
+    ),
     'alpha.png': (pillow(np.dstack([RGB, ALPHA]), 'RGBA'), RGB),
     'alpha.tif': (pillow(np.dstack([RGB, ALPHA]), 'RGBA'), RGB),
     'alpha.webp': (pillow(np.dstack([RGB, ALPHA]), 'RGBA', lossless=True, exact=True), RGB),
@@ -59,15 +74,22 @@ CASES = {  # name of the file: (how it is written, its pixels)
     'sixteen.tif': (opencv(RGB.astype(np.uint16) * 256 + 255), RGB),
     'grey16.png': (pillow(GREY.astype(np.uint16) * 257, 'I;16'), GREY3),
     'black16.png': (pillow(GREY.astype(np.uint16) * 0, 'I;16'), GREY3 * 0),
-    **{f'turned{o}.{suffix}': (pillow(RGB, 'RGB', **options), TURNS[o](RGB))
-       for o in TURNS for suffix, options in (('png', dict(exif=exif(o))), ('tif', dict(tiffinfo={274: o})),
-                           ('webp', dict(exif=exif(o), lossless=True)))},
-}  # yapf: disable
+    **{
+        f'turned{o}.{suffix}': (pillow(RGB, 'RGB', **options), TURNS[o](RGB))
+        for o in TURNS
+        for suffix, options in (
+            ('png', dict(exif=exif(o))),
+            ('tif', dict(tiffinfo={274: o})),
+            ('webp', dict(exif=exif(o), lossless=True)),
+        )
+    },
+}
 
 
 @pytest.fixture(scope='module')
 def segmenter():
     from fsa_seg import Segmenter
+
     return Segmenter(backbone='toy', method='maskclip', feedback=False, vfm='toy', device='cpu')
 
 
@@ -75,7 +97,7 @@ def shown(segmenter, image):
     """Return the pixels that `Segmenter` worked on, from its picture."""
     found = segmenter.segment(image, ['cat', 'grass'])
     height, width = found.labels.shape
-    return np.array(found.picture)[GAP + TITLE:GAP + TITLE + height, GAP:GAP + width]
+    return np.array(found.picture)[GAP + TITLE : GAP + TITLE + height, GAP : GAP + width]
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -91,16 +113,26 @@ def test_formats(tmp_path, segmenter, name):
     assert np.array_equal(shown(segmenter, path), expected)
 
 
-@pytest.mark.parametrize('suffix, options', [
-    ('.jpg', dict(quality=90)), ('.jpg', dict(quality=40, subsampling=2)), ('.jpg', dict(exif=exif(6))), ('.webp', dict(quality=80)),
-    ('.jpg', dict(mode='CMYK')), ('.jpg', dict(mode='L')), ('.png', {}),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'suffix, options',
+    [
+        ('.jpg', dict(quality=90)),
+        ('.jpg', dict(quality=40, subsampling=2)),
+        ('.jpg', dict(exif=exif(6))),
+        ('.webp', dict(quality=80)),
+        ('.jpg', dict(mode='CMYK')),
+        ('.jpg', dict(mode='L')),
+        ('.png', {}),
+    ],
+)
 def test_ordinary_files_are_decoded_as_mmcv_does(tmp_path, segmenter, suffix, options):
     path = str(tmp_path / f'a{suffix}')
     pillow(RGB, 'RGB', options.pop('mode', None), **options)(path)
     expected = mmcv.imread(path)
     assert np.array_equal(read_image(path, order='bgr'), expected)
-    assert np.array_equal(read_image(path), expected[..., ::-1]) and np.array_equal(shown(segmenter, path), expected[..., ::-1])
+    assert np.array_equal(read_image(path), expected[..., ::-1]) and np.array_equal(
+        shown(segmenter, path), expected[..., ::-1]
+    )
 
 
 def test_pil_images_and_arrays(segmenter):
@@ -114,30 +146,56 @@ def test_pil_images_and_arrays(segmenter):
     for deep in (GREY.astype(np.uint16) * 257, GREY.astype(np.int32) * 257):  # I;16, I
         assert np.array_equal(as_rgb(Image.fromarray(deep)), GREY3)
     assert np.array_equal(as_rgb(Image.fromarray(np.dstack([RGB, ALPHA]))), RGB)
-    for bad, message in ((Image.fromarray(GREY / np.float32(255)), 'the given image holds floats'),
-                         (Image.fromarray(GREY.astype(np.int32) - 300), 'the given image has values from -'),
-                         (GREY, 'give .height, width, 3. uint8')):
+    for bad, message in (
+        (Image.fromarray(GREY / np.float32(255)), 'the given image holds floats'),
+        (Image.fromarray(GREY.astype(np.int32) - 300), 'the given image has values from -'),
+        (GREY, 'give .height, width, 3. uint8'),
+    ):
         with pytest.raises(UserError, match=message):
             as_rgb(bad)
 
 
-@pytest.mark.parametrize('name, write, message', [
-    ('float.tif', lambda path: Image.fromarray(GREY / np.float32(255)).save(path), 'float.tif holds floats, which have no 8-bit'),
-    ('floats.tif', lambda path: cv2.imwrite(path, RGB / np.float32(255)), 'floats.tif cannot be decoded: its format is unknown, or'),
-    ('wide.tif', lambda path: Image.fromarray(GREY.astype(np.int32) * 70000).save(path), 'wide.tif has values from .* no 8-bit'),
-    ('cut.png', lambda path: open(path, 'wb').write(open(PHOTO, 'rb').read()[:900]), 'cut.png cannot be decoded'),
-    ('text.png', lambda path: open(path, 'w').write('no picture'), 'text.png cannot be decoded'),
-    ('none.png', lambda path: None, 'none.png cannot be read: No such file'),
-    ('folder.png', os.mkdir, 'folder.png cannot be read: it is a folder'),
-    ('fifo.png', os.mkfifo, 'fifo.png cannot be read: it is a FIFO'),
-    ('link.png', lambda path: os.symlink('gone.png', path), 'link.png cannot be read: No such file'),
-    ('huge.png', lambda path: Image.new('1', (14000, 14000)).save(path), 'huge.png has more than 178956970 pixels.* cut it'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'name, write, message',
+    [
+        (
+            'float.tif',
+            lambda path: Image.fromarray(GREY / np.float32(255)).save(path),
+            'float.tif holds floats, which have no 8-bit',
+        ),
+        (
+            'floats.tif',
+            lambda path: cv2.imwrite(path, RGB / np.float32(255)),
+            'floats.tif cannot be decoded: its format is unknown, or',
+        ),
+        (
+            'wide.tif',
+            lambda path: Image.fromarray(GREY.astype(np.int32) * 70000).save(path),
+            'wide.tif has values from .* no 8-bit',
+        ),
+        ('cut.png', lambda path: open(path, 'wb').write(open(PHOTO, 'rb').read()[:900]), 'cut.png cannot be decoded'),
+        ('text.png', lambda path: open(path, 'w').write('no picture'), 'text.png cannot be decoded'),
+        ('none.png', lambda path: None, 'none.png cannot be read: No such file'),
+        ('folder.png', os.mkdir, 'folder.png cannot be read: it is a folder'),
+        ('fifo.png', os.mkfifo, 'fifo.png cannot be read: it is a FIFO'),
+        ('link.png', lambda path: os.symlink('gone.png', path), 'link.png cannot be read: No such file'),
+        (
+            'huge.png',
+            lambda path: Image.new('1', (14000, 14000)).save(path),
+            'huge.png has more than 178956970 pixels.* cut it',
+        ),
+    ],
+)
 def test_what_is_no_image_is_one_line(tmp_path, segmenter, name, write, message):
     path = str(tmp_path / name)
     write(path)
-    for read in (read_image, image_size, lambda path: image_size(path, decode=True), lambda path: segmenter.segment(path, ['a', 'b']),
-                 lambda path: LoadImage().transform(dict(img_path=path))):
+    for read in (
+        read_image,
+        image_size,
+        lambda path: image_size(path, decode=True),
+        lambda path: segmenter.segment(path, ['a', 'b']),
+        lambda path: LoadImage().transform(dict(img_path=path)),
+    ):
         if read is image_size and name.startswith(('cut', 'wide')) and name != 'wide.tif':
             continue  # its head is whole
         with pytest.raises(UserError, match=message) as error:
@@ -151,9 +209,12 @@ def test_low_values_of_sixteen_bits(tmp_path):
     opencv(RGB.astype(np.uint16) * 16)(path)
     largest = 16 * int(RGB.max())
     for read in (read_image, image_size):
-        with pytest.raises(UserError, match=f'a.png has 16 bits, and no value above {largest}: it may be of 12 bits, '
-                                            'or dark. '
-                                            'Give the value of white: --image-max 4095 or, for a dark image, 65535'):
+        with pytest.raises(
+            UserError,
+            match=f'a.png has 16 bits, and no value above {largest}: it may be of 12 bits, '
+            'or dark. '
+            'Give the value of white: --image-max 4095 or, for a dark image, 65535',
+        ):
             read(path)
     assert np.array_equal(read_image(path, 4095), RGB)
     assert np.array_equal(read_image(path, 65535), RGB // 16)
@@ -203,7 +264,7 @@ def test_a_jpeg_that_is_cut_short(tmp_path, monkeypatch):
     path = tmp_path / 'a.jpg'
     content = open(PHOTO, 'rb').read()
     monkeypatch.setattr(images.cv2, 'imdecode', lambda *arguments: np.zeros((240, 320, 3), np.uint8))
-    path.write_bytes(content[:len(content) * 9 // 10])
+    path.write_bytes(content[: len(content) * 9 // 10])
     with pytest.raises(UserError, match='a.jpg cannot be decoded: image file is truncated'):
         read_image(str(path))
     for more in (b'', b'\0\0', b'trailer'):
@@ -213,7 +274,9 @@ def test_a_jpeg_that_is_cut_short(tmp_path, monkeypatch):
 
 def test_white_of_a_single_picture(run_tool, tmp_path):
     """The error names an option that the tool has, and with the option the picture is that of the 8-bit file."""
-    picture = np.array(Image.open(os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')))[:64, :64]
+    picture = np.array(Image.open(os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')))[
+        :64, :64
+    ]
     Image.fromarray(picture).save(tmp_path / 'eight.png')
     cv2.imwrite(str(tmp_path / 'twelve.png'), picture[..., ::-1].astype(np.uint16) * 16)
     command = ('cat', 'grass', '--mini', '--method', 'clip', '--no-fsa', '--out', 'out.png')

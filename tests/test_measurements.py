@@ -1,15 +1,17 @@
 """The sections run, and say what they say of the right thing; no time is asserted."""
+
 import re
 
 import pytest
 import torch
 from PIL import Image
 
-from conftest import MINI
 from fsa_seg import measurements
 from fsa_seg.device import tensor_peak
 from fsa_seg.measurements import SECTIONS, Cost, Measurements, plot_growth, report
 from fsa_seg.segmentor import check_compiler
+
+from conftest import MINI
 
 
 @pytest.fixture
@@ -110,9 +112,22 @@ def test_exponents_costs_and_tables(tmp_path):
     assert measurements._exponent([1, 2, 4, 8], [9, 4, 16, 64]) == '2.00'
     cost = Cost([0.3, 0.1, 0.2], 3 * 2**20)
     assert (str(cost), cost.mebibytes) == ('0.200 s (0.100–0.300)', '3')
-    assert cost.over(Cost([0.1, 0.1, 0.4], 0)) == '1.00 (0.50–3.00)' and Cost([2.0], 0).over(Cost([3.0], 0), 3, 1) == '2.0'
-    rows = [{'over': over, 'N': 2**i, 'Q': 2**i, 'exponent of time': '1.00', 'exponent of memory': '1.00', 'seconds': 2.0**i,
-             'bytes': 2**i} for over in 'NQ' for i in range(3)]  # yapf: disable
+    assert (
+        cost.over(Cost([0.1, 0.1, 0.4], 0)) == '1.00 (0.50–3.00)' and Cost([2.0], 0).over(Cost([3.0], 0), 3, 1) == '2.0'
+    )
+    rows = [
+        {
+            'over': over,
+            'N': 2**i,
+            'Q': 2**i,
+            'exponent of time': '1.00',
+            'exponent of memory': '1.00',
+            'seconds': 2.0**i,
+            'bytes': 2**i,
+        }
+        for over in 'NQ'
+        for i in range(3)
+    ]
     text = report({'growth': rows}, 'here')
     assert text.startswith('here\n\nThe last block with FSA over N') and '| NQ |' not in text
     assert len(re.findall(r'^\| [NQ] \|', text, re.M)) == 6 and 'bytes' not in text

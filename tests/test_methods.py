@@ -4,13 +4,14 @@ import os
 import pytest
 import torch
 
-import reference
 from fsa_seg import patch_logits
 from fsa_seg.attention import BUILT_IN
 from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError
 from fsa_seg.methods import METHODS, LastBlock, inspect_patch
 from fsa_seg.self_checks import load_golden
+
+import reference
 
 GOLDEN = sorted(glob.glob(os.path.join(os.path.dirname(__file__), 'golden', '*.safetensors')))
 
@@ -20,15 +21,18 @@ def golden(request):
     return load_golden(request.param)
 
 
-@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='needs a GPU'))])
+@pytest.mark.parametrize(
+    'device',
+    ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU'))],
+)
 @pytest.mark.parametrize('feedback', [None, True])
 @pytest.mark.parametrize('method', METHODS)
 def test_golden(golden, method, feedback, device):
     visual, t = golden[0].to(device), {key: value.to(device) for key, value in golden[1].items()}
     torch.backends.cudnn.allow_tf32 = False
-    logits, grid = patch_logits(visual, t['images'], t['text'], method=method, feedback=feedback,
-                                vfm_features=t['vfm_features'])
+    logits, grid = patch_logits(
+        visual, t['images'], t['text'], method=method, feedback=feedback, vfm_features=t['vfm_features']
+    )
     expected = t[f'logits.{method}' + ('+fsa' if feedback else '')]
     assert grid[0] * grid[1] == logits.shape[1]
     assert logits.dtype == torch.float32
@@ -68,10 +72,20 @@ def test_a_shared_map_on_coarser_equal_and_finer_grids(tiny, shape, residual, fe
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('fsa', [
-    dict(isolation=False), dict(scale=8.0), dict(uniform_scale=12.0), dict(similarity='jeffreys'),
-    dict(similarity='cosine'), dict(terms=('WA', )), dict(terms=('AW', 'W')), dict(rounds=2),
-    dict(rounds=3, terms=('W', ), isolation=False, p=0.7, lam=1.0)])  # yapf: disable
+@pytest.mark.parametrize(
+    'fsa',
+    [
+        dict(isolation=False),
+        dict(scale=8.0),
+        dict(uniform_scale=12.0),
+        dict(similarity='jeffreys'),
+        dict(similarity='cosine'),
+        dict(terms=('WA',)),
+        dict(terms=('AW', 'W')),
+        dict(rounds=2),
+        dict(rounds=3, terms=('W',), isolation=False, p=0.7, lam=1.0),
+    ],
+)
 @pytest.mark.parametrize('attention, readout', [('qq+kk', True), ('identity', False), ('proxy', False)])
 def test_ablations_agree_with_the_reference(tiny, attention, readout, fsa):
     visual, text = tiny
@@ -95,12 +109,16 @@ def test_inspect_patch(tiny, method, rounds):
     torch.manual_seed(1)
     images, features = torch.randn(1, 3, 64, 96), torch.randn(1, 12, 5, 7)
     index = (2, 4)
-    found = inspect_patch(visual, images, text, index, method=method, feedback=dict(rounds=rounds), vfm_features=features)
+    found = inspect_patch(
+        visual, images, text, index, method=method, feedback=dict(rounds=rounds), vfm_features=features
+    )
     tokens, clip_grid = trunk(visual, images)
     grid = (5, 7) if method == 'proxyclip' else clip_grid
     assert all(row.shape == grid for row in found)
     block = visual.transformer.resblocks[-1]
-    q, k, v = torch.nn.functional.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
+    q, k, v = torch.nn.functional.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(
+        3, -1
+    )
     cls = int(method != 'proxyclip')
     patch = index[0] * grid[1] + index[1]
     dense = reference.attention_matrix(METHODS[method]['attention'], q, k, v, 4, features)
@@ -122,8 +140,9 @@ def test_inspect_patch(tiny, method, rounds):
     torch.testing.assert_close(found.ensemble.flatten(), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('change', [dict(lam=3.1), dict(p=0.5), dict(uniform_scale=36), dict(scale=21),
-                                    dict(terms=['W', 'WA'])])
+@pytest.mark.parametrize(
+    'change', [dict(lam=3.1), dict(p=0.5), dict(uniform_scale=36), dict(scale=21), dict(terms=['W', 'WA'])]
+)
 def test_constants_matter(golden, change):
     """The golden comparison is one that a wrong constant fails."""
     visual, t = golden
@@ -138,9 +157,10 @@ def test_batch_of_two_equals_two_singles(tiny, method, feedback):
     images, features = torch.randn(2, 3, 64, 96), torch.randn(2, 12, 5, 7)
     both, _ = patch_logits(visual, images, text, method=method, feedback=feedback, vfm_features=features)
     for i in range(2):
-        one, _ = patch_logits(visual, images[i:i + 1], text, method=method, feedback=feedback,
-                              vfm_features=features[i:i + 1])
-        torch.testing.assert_close(both[i:i + 1], one, atol=1e-5, rtol=1e-5)
+        one, _ = patch_logits(
+            visual, images[i : i + 1], text, method=method, feedback=feedback, vfm_features=features[i : i + 1]
+        )
+        torch.testing.assert_close(both[i : i + 1], one, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('feedback', [None, True])
@@ -155,8 +175,9 @@ def test_transpose(tiny, method, feedback):
     position = visual.positional_embedding
     turned = position[1:].unflatten(0, (side, side)).transpose(0, 1).flatten(0, 1)
     visual.positional_embedding.data = torch.cat([position[:1], turned])
-    other, grid = patch_logits(visual, images.transpose(2, 3), text, method=method, feedback=feedback,
-                               vfm_features=features.transpose(2, 3))
+    other, grid = patch_logits(
+        visual, images.transpose(2, 3), text, method=method, feedback=feedback, vfm_features=features.transpose(2, 3)
+    )
     assert grid == (w, h)
     other = other.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
     torch.testing.assert_close(logits, other, atol=1e-5, rtol=1e-5)
@@ -174,16 +195,19 @@ def test_clip_without_feedback_is_clip(tiny):
     torch.testing.assert_close(visual.ln_post(last[:, 0]) @ visual.proj, visual(images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(method='sclap'), "did you mean 'sclip'"),
-    (dict(method=dict(attention='qk', residul=True)), "did you mean 'residual'"),
-    (dict(method=dict(attention='xx')), 'unknown attention map'),
-    (dict(method='proxyclip'), 'needs a VFM'),
-    (dict(method='clip', feedback=dict(lamb=3)), "did you mean 'lam'"),
-    (dict(method='clip', feedback=dict(p=0)), 'above 0 and at most 1'),
-    (dict(method='clip', feedback=dict(lam=-1)), 'from 0 to 80'),
-    (dict(method=dict(attention='qq', residual='no')), "residual is 'no'; it has to be True or False"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(method='sclap'), "did you mean 'sclip'"),
+        (dict(method=dict(attention='qk', residul=True)), "did you mean 'residual'"),
+        (dict(method=dict(attention='xx')), 'unknown attention map'),
+        (dict(method='proxyclip'), 'needs a VFM'),
+        (dict(method='clip', feedback=dict(lamb=3)), "did you mean 'lam'"),
+        (dict(method='clip', feedback=dict(p=0)), 'above 0 and at most 1'),
+        (dict(method='clip', feedback=dict(lam=-1)), 'from 0 to 80'),
+        (dict(method=dict(attention='qq', residual='no')), "residual is 'no'; it has to be True or False"),
+    ],
+)
 def test_bad_arguments(tiny, arguments, message):
     visual, text = tiny
     with pytest.raises(UserError, match=message):

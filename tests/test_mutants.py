@@ -1,15 +1,17 @@
 """The mutants fit the code as it is, and the tool tells those that the tests see from those that they do not."""
+
 import os
 import re
 
-import pytest
-
 import mutants
-from conftest import ROOT
-from fsa_seg.errors import UserError
+import pytest
 from mutants import MUTANTS, Mutant
 
-SEEN = ('tests/test_windows.py::test_prob_thd', )
+from fsa_seg.errors import UserError
+
+from conftest import ROOT
+
+SEEN = ('tests/test_windows.py::test_prob_thd',)
 
 
 @pytest.mark.parametrize('mutant', MUTANTS, ids=[mutant.name for mutant in MUTANTS])
@@ -24,8 +26,20 @@ def test_mutant_fits(mutant):
 
 def test_names_are_unique_and_all_files_of_the_maths_have_mutants():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
-    maths = ('attention', 'feedback', 'methods', 'readout', 'clip', 'vfm', 'windows', 'text', 'datasets', 'evaluation',
-             'segmentor', 'segmenter')
+    maths = (
+        'attention',
+        'feedback',
+        'methods',
+        'readout',
+        'clip',
+        'vfm',
+        'windows',
+        'text',
+        'datasets',
+        'evaluation',
+        'segmentor',
+        'segmenter',
+    )
     assert {f'fsa_seg/{name}.py' for name in maths} <= {mutant.file for mutant in MUTANTS}
 
 
@@ -37,12 +51,14 @@ def test_a_mutant_that_a_test_sees_and_one_that_none_sees(capsys):
     assert printed[-2:] == [f'killed    {seen.name} by {SEEN[0]}', f'SURVIVED  harmless under {SEEN[0]}']
     assert mutants.fits(seen) and mutants.fits(harmless)  # the repository itself is as it was
     with pytest.raises(UserError, match='the tests fail without a mutant: .*not found: .*test_gone'):
-        mutants.run([seen._replace(tests=('tests/test_windows.py::test_gone', ))], 1)
+        mutants.run([seen._replace(tests=('tests/test_windows.py::test_gone',))], 1)
 
 
 def test_status(run_tool, monkeypatch):
-    for alive, status, message in (([], 0, f'{len(MUTANTS)} of {len(MUTANTS)} killed'),
-                                   (['a'], 1, f'{len(MUTANTS) - 1} of {len(MUTANTS)} killed; alive: a')):
+    for alive, status, message in (
+        ([], 0, f'{len(MUTANTS)} of {len(MUTANTS)} killed'),
+        (['a'], 1, f'{len(MUTANTS) - 1} of {len(MUTANTS)} killed; alive: a'),
+    ):
         monkeypatch.setattr(mutants, 'run', lambda *_, alive=alive: alive)
         assert run_tool('mutants') == (status, message + '\n')
     status, printed = run_tool('mutants', '--list')

@@ -1,4 +1,5 @@
 """Data of a user's own: a folder of images, one of label images and a list of classes, by options or by a config."""
+
 import json
 import os
 import re
@@ -11,11 +12,12 @@ from mmseg.datasets import PascalVOCDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from conftest import MINI
 from fsa_seg.config import compose
 from fsa_seg.datasets import folder_dataset, list_images
 from fsa_seg.errors import UserError
 from fsa_seg.visualization import picture_path
+
+from conftest import MINI
 
 VOC = os.path.join(MINI, 'VOCdevkit', 'VOC2012')
 NAMES = list(PascalVOCDataset.METAINFO['classes'])
@@ -29,7 +31,9 @@ def own(tmp_path):
     (folder / 'images' / 'more').mkdir(parents=True)
     (folder / 'labels' / 'more').mkdir(parents=True)
     for name, target, suffix in (('2007_000033', 'a', '.PNG'), ('2007_000130', 'more/b.x', '.jpeg')):
-        Image.open(os.path.join(VOC, 'JPEGImages', name + '.jpg')).save(folder / 'images' / (target + suffix), quality=95)
+        Image.open(os.path.join(VOC, 'JPEGImages', name + '.jpg')).save(
+            folder / 'images' / (target + suffix), quality=95
+        )
         shutil.copyfile(os.path.join(VOC, 'SegmentationClass', name + '.png'), folder / 'labels' / (target + '.png'))
     (folder / 'images' / 'notes.txt').write_text('no image')
     (folder / 'classes.txt').write_text('\n'.join('cat; kitten' if name == 'cat' else name for name in NAMES) + '\n')
@@ -44,8 +48,12 @@ def test_options_in_place_of_a_config(run_tool, own, tmp_path):
     status, printed = run_tool('test', *options(own), *TOY, '--out', 'one.json', '--show-dir', 'shown')
     assert status == 0 and 'SCLIP + FSA on own_mine (sclip): mIoU' in printed, printed
     result = json.loads((tmp_path / 'one.json').read_text())
-    assert [image['name'] for image in result['images']] == ['images/a.PNG', 'images/more/b.x.jpeg'] and not result['partial']
-    assert [entry['name'] for entry in result['classes']] == ['cat; kitten' if name == 'cat' else name for name in NAMES]
+    assert [image['name'] for image in result['images']] == ['images/a.PNG', 'images/more/b.x.jpeg'] and not result[
+        'partial'
+    ]
+    assert [entry['name'] for entry in result['classes']] == [
+        'cat; kitten' if name == 'cat' else name for name in NAMES
+    ]
     assert Image.open(tmp_path / 'shown' / 'images' / 'a.png').width > 2 * 300
     status, printed = run_tool('test', 'one.json', '--out', 'two.json', '--workers', 0)
     two = json.loads((tmp_path / 'two.json').read_text())
@@ -64,21 +72,23 @@ def test_it_is_the_run_of_voc_with_its_words(run_tool, own, tmp_path):
     (own / 'classes.txt').write_text('\n'.join(NAMES))
     run_tool('test', *options(own), *TOY, '--protocol', 'clearclip', '--limit', 2, '--out', 'own.json')
     words = ('--words', own / 'classes.txt', '--cfg-options', 'model.prob_thd=0.0')
-    run_tool('test', 'voc21', *TOY, '--data-root', MINI, '--protocol', 'clearclip', *words, '--limit', 2, '--out', 'voc.json')
+    run_tool(
+        'test', 'voc21', *TOY, '--data-root', MINI, '--protocol', 'clearclip', *words, '--limit', 2, '--out', 'voc.json'
+    )
     own, voc = (json.loads((tmp_path / name).read_text()) for name in ('own.json', 'voc.json'))
     assert own['confusion'] == voc['confusion'] and own['metrics']['mIoU'] > 10
 
 
 def test_a_config_of_ten_lines(run_tool, own, tmp_path):
     (own / 'split.txt').write_text('more/b.x\n')
-    (tmp_path / 'mine.py').write_text('''dataset = dict(
+    (tmp_path / 'mine.py').write_text("""dataset = dict(
     name='mine',
     type='ImageFolderDataset',
     data_root='mine',
     ann_file='split.txt',
     data_prefix=dict(img_path='images', seg_map_path='labels'),
     classes='classes.txt')
-''')
+""")
     status, printed = run_tool('test', 'mine.py', *TOY, '--data-root', tmp_path, '--out', 'one.json')
     assert status == 0, printed
     result = json.loads((tmp_path / 'one.json').read_text())
@@ -105,7 +115,9 @@ def test_more_than_255_labels(run_tool, own, tmp_path, void, reduce_zero_label):
     Image.fromarray(labels).save(own / 'labels' / 'a.png')
     (own / 'classes.txt').write_text('\n'.join(names))
     given = ['--reduce-zero-label'] if reduce_zero_label else []
-    status, printed = run_tool('test', *options(own), *given, *TOY, '--no-fsa', '--out', 'wide.json', '--show-dir', 'shown')
+    status, printed = run_tool(
+        'test', *options(own), *given, *TOY, '--no-fsa', '--out', 'wide.json', '--show-dir', 'shown'
+    )
     assert status == 0, printed
     result = json.loads((tmp_path / 'wide.json').read_text())
     width = labels.shape[1]
@@ -149,21 +161,38 @@ def test_a_part_without_a_labelled_pixel(run_tool, own, tmp_path):
     assert (found[1]['metrics']['aAcc'] is None) == void
 
 
-@pytest.mark.parametrize('damage, message', [
-    (lambda own: [Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path) for path in (own / 'labels').rglob('*.png')],
-     'no pixel of the label images is of any class: labels are 0 to 20'),
-    (lambda own: (shutil.rmtree(own / 'labels'), os.symlink(own / 'images', own / 'labels')), 'images and labels are both in'),
-    (lambda own: (own / 'labels' / 'a.png').unlink(), "1 of 2 names have no label image in .*labels; the first is 'a'"),
-    (lambda own: shutil.copyfile(own / 'images' / 'a.PNG', own / 'images' / 'a.bmp'), "two files are called 'a'"),
-    (lambda own: (own / 'classes.txt').write_text('\n'.join(NAMES[:5])), r'labels \[\d+.*\]; the data set has 0 to 4, and 255 for void'),
-    (lambda own: (own / 'classes.txt').write_text('cat\n\ndog\n\n'), 'line 2 of .*classes.txt is empty'),
-    (lambda own: (own / 'classes.txt').write_text('cat\ndog;\ndog'), "line 3 of .*classes.txt is 'dog', as line 2"),
-    (lambda own: (own / 'classes.txt').write_text(''), 'classes.txt is empty'),
-    (lambda own: (own / 'classes.txt').write_bytes(b'\xff\xfe\xff'), 'classes.txt.* cannot be read as UTF-8 text'),
-    (lambda own: (own / 'classes.txt').unlink(), 'the file .*classes.txt does not exist'),
-    (lambda own: shutil.rmtree(own / 'labels'), 'the folder .*labels does not exist'),
-    (lambda own: [path.unlink() for path in (own / 'images').rglob('*') if path.is_file()], 'no image found'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (
+            lambda own: [
+                Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
+                for path in (own / 'labels').rglob('*.png')
+            ],
+            'no pixel of the label images is of any class: labels are 0 to 20',
+        ),
+        (
+            lambda own: (shutil.rmtree(own / 'labels'), os.symlink(own / 'images', own / 'labels')),
+            'images and labels are both in',
+        ),
+        (
+            lambda own: (own / 'labels' / 'a.png').unlink(),
+            "1 of 2 names have no label image in .*labels; the first is 'a'",
+        ),
+        (lambda own: shutil.copyfile(own / 'images' / 'a.PNG', own / 'images' / 'a.bmp'), "two files are called 'a'"),
+        (
+            lambda own: (own / 'classes.txt').write_text('\n'.join(NAMES[:5])),
+            r'labels \[\d+.*\]; the data set has 0 to 4, and 255 for void',
+        ),
+        (lambda own: (own / 'classes.txt').write_text('cat\n\ndog\n\n'), 'line 2 of .*classes.txt is empty'),
+        (lambda own: (own / 'classes.txt').write_text('cat\ndog;\ndog'), "line 3 of .*classes.txt is 'dog', as line 2"),
+        (lambda own: (own / 'classes.txt').write_text(''), 'classes.txt is empty'),
+        (lambda own: (own / 'classes.txt').write_bytes(b'\xff\xfe\xff'), 'classes.txt.* cannot be read as UTF-8 text'),
+        (lambda own: (own / 'classes.txt').unlink(), 'the file .*classes.txt does not exist'),
+        (lambda own: shutil.rmtree(own / 'labels'), 'the folder .*labels does not exist'),
+        (lambda own: [path.unlink() for path in (own / 'images').rglob('*') if path.is_file()], 'no image found'),
+    ],
+)
 def test_bad_data_is_one_message_and_status_1(run_tool, own, damage, message):
     damage(own)
     status, printed = run_tool('test', *options(own), *TOY)
@@ -173,7 +202,9 @@ def test_bad_data_is_one_message_and_status_1(run_tool, own, damage, message):
 
 def test_names_that_a_split_lacks(own):
     (own / 'split.txt').write_text('a\nc\n')
-    part = dict(folder_dataset(str(own / 'images'), str(own / 'labels'), str(own / 'classes.txt')), ann_file='split.txt')
+    part = dict(
+        folder_dataset(str(own / 'images'), str(own / 'labels'), str(own / 'classes.txt')), ann_file='split.txt'
+    )
     with pytest.raises(UserError, match="1 of 2 names have no image in .*images; the first is 'c'"):
         list_images({key: value for key, value in part.items() if key not in ('name', 'classes')})
     (own / 'split.txt').write_text('a\na\n')
@@ -184,8 +215,13 @@ def test_names_that_a_split_lacks(own):
 def test_void_of_a_config(own):
     """255, or 65535 where 255 is a label; or what the config says."""
     part = folder_dataset(str(own / 'images'), str(own / 'labels'), str(own / 'classes.txt'))
-    for classes, more, void in ((255, {}, 255), (256, {}, 65535), (255, dict(reduce_zero_label=True), 65535),
-                                (254, dict(reduce_zero_label=True), 255), (3, dict(ignore_index=254), 254)):
+    for classes, more, void in (
+        (255, {}, 255),
+        (256, {}, 65535),
+        (255, dict(reduce_zero_label=True), 65535),
+        (254, dict(reduce_zero_label=True), 255),
+        (3, dict(ignore_index=254), 254),
+    ):
         (own / 'classes.txt').write_text('\n'.join(f'thing {i}' for i in range(classes)))
         config = compose({**part, **more}, 'clip', None, 'toy')
         assert config.test_evaluator.get('ignore_index', 255) == void
@@ -223,19 +259,28 @@ def test_the_same_pixels_in_other_files(run_tool, tmp_path):
     """A TIFF on its side, 16 bits, and 12 bits in 16 once white is said: each is the number of the plain files."""
     voc_pair(tmp_path / 'plain', 's0', 0)
     _, _, expected = run(run_tool, tmp_path / 'plain')
-    for name, write, more in (('tif6', on_its_side, ()), ('sixteen', sixteen_bits(257), ()),
-                              ('bits12', sixteen_bits(16), ('--image-max', 4095))):
+    for name, write, more in (
+        ('tif6', on_its_side, ()),
+        ('sixteen', sixteen_bits(257), ()),
+        ('bits12', sixteen_bits(16), ('--image-max', 4095)),
+    ):
         voc_pair(tmp_path / name, 's0', 0, write)
         status, printed, confusion = run(run_tool, tmp_path / name, *more, '--show-dir', tmp_path / 'shown' / name)
         assert status == 0 and confusion == expected, printed
-    pictures = [np.array(Image.open(tmp_path / 'shown' / name / 'images' / 's0.png')) for name in ('tif6', 'sixteen', 'bits12')]
+    pictures = [
+        np.array(Image.open(tmp_path / 'shown' / name / 'images' / 's0.png')) for name in ('tif6', 'sixteen', 'bits12')
+    ]
     assert np.array_equal(pictures[0], pictures[1]) and np.array_equal(pictures[0], pictures[2])
     status, printed, _ = run(run_tool, tmp_path / 'bits12')
-    assert status == 1 and re.search(r'error: the image .*s0.png has 16 bits, and no value above \d+.*--image-max 4095', printed)
+    assert status == 1 and re.search(
+        r'error: the image .*s0.png has 16 bits, and no value above \d+.*--image-max 4095', printed
+    )
     status, printed, dark = run(run_tool, tmp_path / 'bits12', '--image-max', 65535)
     assert status == 0 and dark != expected
-    (tmp_path / 'mine.py').write_text("dataset = dict(name='mine', type='ImageFolderDataset', data_root='bits12', classes='classes.txt', "
-                                      "image_max=4095, data_prefix=dict(img_path='images', seg_map_path='labels'))")
+    (tmp_path / 'mine.py').write_text(
+        "dataset = dict(name='mine', type='ImageFolderDataset', data_root='bits12', classes='classes.txt', "
+        "image_max=4095, data_prefix=dict(img_path='images', seg_map_path='labels'))"
+    )
     assert run_tool('prepare_dataset', '--check', tmp_path, 'mine.py')[0] == 0
     status, printed = run_tool('test', 'mine.py', *TOY, '--no-fsa', '--data-root', tmp_path, '--out', 'config.json')
     assert json.loads((tmp_path / 'config.json').read_text())['confusion'] == expected, printed
@@ -248,7 +293,9 @@ def test_masks_of_0_and_255(run_tool, tmp_path):
     """They are said; with a label map they are the masks of 0 and 1; and 255 is void where the user says so."""
     for white in (1, 255):
         voc_pair(tmp_path / f'mask{white}', 's0', 0, labels=lambda array: np.where(array == 0, 0, white))
-        (tmp_path / f'mask{white}' / 'classes.txt').write_text('background\nthing; cat; dog; car; bird; person; tree; water\n')
+        (tmp_path / f'mask{white}' / 'classes.txt').write_text(
+            'background\nthing; cat; dog; car; bird; person; tree; water\n'
+        )
     _, _, expected = run(run_tool, tmp_path / 'mask1')
     mask = tmp_path / 'mask255'
     status, printed, _ = run(run_tool, mask)
@@ -258,8 +305,10 @@ def test_masks_of_0_and_255(run_tool, tmp_path):
         status, printed, confusion = run(run_tool, mask, *more)
         assert status == 0 and confusion == expected, printed
     assert run(run_tool, mask, '--ignore-index', 255)[0] == 0
-    config = "dataset = dict(name='m', type='ImageFolderDataset', data_root='mask255', classes='classes.txt', %s" \
-             "data_prefix=dict(img_path='images', seg_map_path='labels'))"
+    config = (
+        "dataset = dict(name='m', type='ImageFolderDataset', data_root='mask255', classes='classes.txt', %s"
+        "data_prefix=dict(img_path='images', seg_map_path='labels'))"
+    )
     for key, status in (('', 1), ("label_map='../map.txt', ", 0), ('label_map={255: 1}, ignore_index=254, ', 0)):
         (tmp_path / 'm.py').write_text(config % key)
         found, printed = run_tool('prepare_dataset', '--check', tmp_path, 'm.py')
@@ -269,7 +318,11 @@ def test_masks_of_0_and_255(run_tool, tmp_path):
     status, printed = run_tool('test', 'config.json', '--out', 'again.json')
     assert json.loads((tmp_path / 'again.json').read_text())['confusion'] == expected, printed
     status, printed = run_tool('test', 'm.py', '--label-map', '255:1')
-    assert status == 2 and '--label-map goes with --images, --labels and --classes; a config of a data set has the key label_map' in printed
+    assert (
+        status == 2
+        and '--label-map goes with --images, --labels and --classes; a config of a data set has the key label_map'
+        in printed
+    )
 
 
 def test_another_void(run_tool, tmp_path):
@@ -281,8 +334,11 @@ def test_another_void(run_tool, tmp_path):
     assert status == 0 and confusion == expected, printed
     status, printed, _ = run(run_tool, tmp_path / 'b')
     assert status == 1 and 'has the labels [21]' in printed and '--ignore-index says another' in printed
-    for more, message in ((('--ignore-index', -1), 'ignore_index is -1'), (('--label-map', '21:22'), 'gives 21 the label 22'),
-                          (('--image-max', 7), 'image_max is 7')):
+    for more, message in (
+        (('--ignore-index', -1), 'ignore_index is -1'),
+        (('--label-map', '21:22'), 'gives 21 the label 22'),
+        (('--image-max', 7), 'image_max is 7'),
+    ):
         status, printed, _ = run(run_tool, tmp_path / 'b', *more)
         assert status == 1 and message in printed and 'Traceback' not in printed, printed
 
@@ -301,19 +357,33 @@ def test_what_is_left_out_is_said(run_tool, tmp_path):
     (folder / 'images' / '.hidden.png').write_text('')
     status, printed, confusion = run(run_tool, folder)
     assert status == 0 and confusion == expected
-    said = [line.removeprefix('warning: not used: ').split(' (the first is ') for line in printed.splitlines()
-            if line.startswith('warning: not used: ')]
-    assert [what for what, _ in said] == ['2 files of other suffixes', '1 broken links', '1 FIFOs, sockets or devices',
-                                          '1 folders with the name of an image', '1 FIFOs, sockets or devices',
-                                          '2 label images without an image']
+    said = [
+        line.removeprefix('warning: not used: ').split(' (the first is ')
+        for line in printed.splitlines()
+        if line.startswith('warning: not used: ')
+    ]
+    assert [what for what, _ in said] == [
+        '2 files of other suffixes',
+        '1 broken links',
+        '1 FIFOs, sockets or devices',
+        '1 folders with the name of an image',
+        '1 FIFOs, sockets or devices',
+        '2 label images without an image',
+    ]
     assert said[0][1].endswith('images/s1.gif)') and said[5][1].endswith('labels/s1.png)')
-    (tmp_path / 'mixed.py').write_text("dataset = dict(name='mixed', type='ImageFolderDataset', data_root='mixed', classes='classes.txt',"
-                                       "data_prefix=dict(img_path='images', seg_map_path='labels'))")
+    (tmp_path / 'mixed.py').write_text(
+        "dataset = dict(name='mixed', type='ImageFolderDataset', data_root='mixed', classes='classes.txt',"
+        "data_prefix=dict(img_path='images', seg_map_path='labels'))"
+    )
     status, printed = run_tool('prepare_dataset', '--check', tmp_path, 'mixed.py')
     assert status == 0 and '- not used: 2 files of other suffixes' in printed
     (folder / 'split.txt').write_text('s0')
-    (tmp_path / 'mixed.py').write_text((tmp_path / 'mixed.py').read_text().replace("dict(name", "dict(ann_file='split.txt', name"))
-    assert 'not used' not in run_tool('prepare_dataset', '--check', tmp_path, 'mixed.py')[1]  # the split is what was asked for
+    (tmp_path / 'mixed.py').write_text(
+        (tmp_path / 'mixed.py').read_text().replace('dict(name', "dict(ann_file='split.txt', name")
+    )
+    assert (
+        'not used' not in run_tool('prepare_dataset', '--check', tmp_path, 'mixed.py')[1]
+    )  # the split is what was asked for
 
 
 def test_pictures_keep_the_folders_of_their_images(run_tool, tmp_path):
@@ -323,8 +393,10 @@ def test_pictures_keep_the_folders_of_their_images(run_tool, tmp_path):
     pictures = [tmp_path / 'shown' / 'images' / folder / 's0.png' for folder in 'ab']
     assert sorted((tmp_path / 'shown').rglob('*.png')) == pictures
     assert pictures[0].read_bytes() != pictures[1].read_bytes()
-    (tmp_path / 'stems.py').write_text("dataset = dict(name='stems', type='ImageFolderDataset', data_root='stems', classes='classes.txt',"
-                                       "data_prefix=dict(img_path='images', seg_map_path='labels'))")
+    (tmp_path / 'stems.py').write_text(
+        "dataset = dict(name='stems', type='ImageFolderDataset', data_root='stems', classes='classes.txt',"
+        "data_prefix=dict(img_path='images', seg_map_path='labels'))"
+    )
     run_tool('prepare_dataset', '--check', tmp_path, 'stems.py', '--out', 'checked')
     assert len(list((tmp_path / 'checked').rglob('*.png'))) == 2
     assert picture_path('out', '/data/a/../../x.jpg', '/data/b') == os.path.join('out', 'x.png')
@@ -333,8 +405,10 @@ def test_pictures_keep_the_folders_of_their_images(run_tool, tmp_path):
 def test_a_part_under_a_known_name(run_tool, tmp_path):
     """One image is not VOC, whatever the config says: partial, or of another name; and the result runs again."""
     voc_pair(tmp_path / 'part', 's0', 0)
-    config = "dataset = dict(name='voc21', type='ImageFolderDataset', data_root='part', classes='classes.txt', %s" \
-             "data_prefix=dict(img_path='images', seg_map_path='labels'))"
+    config = (
+        "dataset = dict(name='voc21', type='ImageFolderDataset', data_root='part', classes='classes.txt', %s"
+        "data_prefix=dict(img_path='images', seg_map_path='labels'))"
+    )
     model = ('--backbone', 'toy', '--method', 'clip', '--no-fsa', '--workers', 0)
     command = ('test', 'part.py', *model, '--data-root', tmp_path)
     for stated in ('images=1, ', 'images=1449, ', ''):
@@ -359,10 +433,15 @@ def test_a_limited_result_of_a_known_number_runs_again(run_tool, tmp_path, known
     """With the same image, which is not the first."""
     for number in range(3):
         voc_pair(tmp_path / 'three', f's{number}', number)
-    (tmp_path / 'three.py').write_text("dataset = dict(name='three', type='ImageFolderDataset', data_root='three', images=%d, "
-                                       "classes='classes.txt', data_prefix=dict(img_path='images', "
-                                       "seg_map_path='labels'))" % known)
-    assert run_tool('test', 'three.py', *TOY, '--no-fsa', '--data-root', tmp_path, '--limit', 1, '--out', 'one.json')[0] == 0
+    (tmp_path / 'three.py').write_text(
+        "dataset = dict(name='three', type='ImageFolderDataset', data_root='three', images=%d, "  # noqa: UP031
+        "classes='classes.txt', data_prefix=dict(img_path='images', "
+        "seg_map_path='labels'))" % known
+    )
+    assert (
+        run_tool('test', 'three.py', *TOY, '--no-fsa', '--data-root', tmp_path, '--limit', 1, '--out', 'one.json')[0]
+        == 0
+    )
     status, printed = run_tool('test', 'one.json', '--out', 'two.json')
     assert status == 0, printed
     one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))

@@ -4,13 +4,14 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from conftest import MINI
 from fsa_seg import device, panel, segmentor
 from fsa_seg.benchmark import prepare, run_cells, run_panel
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 from fsa_seg.methods import METHODS
 from fsa_seg.panel import label_field
+
+from conftest import MINI
 
 WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
 
@@ -20,16 +21,20 @@ def member(method, fsa=None, **options):
     return dict(config, **dict(dict(words=WORDS, window=100, stride=64), **options))
 
 
-MEMBERS = [*(member(method, fsa) for method in METHODS for fsa in (None, 'fsa')),
-           member('sclip', 'fsa', words=[['cow'], ['river; brook', 'sky'], ['tree']], logit_scale=60.0),
-           member('proxyclip', dict(lam=1.0), prob_thd=0.4, area_thd=0.1)]  # yapf: disable
+MEMBERS = [
+    *(member(method, fsa) for method in METHODS for fsa in (None, 'fsa')),
+    member('sclip', 'fsa', words=[['cow'], ['river; brook', 'sky'], ['tree']], logit_scale=60.0),
+    member('proxyclip', dict(lam=1.0), prob_thd=0.4, area_thd=0.1),
+]
 
 
 def batch():
     """Two images of different size, one lower than the window and of no whole number of patches."""
     torch.manual_seed(0)
     images = [torch.randint(256, (3, h, w), dtype=torch.uint8) for h, w in ((132, 180), (90, 203))]
-    return dict(inputs=images, data_samples=[SegDataSample(metainfo=dict(ori_shape=size)) for size in ((50, 71), (96, 33))])
+    return dict(
+        inputs=images, data_samples=[SegDataSample(metainfo=dict(ori_shape=size)) for size in ((50, 71), (96, 33))]
+    )
 
 
 def count_runs(model, runs):
@@ -46,8 +51,10 @@ OTHER_VFM = dict(type='TimmViT', model='vit_small_patch14_dinov2', random_weight
 @pytest.mark.parametrize('window_batch', [1, 4])
 def test_each_member_gives_what_it_gives_alone(window_batch):
     """Bit for bit, for members that differ in method, feedback, VFM, words and thresholds, alone or in batches of windows."""
-    members = [dict(config, window_batch=window_batch) for config in
-               (*MEMBERS, member('proxyclip', 'fsa', vfm=OTHER_VFM), member('proxyclip', vfm=OTHER_VFM))]
+    members = [
+        dict(config, window_batch=window_batch)
+        for config in (*MEMBERS, member('proxyclip', 'fsa', vfm=OTHER_VFM), member('proxyclip', vfm=OTHER_VFM))
+    ]
     found = MODELS.build(dict(type='Panel', members=members)).test_step(batch())
     seen = set()
     for i, config in enumerate(members):
@@ -85,7 +92,9 @@ def test_windows_in_batches(size):
     data['inputs'][1] = data['inputs'][1].repeat(1, 2, 1)[:, :110]
     expected, found = one.test_step(data), several.test_step(batch() | dict(inputs=data['inputs']))
     windows = 3 * 5 + 2 * 7
-    assert [run[1] for run in runs if run[0] == 'trunk'] == [size] * (windows // size) + [windows % size] * (windows % size > 0)
+    assert [run[1] for run in runs if run[0] == 'trunk'] == [size] * (windows // size) + [windows % size] * (
+        windows % size > 0
+    )
     for a, b in zip(expected, found):
         other = (a.pred_sem_seg.data != b.pred_sem_seg.data)[0]
         best, second = a.seg_logits.data[:, other].topk(2, 0).values
@@ -118,7 +127,9 @@ def test_a_gpu_is_not_waited_for_inside_an_image(size):
         torch.cuda.set_sync_debug_mode('default')
 
 
-@pytest.mark.parametrize('change', [dict(window=96), dict(precision='bf16'), dict(backbone=dict(model='local-dir:other'))])
+@pytest.mark.parametrize(
+    'change', [dict(window=96), dict(precision='bf16'), dict(backbone=dict(model='local-dir:other'))]
+)
 def test_members_that_do_not_fit_together(change):
     with pytest.raises(ValueError, match=f'differ in {next(iter(change))}'):
         MODELS.build(dict(type='Panel', members=[MEMBERS[0], dict(MEMBERS[1], **change)]))
@@ -166,13 +177,27 @@ def test_bad_window_batches(window_batch):
 
 
 def configs(tmp_path, **options):
-    options = dict(dict(dataset='voc21', backbone='toy', vfm='toy', data_root=MINI, protocol='proxyclip', limit=3,
-                        runtime=dict(workers=0, work_dir=str(tmp_path), log_level='ERROR')), **options)
-    return [compose(method=method, feedback=fsa, **options) for method in ('maskclip', 'sclip') for fsa in (None, 'fsa')]
+    options = dict(
+        dict(
+            dataset='voc21',
+            backbone='toy',
+            vfm='toy',
+            data_root=MINI,
+            protocol='proxyclip',
+            limit=3,
+            runtime=dict(workers=0, work_dir=str(tmp_path), log_level='ERROR'),
+        ),
+        **options,
+    )
+    return [
+        compose(method=method, feedback=fsa, **options) for method in ('maskclip', 'sclip') for fsa in (None, 'fsa')
+    ]
 
 
 def figures(result):
-    return {key: result[key] for key in ('cell', 'hash', 'metrics', 'confusion', 'images', 'weights', 'config', 'partial')}
+    return {
+        key: result[key] for key in ('cell', 'hash', 'metrics', 'confusion', 'images', 'weights', 'config', 'partial')
+    }
 
 
 def test_results_are_those_of_single_runs(tmp_path):
@@ -189,15 +214,40 @@ def test_results_are_those_of_single_runs(tmp_path):
     assert len(list((tmp_path / 'a' / 'results').iterdir())) == 4
     chunks = []
     cells = configs(tmp_path / 'c', vfm='toy') + [
-        compose('voc21', 'proxyclip', fsa, 'toy', 'toy', 'proxyclip', data_root=MINI, limit=3,
-                runtime=dict(workers=0, work_dir=str(tmp_path / 'c'), log_level='ERROR')) for fsa in (None, 'fsa')]
+        compose(
+            'voc21',
+            'proxyclip',
+            fsa,
+            'toy',
+            'toy',
+            'proxyclip',
+            data_root=MINI,
+            limit=3,
+            runtime=dict(workers=0, work_dir=str(tmp_path / 'c'), log_level='ERROR'),
+        )
+        for fsa in (None, 'fsa')
+    ]
     in_threes = run_cells(cells, lambda found: chunks.extend(found) or found, most=4)
     assert [len(found) for found in chunks] == [4, 2]
     for ours, theirs in zip(in_threes, together):
         theirs['config']['work_dir'] = ours['config']['work_dir']
         assert figures(ours) == figures(theirs)
-    proxy = run_cells([compose('voc21', 'proxyclip', 'fsa', 'toy', 'toy', 'proxyclip', data_root=MINI, limit=3, runtime=dict(
-        workers=0, work_dir=str(tmp_path / 'd'), log_level='ERROR'))], list)[0]
+    proxy = run_cells(
+        [
+            compose(
+                'voc21',
+                'proxyclip',
+                'fsa',
+                'toy',
+                'toy',
+                'proxyclip',
+                data_root=MINI,
+                limit=3,
+                runtime=dict(workers=0, work_dir=str(tmp_path / 'd'), log_level='ERROR'),
+            )
+        ],
+        list,
+    )[0]
     assert proxy['images'] == in_threes[-1]['images'] and proxy['weights'] == in_threes[-1]['weights']
 
 

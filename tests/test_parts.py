@@ -1,4 +1,5 @@
 """What every part has to keep, whoever adds it: parametrised over the registries, so that a new file is covered."""
+
 import json
 import os
 import subprocess
@@ -12,20 +13,31 @@ from mmseg.registry import DATASETS, MODELS
 from open_clip.transformer import QuickGELU
 from torchvision.transforms.functional import normalize
 
-from conftest import ROOT
 from fsa_seg import patch_logits
 from fsa_seg.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
 from fsa_seg.clip import check_tower, load_clip
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 from fsa_seg.methods import resolve_feedback
-from fsa_seg.parts import (KINDS, class_names, feedback_of, load_part, load_parts, method_of, part_config,
-                           part_names, protocol_settings, with_classes)  # yapf: disable
+from fsa_seg.parts import (
+    KINDS,
+    class_names,
+    feedback_of,
+    load_part,
+    load_parts,
+    method_of,
+    part_config,
+    part_names,
+    protocol_settings,
+    with_classes,
+)
 from fsa_seg.smoke import DEFAULTS
 from fsa_seg.suites import load_suite, suite_cells
 from fsa_seg.text import class_words
 from fsa_seg.vfm import TimmModel, TimmViT
 from fsa_seg.weights import parameters, path_of, weights_of
+
+from conftest import ROOT
 
 SMALL = dict(embed_dim=48, depth=2, num_heads=2)  # in place of a VFM's own sizes, so that it runs at once
 
@@ -47,8 +59,13 @@ def test_backbone(name):
         visual = load_clip(**part_config(part, random_weights=0))[0].visual
         check_tower(visual)
         height, width = (side * count for side, count in zip(visual.patch_size, (6, 9)))
-        logits, grid = patch_logits(visual, torch.zeros(2, 3, height, width), torch.zeros(7, visual.proj.shape[1]),
-                                    method='sclip', feedback=True)
+        logits, grid = patch_logits(
+            visual,
+            torch.zeros(2, 3, height, width),
+            torch.zeros(7, visual.proj.shape[1]),
+            method='sclip',
+            feedback=True,
+        )
     assert grid == (6, 9) and logits.shape == (2, 54, 7)
     tag = open_clip.get_pretrained_cfg(part.model, part.get('pretrained') or '')
     if tag:
@@ -63,7 +80,9 @@ def test_vfm(name):
     with torch.device('meta'):
         vfm = MODELS.build(part_config(load_part('vfm', name), random_weights=0))
         for rows, columns in ((24, 16), (12, 30)):
-            height, width = (-(-side * 14 // multiple) * multiple for side, multiple in zip((rows, columns), vfm.multiple))
+            height, width = (
+                -(-side * 14 // multiple) * multiple for side, multiple in zip((rows, columns), vfm.multiple)
+            )
             features = vfm(torch.zeros(2, 3, height, width))
             assert len(features) == 2 and tuple(features.shape[2:]) == tuple(vfm.grid(height, width))
 
@@ -87,7 +106,7 @@ def test_vfm_at_a_small_size(name):
         return
     timms = MODELS.build(dict(config, pos_embed='timm'))
     timms.load_state_dict(vfm.state_dict())
-    expected = timms.vit.forward_features(normalize(images, vfm.mean, vfm.std))[:, vfm.vit.num_prefix_tokens:]
+    expected = timms.vit.forward_features(normalize(images, vfm.mean, vfm.std))[:, vfm.vit.num_prefix_tokens :]
     torch.testing.assert_close(timms(images).flatten(2).transpose(1, 2), expected)
     side = [count * patch for count, patch in zip(vfm.vit.patch_embed.grid_size, vfm.multiple)]
     trained = torch.rand(1, 3, *side)  # at the trained size no rule resizes
@@ -129,8 +148,9 @@ def test_attention_map(name):
     count = 18 if vfm else 12 + attention.cls
     torch.testing.assert_close(attention.apply(torch.ones(2, count, 8)), torch.full((2, count, 8), attention.mass))
     values, other = torch.randn(2, 2, count, 8).unbind(0)
-    torch.testing.assert_close(attention.apply(values + 2 * other),
-                               attention.apply(values) + 2 * attention.apply(other), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        attention.apply(values + 2 * other), attention.apply(values) + 2 * attention.apply(other), atol=1e-4, rtol=1e-4
+    )
     one = build(Block(tokens[1:], attn, (3, 4), features[1:] if vfm else None))
     torch.testing.assert_close(one.apply(values[1:]), attention.apply(values)[1:], atol=1e-5, rtol=1e-4)
 
@@ -154,8 +174,13 @@ def test_feedback(name, tiny):
     feedback = feedback_of(load_parts('sclip', name, 'toy', 'toy'))
     images = torch.randn(1, 3, 64, 64)
     bare, _ = patch_logits(visual, images, text, method='sclip')
-    logits, _ = patch_logits(visual, images, text, method='sclip',
-                             feedback=resolve_feedback({k: v for k, v in feedback.items() if k != 'type'}))
+    logits, _ = patch_logits(
+        visual,
+        images,
+        text,
+        method='sclip',
+        feedback=resolve_feedback({k: v for k, v in feedback.items() if k != 'type'}),
+    )
     assert logits.isfinite().all() and not torch.allclose(logits, bare)
 
 
@@ -171,7 +196,9 @@ def test_dataset(name, tmp_path):
     palette = part.get('metainfo', {}).get('palette') or DATASETS.get(part.type).METAINFO.get('palette')
     assert len(palette) >= len(classes)
     for method in part_names('method'):
-        assert len(compose(name, method, backbone='toy', vfm='toy', data_root=str(tmp_path)).model.words) == len(classes)
+        assert len(compose(name, method, backbone='toy', vfm='toy', data_root=str(tmp_path)).model.words) == len(
+            classes
+        )
 
 
 @every('protocol')
@@ -222,14 +249,14 @@ class Colours(torch.nn.Module):
         return torch.nn.functional.avg_pool2d(images, self.multiple) * self.scale
 ''',
     methods="method = dict(name='mine', segmentor=dict(type='TrainingFreeSegmentor', attention='mine', mlp=True), "
-            "protocol='mine')",
+    "protocol='mine')",
     feedback="feedback = dict(name='mine', type='FSA', rounds=2, similarity='jeffreys')",
     protocols="protocol = dict(name='mine', default=dict(logit_scale=30, short=224, window=224, stride=112, prob_thd=0.1, "
-              "area_thd=None), datasets=dict())",
+    'area_thd=None), datasets=dict())',
     datasets="dataset = dict(name='mine', type='BaseSegDataset', data_root='mine', metainfo=dict(classes=['a', 'b'], "
-             "palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))",
+    "palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))",
     suites="suite = dict(name='mine', window=64, queries=5, groups=[dict(backbone=['toy'], method=['mine', "
-           "dict(attention='mine', residual=True)], feedback=[None, 'mine'])])",
+    "dict(attention='mine', residual=True)], feedback=[None, 'mine'])])",
     attentions='''
 import torch
 from fsa_seg.attention import AttentionMap, attention_map
@@ -241,7 +268,8 @@ def neighbours(block):
     rows = torch.arange(h * w) // w
     matrix = torch.block_diag(torch.ones(1, 1), (rows[:, None] == rows[None]).float() / w)
     return AttentionMap(lambda values: matrix.to(values) @ values, 1.0, True)
-''')  # yapf: disable
+''',
+)
 
 
 def test_a_new_file_of_any_kind_is_found_built_and_tested(tmp_path):
@@ -252,26 +280,60 @@ def test_a_new_file_of_any_kind_is_found_built_and_tested(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     environment = dict(os.environ, FSA_SEG_CONFIGS=str(tmp_path), PYTHONPATH=os.pathsep.join([ROOT, str(tmp_path)]))
-    done = subprocess.run([sys.executable, '-m', 'pytest', '-vv', '-p', 'no:cacheprovider', '-k', 'mine', __file__],
-                          cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-vv', '-p', 'no:cacheprovider', '-k', 'mine', __file__],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-3000:]
-    tests = ('backbone', 'vfm', 'vfm_at_a_small_size', 'attention_map', 'method', 'feedback', 'dataset', 'protocol', 'suite')
+    tests = (
+        'backbone',
+        'vfm',
+        'vfm_at_a_small_size',
+        'attention_map',
+        'method',
+        'feedback',
+        'dataset',
+        'protocol',
+        'suite',
+    )
     for test in tests:
         assert f'test_{test}[mine] PASSED' in done.stdout, done.stdout[-3000:]
     assert 'test_vfm[mine_colours] PASSED' in done.stdout
     others = [os.path.join(ROOT, 'tests', f'test_{name}.py') for name in ('config', 'text')]
-    done = subprocess.run([sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', *others], cwd=ROOT, env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', *others],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     tool = os.path.join(ROOT, 'tools', 'test.py')
     command = [sys.executable, tool, 'voc20', '--mini', '--vfm', 'mine_colours', '--limit', '1', '--out', 'r.json']
-    for arguments in (command, [sys.executable, tool, 'r.json', '--out', 'again.json', '--allow-modules', 'my_vfm']):  # as it was, in a new process
+    for arguments in (
+        command,
+        [sys.executable, tool, 'r.json', '--out', 'again.json', '--allow-modules', 'my_vfm'],
+    ):  # as it was, in a new process
         done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     one, two = (json.loads((tmp_path / name).read_text()) for name in ('r.json', 'again.json'))
     assert one['confusion'] == two['confusion'] and one['hash'] == two['hash']
-    done = subprocess.run([sys.executable, os.path.join(ROOT, 'tools', 'benchmark.py'), '--suite', 'mine', '--work-dir',
-                           str(tmp_path / 'w')], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            os.path.join(ROOT, 'tools', 'benchmark.py'),
+            '--suite',
+            'mine',
+            '--work-dir',
+            str(tmp_path / 'w'),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and '4 cells, 0 failed' in done.stdout, done.stdout + done.stderr
     assert '| toy | – | mine_residual + mine | 4×4 |' in done.stdout
 
@@ -297,10 +359,10 @@ def test_a_built_in_attention_map_cannot_be_replaced(tmp_path, monkeypatch):
         attention_map('qq')(None)
 
 
-@pytest.mark.parametrize('text, message', [
-    ('x = 1', "registers no attention map 'broken'"),
-    ('x = 1 / 0', 'broken.py cannot be run: ZeroDivisionError'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'text, message',
+    [('x = 1', "registers no attention map 'broken'"), ('x = 1 / 0', 'broken.py cannot be run: ZeroDivisionError')],
+)
 def test_an_attention_file_that_cannot_be_used(tmp_path, monkeypatch, text, message):
     (tmp_path / 'attentions').mkdir()
     (tmp_path / 'attentions' / 'broken.py').write_text(text)

@@ -1,4 +1,5 @@
 """Output paths are checked before a run; processes on one cell do not break each other; ends are one line."""
+
 import errno
 import json
 import os
@@ -10,30 +11,37 @@ import time
 
 import pytest
 
-from conftest import MINI, ROOT
 from fsa_seg import evaluation, paths
 from fsa_seg.benchmark import prepare, result_path, run_cell
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 
+from conftest import MINI, ROOT
+
 IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')
 TEST = ('test', 'voc21', '--mini', '--method', 'clip', '--no-fsa', '--limit', 1)
 
 
-@pytest.mark.parametrize('command, message', [
-    ((*TEST, '--out', 'folder'), '--out folder is a folder; name a file in it'),
-    ((*TEST, '--out', 'folder/'), 'is a folder'), ((*TEST, '--out', '图' * 90), 'has 270 bytes; file systems allow 255'),
-    ((*TEST, '--out', 'file/x.json'), 'cannot be made'), ((*TEST, '--out', 'file'), 'is no result of this suite'),
-    ((*TEST, '--out', 'pipe'), 'is there and is no file'), ((*TEST, '--work-dir', 'file'), 'cannot be made'),
-    ((*TEST, '--show-dir', 'file'), 'cannot be made'),
-    (('segment', IMAGE, 'cat', '--mini', '--out', 'folder'), '--out folder is a folder'),
-    (('segment', IMAGE, 'cat', '--mini', '--out', 'x.docx'), 'pictures are not written as .docx'),
-    (('benchmark', '--mini', '--picture', 'folder'), '--picture folder is a folder'),
-    (('benchmark', '--mini', '--write-golden', 'folder'), '--write-golden folder is a folder'),
-    (('benchmark', '--mini', '--work-dir', 'taken'), 'the table taken/table.md is a folder'),
-    (('benchmark', '--suite', 'smoke', '--mini', '--work-dir', 'taken'), 'table_smoke.md is a folder'),
-    (('prepare_dataset', '--check', MINI, '--out', 'file/x'), 'cannot be made'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'command, message',
+    [
+        ((*TEST, '--out', 'folder'), '--out folder is a folder; name a file in it'),
+        ((*TEST, '--out', 'folder/'), 'is a folder'),
+        ((*TEST, '--out', '图' * 90), 'has 270 bytes; file systems allow 255'),
+        ((*TEST, '--out', 'file/x.json'), 'cannot be made'),
+        ((*TEST, '--out', 'file'), 'is no result of this suite'),
+        ((*TEST, '--out', 'pipe'), 'is there and is no file'),
+        ((*TEST, '--work-dir', 'file'), 'cannot be made'),
+        ((*TEST, '--show-dir', 'file'), 'cannot be made'),
+        (('segment', IMAGE, 'cat', '--mini', '--out', 'folder'), '--out folder is a folder'),
+        (('segment', IMAGE, 'cat', '--mini', '--out', 'x.docx'), 'pictures are not written as .docx'),
+        (('benchmark', '--mini', '--picture', 'folder'), '--picture folder is a folder'),
+        (('benchmark', '--mini', '--write-golden', 'folder'), '--write-golden folder is a folder'),
+        (('benchmark', '--mini', '--work-dir', 'taken'), 'the table taken/table.md is a folder'),
+        (('benchmark', '--suite', 'smoke', '--mini', '--work-dir', 'taken'), 'table_smoke.md is a folder'),
+        (('prepare_dataset', '--check', MINI, '--out', 'file/x'), 'cannot be made'),
+    ],
+)
 def test_places_are_checked_before_a_run(run_tool, tmp_path, monkeypatch, command, message):
     for folder in ('folder', 'taken/table.md', 'taken/table_smoke.md'):
         (tmp_path / folder).mkdir(parents=True)
@@ -48,15 +56,33 @@ def test_places_are_checked_before_a_run(run_tool, tmp_path, monkeypatch, comman
 
 def test_a_folder_with_a_long_name_in_three_bytes_a_letter(run_tool, tmp_path):
     import shutil
+
     own = tmp_path / ('图' * 70)
     voc = os.path.join(MINI, 'VOCdevkit', 'VOC2012')
     for sub, source in (('images', 'JPEGImages/2007_000033.jpg'), ('labels', 'SegmentationClass/2007_000033.png')):
         (own / sub).mkdir(parents=True)
         shutil.copy(os.path.join(voc, source), own / sub)
     from mmseg.datasets import PascalVOCDataset
+
     (own / 'classes.txt').write_text('\n'.join(PascalVOCDataset.METAINFO['classes']))
-    status, printed = run_tool('test', '--images', own / 'images', '--labels', own / 'labels', '--classes', own / 'classes.txt',
-                               '--backbone', 'toy', '--vfm', 'toy', '--method', 'clip', '--no-fsa', '--workers', 0)
+    status, printed = run_tool(
+        'test',
+        '--images',
+        own / 'images',
+        '--labels',
+        own / 'labels',
+        '--classes',
+        own / 'classes.txt',
+        '--backbone',
+        'toy',
+        '--vfm',
+        'toy',
+        '--method',
+        'clip',
+        '--no-fsa',
+        '--workers',
+        0,
+    )
     assert status == 0, printed
     assert len(list((tmp_path / 'work_dirs' / 'results').glob('own_图*.json'))) == 1
 
@@ -84,31 +110,40 @@ def test_a_full_disk_is_one_line(run_tool, tmp_path, monkeypatch):
     suffix = '.json'
     monkeypatch.setattr(os, 'replace', full)
     status, printed = run_tool(*TEST)
-    assert status == 1 and 'cannot be written (No space left on device); what is there stays' in printed.splitlines()[-1]
+    assert (
+        status == 1 and 'cannot be written (No space left on device); what is there stays' in printed.splitlines()[-1]
+    )
     assert 'Traceback' not in printed and not list(tmp_path.rglob('*.part'))
     suffix = '.safetensors'
     monkeypatch.setenv('FSA_SEG_CACHE', str(tmp_path / 'cache'))
     status, printed = run_tool(*TEST)
     assert status == 0 and 'the text embeddings are not kept' in printed, printed
-    monkeypatch.setattr(evaluation.Journal, 'keep', lambda self, *given: keep(
-        evaluation.Journal('/proc/none', 'cell', self._contents), *given))
+    monkeypatch.setattr(
+        evaluation.Journal,
+        'keep',
+        lambda self, *given: keep(evaluation.Journal('/proc/none', 'cell', self._contents), *given),
+    )
     status, printed = run_tool(*TEST, '--work-dir', 'other')
     assert status == 1 and 'cannot be written' in printed and 'Traceback' not in printed
 
 
 def own_cell(tmp_path):
-    return prepare(compose('voc21', 'clip', None, 'toy', data_root=MINI, limit=1, runtime=dict(workers=0, work_dir=str(tmp_path))))
+    return prepare(
+        compose('voc21', 'clip', None, 'toy', data_root=MINI, limit=1, runtime=dict(workers=0, work_dir=str(tmp_path)))
+    )
 
 
 def test_a_cell_that_another_process_runs_is_waited_for(tmp_path, capfd):
     """The other writes the result meanwhile; it is taken, and nothing is computed."""
     cell = own_cell(tmp_path)
     result = run_cell(cell)
-    folder, = (tmp_path / 'logs').iterdir()
+    (folder,) = (tmp_path / 'logs').iterdir()
     written = json.loads(open(result_path(cell)).read())
     os.remove(result_path(cell))
-    code = ('import fcntl, os, sys, time; handle = os.open(sys.argv[1] + "/lock", os.O_RDWR); fcntl.flock(handle, fcntl.LOCK_EX); '
-            'print("held", flush=True); sys.stdin.read()')
+    code = (
+        'import fcntl, os, sys, time; handle = os.open(sys.argv[1] + "/lock", os.O_RDWR); fcntl.flock(handle, fcntl.LOCK_EX); '
+        'print("held", flush=True); sys.stdin.read()'
+    )
     holder = subprocess.Popen([sys.executable, '-c', code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b'held\n'
 
@@ -134,11 +169,17 @@ def test_one_of_several_processes_does_not_wait(tmp_path):
 
 def interrupted(body, signals):
     """Run a tool whose main function has this body in a process, send SIGINT after each line that it prints, and return its end."""
-    code = ('import sys, time, types; sys.path.insert(0, sys.argv[1]); import cli\n'
-            'sys.modules["fsa_seg.errors"] = types.SimpleNamespace(UserError=ValueError)\n'
-            f'def main():\n{body}\ncli.main_wrapper(main)')
-    process = subprocess.Popen([sys.executable, '-c', code, os.path.join(ROOT, 'tools')], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    code = (
+        'import sys, time, types; sys.path.insert(0, sys.argv[1]); import cli\n'
+        'sys.modules["fsa_seg.errors"] = types.SimpleNamespace(UserError=ValueError)\n'
+        f'def main():\n{body}\ncli.main_wrapper(main)'
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, os.path.join(ROOT, 'tools')],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for _ in range(signals):
         assert process.stdout.readline() == 'ready\n'
         process.send_signal(signal.SIGINT)
@@ -159,8 +200,13 @@ def test_a_second_interrupt_ends_what_waits():
 
 
 def test_the_error_of_several_processes_is_the_last_line_and_printed_once(tmp_path):
-    done = subprocess.run(['bash', os.path.join(ROOT, 'tools', 'dist_test.sh'), 'voc12', '2', '--mini'], cwd=tmp_path,
-                          env=dict(os.environ, PORT='29613', OMP_NUM_THREADS='1'), capture_output=True, text=True)
+    done = subprocess.run(
+        ['bash', os.path.join(ROOT, 'tools', 'dist_test.sh'), 'voc12', '2', '--mini'],
+        cwd=tmp_path,
+        env=dict(os.environ, PORT='29613', OMP_NUM_THREADS='1'),
+        capture_output=True,
+        text=True,
+    )
     printed = done.stdout + done.stderr
     assert done.returncode == 1 and printed.splitlines()[-1].startswith("error: unknown dataset 'voc12'"), printed
     assert printed.count('error: unknown') == 1 and 'Traceback' not in printed.splitlines()[-1]
@@ -170,6 +216,7 @@ def test_levels_of_the_libraries_logs_are_restored():
     import logging
 
     from fsa_seg.clip import _quiet
+
     logging.disable(logging.INFO)
     try:
         with _quiet():

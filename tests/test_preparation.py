@@ -1,4 +1,5 @@
 """Every data set prepared from small downloads in the publishers' own formats, and every form of it that is wrong."""
+
 import errno
 import io
 import json
@@ -18,14 +19,15 @@ from mmseg.datasets import PascalContextDataset
 from PIL import Image
 from scipy.io import savemat
 
-import sources
-from conftest import ROOT
 from fsa_seg import files
 from fsa_seg.config import compose
 from fsa_seg.datasets import list_images
 from fsa_seg.errors import UserError
 from fsa_seg.formats import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS, read_matlab
 from fsa_seg.preparation import prepare
+
+import sources
+from conftest import ROOT
 from sources import EXPECTED, SIZE, SOURCES, png, rows
 
 every_source = pytest.mark.parametrize('source', SOURCES)
@@ -50,8 +52,11 @@ def prepared(downloads, root, source, **options):
     """Prepare, and return the label images below the data set's folder: path -> labels."""
     prepare(name_of(source), [str(downloads)], str(root), **options)
     folder = root / PREPARATIONS[name_of(source)].folder
-    return {str(path.relative_to(folder)): np.array(Image.open(path)) for path in folder.rglob('*.png')
-            if not path.name.endswith('leftImg8bit.png')}
+    return {
+        str(path.relative_to(folder)): np.array(Image.open(path))
+        for path in folder.rglob('*.png')
+        if not path.name.endswith('leftImg8bit.png')
+    }
 
 
 def pack(folder, kind):
@@ -83,7 +88,9 @@ def test_labels_are_those_worked_out_by_hand(downloads, tmp_path, source, kind):
     for path, labels in EXPECTED[source].items():
         assert made[path].tolist() == labels.tolist(), path
         assert made[path].dtype == (np.uint16 if source in ('context459', 'ade20k847') else np.uint8)
-    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob('*') if path.is_file()}
+    assert before == {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob('*') if path.is_file()
+    }
     for benchmark in PREPARATIONS[name_of(source)].benchmarks:  # the configs find what was made
         config = compose(benchmark, 'clip', None, 'toy', data_root=str(tmp_path / 'root'))
         entries = list_images(config.test_dataloader.dataset)
@@ -105,9 +112,11 @@ def test_training_images_too(downloads, tmp_path, source):
 
 
 def test_class_lists_of_the_data_sets_own(downloads, tmp_path):
-    for source, path, first, last, count in (('context459', 'context459_classes.txt', 'thing 1', 'aeroplane', 459),
-                                             ('ade20k847', 'classes.txt', 'thing 1; object 1', 'thing 857; object 857', 847),
-                                             ('coco_stuff10k', 'classes.txt', 'stuff 1', 'stuff 182', 171)):
+    for source, path, first, last, count in (
+        ('context459', 'context459_classes.txt', 'thing 1', 'aeroplane', 459),
+        ('ade20k847', 'classes.txt', 'thing 1; object 1', 'thing 857; object 857', 847),
+        ('coco_stuff10k', 'classes.txt', 'stuff 1', 'stuff 182', 171),
+    ):
         prepared(downloads(source), tmp_path / 'root', source)
         lines = (tmp_path / 'root' / PREPARATIONS[source].folder / path).read_text().splitlines()
         assert (lines[0], lines[-1], len(lines)) == (first, last, count)
@@ -117,7 +126,9 @@ def test_class_lists_of_the_data_sets_own(downloads, tmp_path):
 
 
 def test_tables_of_the_formats():
-    assert len(DETAIL_CATEGORIES) == 59 == len(set(DETAIL_CATEGORIES)) and list(DETAIL_CATEGORIES) == sorted(DETAIL_CATEGORIES)
+    assert len(DETAIL_CATEGORIES) == 59 == len(set(DETAIL_CATEGORIES)) and list(DETAIL_CATEGORIES) == sorted(
+        DETAIL_CATEGORIES
+    )
     assert [PascalContextDataset.METAINFO['classes'][i] for i in (1, 2, 59)] == ['aeroplane', 'bag', 'wood']
     assert sources.CONTEXT == list(PascalContextDataset.METAINFO['classes'][1:])
     assert len(STUFF_IDS) == 171 and STUFF_IDS[79] == 90 and STUFF_IDS[80] == 92  # 80 things, then stuff
@@ -142,7 +153,7 @@ def test_voc_keeps_its_palette(downloads, tmp_path):
 def test_images_are_linked_or_copied(downloads, tmp_path, link):
     folder = downloads('ade20k')
     prepared(folder, tmp_path / 'root', 'ade20k', link=link)
-    image, = (tmp_path / 'root').rglob('*.jpg')
+    (image,) = (tmp_path / 'root').rglob('*.jpg')
     assert image.is_symlink() == link
     assert image.read_bytes() == (folder / 'ADEChallengeData2016/images/validation/ADE_val_00000001.jpg').read_bytes()
 
@@ -208,9 +219,17 @@ def test_archive_with_a_member_outside_of_itself(downloads, tmp_path, source, ev
 @every_source
 def test_missing_annotation_and_missing_image(downloads, tmp_path, source):
     folder = downloads(source)
-    pattern = dict(voc='2007_000033.png', context='2008_000002.jpg', context_mat='2008_000002.mat', context459='2008_000002.mat',
-                   coco='000000000139.png', cityscapes='frankfurt*polygons.json', ade20k='ADE_val*.png',
-                   ade20k847='ADE_val*_seg.png', coco_stuff10k='*77.mat')[source]  # yapf: disable
+    pattern = dict(
+        voc='2007_000033.png',
+        context='2008_000002.jpg',
+        context_mat='2008_000002.mat',
+        context459='2008_000002.mat',
+        coco='000000000139.png',
+        cityscapes='frankfurt*polygons.json',
+        ade20k='ADE_val*.png',
+        ade20k847='ADE_val*_seg.png',
+        coco_stuff10k='*77.mat',
+    )[source]
     for path in folder.rglob(pattern):
         path.unlink()
     refused(folder, tmp_path, source, 'lacks .*annotation' if source != 'context' else 'lacks 1 of 2 images')
@@ -222,14 +241,19 @@ def test_annotation_of_another_size(downloads, tmp_path, source):
     name = sorted(path for path in EXPECTED[source])[0].split('/')[-1]
     for suffix in ('_gtFine_labelTrainIds.png', '_labelTrainIds.png', '_instanceTrainIds.png', '.png'):
         name = name.removesuffix(suffix)
-    path, = [path for path in folder.rglob(f'{name}*') if path.suffix in ('.jpg', '.png') and ('JPEGImages' in str(path) or
-             path.suffix == '.jpg' or 'leftImg8bit' in path.name)]  # yapf: disable
+    (path,) = [
+        path
+        for path in folder.rglob(f'{name}*')
+        if path.suffix in ('.jpg', '.png')
+        and ('JPEGImages' in str(path) or path.suffix == '.jpg' or 'leftImg8bit' in path.name)
+    ]
     sources.image(str(path), 1, (SIZE[0] + 1, SIZE[1]))
     printed = refused(folder, tmp_path, source, f'has {SIZE[0]}×{SIZE[1]} pixels, its image .*{SIZE[0] + 1}×{SIZE[1]}')
     assert '1 of' in printed and 'nothing was written' in printed
     made = list((tmp_path / 'root').rglob('*.png'))
-    assert len(made) < len(EXPECTED[source]) + 2 and not any(name in path.name and path.suffix == '.png' and 'left' not in path.name
-                                                             for path in made)
+    assert len(made) < len(EXPECTED[source]) + 2 and not any(
+        name in path.name and path.suffix == '.png' and 'left' not in path.name for path in made
+    )
     sources.image(str(path), 1)  # mended: the same command goes on
     made = prepared(folder, tmp_path / 'root', source)
     assert all(np.array_equal(made[path], labels) for path, labels in EXPECTED[source].items())
@@ -243,16 +267,23 @@ def wrong_labels(source, path, labels):
 
     def damage(folder):
         if path.endswith('.mat'):
-            variable = dict(S=labels, names=sources.stuff_names()) if source == 'coco_stuff10k' else dict(LabelMap=labels)
+            variable = (
+                dict(S=labels, names=sources.stuff_names()) if source == 'coco_stuff10k' else dict(LabelMap=labels)
+            )
             return sources.matlab(f'{folder}/{path}', **variable)
-        png(f'{folder}/{path}', labels) if labels.ndim == 2 else Image.fromarray(labels.astype(np.uint8)).save(f'{folder}/{path}')
+        png(f'{folder}/{path}', labels) if labels.ndim == 2 else Image.fromarray(labels.astype(np.uint8)).save(
+            f'{folder}/{path}'
+        )
 
     return damage
 
 
 RGB = np.zeros((*SIZE, 3))
-VOC, STUFF, ADE = ('VOCdevkit/VOC2012/SegmentationClass/2007_000033.png', 'stuffthingmaps/val2017/000000000139.png',
-                   'ADEChallengeData2016/annotations/validation/ADE_val_00000001.png')  # yapf: disable
+VOC, STUFF, ADE = (
+    'VOCdevkit/VOC2012/SegmentationClass/2007_000033.png',
+    'stuffthingmaps/val2017/000000000139.png',
+    'ADEChallengeData2016/annotations/validation/ADE_val_00000001.png',
+)
 CITY = 'gtFine/val/munster/munster_000001_000019_gtFine_polygons.json'
 MAT, TENK = 'trainval/2008_000002.mat', 'annotations/COCO_train2014_000000000077.mat'
 
@@ -261,7 +292,7 @@ def cut(path):
 
     def damage(folder):
         content = (folder / path).read_bytes()
-        (folder / path).write_bytes(content[:len(content) // 2])
+        (folder / path).write_bytes(content[: len(content) // 2])
 
     return damage
 
@@ -333,9 +364,8 @@ def fewer_objects(folder):
 
 
 class Evil:
-
     def __reduce__(self):
-        return os.system, ('touch /tmp/evil.txt', )
+        return os.system, ('touch /tmp/evil.txt',)
 
 
 def evil_index(folder):
@@ -385,25 +415,57 @@ def remove(path):
 
 WRONG = [
     ('voc', wrong_labels('voc', VOC, RGB), '2007_000033.png has 3 channels; a palette'),
-    ('voc', wrong_labels('voc', VOC, rows(0, 1, 21, 254)), r'2007_000033.png has the labels \[21, 254\]; the data set has 0 to 20'),
+    (
+        'voc',
+        wrong_labels('voc', VOC, rows(0, 1, 21, 254)),
+        r'2007_000033.png has the labels \[21, 254\]; the data set has 0 to 20',
+    ),
     ('voc', cut(VOC), '2007_000033.png cannot be decoded'),
-    ('voc', remove('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt'), 'lacks the split VOC2012/ImageSets/Segmentation/val.txt'),
-    ('voc', edit_text('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt', lambda text: text + text), 'names 2007_000033 more than once'),
+    (
+        'voc',
+        remove('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt'),
+        'lacks the split VOC2012/ImageSets/Segmentation/val.txt',
+    ),
+    (
+        'voc',
+        edit_text('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt', lambda text: text + text),
+        'names 2007_000033 more than once',
+    ),
     ('voc', edit_text('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt', lambda text: ''), 'val.txt is empty'),
     ('voc', not_utf8('VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt'), 'val.txt is no UTF-8 text'),
     ('context_mat', foreign_labels, 'lacks labels.txt of PASCAL-Context'),
     ('ade20k', wrong_labels('ade20k', ADE, RGB), 'has 3 channels'),
     ('ade20k', wrong_labels('ade20k', ADE, rows(0, 151, 1, 1)), r'has the labels \[151\]; the data set has 0 to 150'),
     ('coco', wrong_labels('coco', STUFF, RGB), 'has 3 channels'),
-    ('coco', wrong_labels('coco', STUFF, rows(0, 11, 182, 1)), r'139.png has the labels \[11, 182\], which its format does not have'),
+    (
+        'coco',
+        wrong_labels('coco', STUFF, rows(0, 11, 182, 1)),
+        r'139.png has the labels \[11, 182\], which its format does not have',
+    ),
     ('cityscapes', cut(CITY), 'munster_000001_000019_gtFine_polygons.json is no annotation of Cityscapes'),
     ('cityscapes', edit_json(CITY, unknown_object), 'is no annotation of Cityscapes: .*unicorn'),
     ('context', cut('trainval_merged.json'), 'trainval_merged.json is no Detail file .*download it again'),
-    ('context', edit_json('trainval_merged.json', set_category), 'annotation 5 is of the category 3, which is none of the 59'),
-    ('context', edit_json('trainval_merged.json', set_image), 'annotation 5 is of the image 99, which is not in the file'),
-    ('context', edit_json('trainval_merged.json', set_mask_size), r'annotation 5 of .*2008_000007.jpg is of \[4, 7\] pixels'),
+    (
+        'context',
+        edit_json('trainval_merged.json', set_category),
+        'annotation 5 is of the category 3, which is none of the 59',
+    ),
+    (
+        'context',
+        edit_json('trainval_merged.json', set_image),
+        'annotation 5 is of the image 99, which is not in the file',
+    ),
+    (
+        'context',
+        edit_json('trainval_merged.json', set_mask_size),
+        r'annotation 5 of .*2008_000007.jpg is of \[4, 7\] pixels',
+    ),
     ('context', edit_json('trainval_merged.json', break_mask), 'annotation 5 of .* is no run-length mask'),
-    ('context', edit_json('trainval_merged.json', polygon_mask), r'annotation 5 has no run-length mask, dict.size, counts., but \[\[1, 2'),
+    (
+        'context',
+        edit_json('trainval_merged.json', polygon_mask),
+        r'annotation 5 has no run-length mask, dict.size, counts., but \[\[1, 2',
+    ),
     ('context', edit_json('trainval_merged.json', no_height), 'is no Detail file of PASCAL-Context'),
     ('context', edit_json('trainval_merged.json', no_phase), "has no image of the phase 'val'"),
     ('context', edit_json('trainval_merged.json', repeat_image), r'has the image 11 \(2008_000007\) more than once'),
@@ -413,25 +475,54 @@ WRONG = [
     ('context_mat', wrong_labels('context_mat', MAT, rows(1, 460, 1, 1)), r'2008_000002.mat has the labels \[460\]'),
     ('context_mat', wrong_labels('context_mat', MAT, RGB), 'LabelMap in .* is no label map: .*4, 6, 3'),
     ('context_mat', remove('labels.txt'), 'lacks labels.txt of PASCAL-Context'),
-    ('context_mat', remove('VOCdevkit/VOC2010/ImageSets/Main/val.txt'), 'lacks the split VOC2010/ImageSets/Main/val.txt'),
-    ('context_mat', edit_text('labels.txt', lambda text: text.replace('bedclothes', 'duvet')), 'lacks bedclothes of the 59'),
-    ('context_mat', edit_text('59_labels.txt', lambda text: text.replace('wood', 'wool')), r"names \['wool'\] and lacks \['wood'\]"),
-    ('context459', edit_text('labels.txt', lambda text: text.replace('459: ', '458: ')), 'lacks labels.txt of PASCAL-Context'),
+    (
+        'context_mat',
+        remove('VOCdevkit/VOC2010/ImageSets/Main/val.txt'),
+        'lacks the split VOC2010/ImageSets/Main/val.txt',
+    ),
+    (
+        'context_mat',
+        edit_text('labels.txt', lambda text: text.replace('bedclothes', 'duvet')),
+        'lacks bedclothes of the 59',
+    ),
+    (
+        'context_mat',
+        edit_text('59_labels.txt', lambda text: text.replace('wood', 'wool')),
+        r"names \['wool'\] and lacks \['wood'\]",
+    ),
+    (
+        'context459',
+        edit_text('labels.txt', lambda text: text.replace('459: ', '458: ')),
+        'lacks labels.txt of PASCAL-Context',
+    ),
     ('context459', wrong_labels('context459', MAT, rows(1, 460, 1, 1)), r'has the labels \[460\]'),
     ('ade20k847', other_index, 'the index lists others for it: they are of two releases'),
     ('ade20k847', fewer_objects, '844 objects of .* not 847; list the 847'),
     ('ade20k847', cut('ADE20K_2021_17_01/index_ade20k.pkl'), 'is no index of ADE20K'),
     ('ade20k847', evil_index, 'is no index of ADE20K: .*system has no place in an index'),
-    *[('ade20k847', index_of(f'c{module}\n{name}\n.'.encode()), f'{module}.{name} has no place in an index') for module, name in (
-        ('numpy.f2py', 'dtype'), ('numpy.testing', '_reconstruct'), ('numpy.lib.npyio', 'scalar'), ('numpy', 'load'),
-        ('numpy._core.multiarray', 'fromfile'), ('numpy', 'dtype.__class__'), ('builtins', 'eval'))],
+    *[
+        ('ade20k847', index_of(f'c{module}\n{name}\n.'.encode()), f'{module}.{name} has no place in an index')
+        for module, name in (
+            ('numpy.f2py', 'dtype'),
+            ('numpy.testing', '_reconstruct'),
+            ('numpy.lib.npyio', 'scalar'),
+            ('numpy', 'load'),
+            ('numpy._core.multiarray', 'fromfile'),
+            ('numpy', 'dtype.__class__'),
+            ('builtins', 'eval'),
+        )
+    ],
     ('ade20k847', index_of(HUGE_ARRAY), 'is no index of ADE20K'),
     ('ade20k847', picture_bomb, 'ADE_val_00000001_seg.png has more than 178956970 pixels'),
-    ('ade20k847', cut('ADE20K_2021_17_01/images/ADE/validation/home/attic/ADE_val_00000001_seg.png'), '_seg.png cannot be decoded'),
+    (
+        'ade20k847',
+        cut('ADE20K_2021_17_01/images/ADE/validation/home/attic/ADE_val_00000001_seg.png'),
+        '_seg.png cannot be decoded',
+    ),
     ('coco_stuff10k', wrong_labels('coco_stuff10k', TENK, rows(1, 12, 183, 1)), r'77.mat has the labels \[12, 183\]'),
     ('coco_stuff10k', cut(TENK), '77.mat is no MATLAB file'),
     ('coco_stuff10k', remove('imageLists/test.txt'), 'lacks the split imageLists/test.txt'),
-]  # yapf: disable
+]
 
 
 @pytest.mark.parametrize('source, damage, message', WRONG)
@@ -457,7 +548,9 @@ def test_labels_that_would_be_made_in_another_way(downloads, tmp_path):
     (folder / 'ade20k847_labels.txt').write_text('1: thing 1\n300: thing 300\n')
     classes = root / 'ade/ADE20K_2021_17_01/classes.txt'
     before = classes.read_text()
-    message = 'made from 847 objects .SHA-256 .*, and would now be made from 2 objects .*; remove annotations/validation and '
+    message = (
+        'made from 847 objects .SHA-256 .*, and would now be made from 2 objects .*; remove annotations/validation and '
+    )
     with pytest.raises(UserError, match=message + 'ade20k847_labels_made_from.txt'):
         prepare('ade20k847', [str(folder)], str(root))
     assert classes.read_text() == before
@@ -466,7 +559,9 @@ def test_labels_that_would_be_made_in_another_way(downloads, tmp_path):
     assert prepared(folder, root, 'ade20k847')['annotations/validation/ADE_val_00000001.png'].max() == 2
     shutil.rmtree(folder)
     prepared(downloads('context_mat'), root, 'context_mat')
-    with pytest.raises(UserError, match='made from the .mat files, and would now be made from trainval_merged.json; remove Segm'):
+    with pytest.raises(
+        UserError, match='made from the .mat files, and would now be made from trainval_merged.json; remove Segm'
+    ):
         prepare('context', [str(downloads('context'))], str(root))
 
 
@@ -516,7 +611,7 @@ def test_a_damaged_member_of_an_archive(downloads, tmp_path):
     with zipfile.ZipFile(archive) as f:
         offset = f.getinfo('ADEChallengeData2016/images/validation/ADE_val_00000001.jpg').header_offset
     content = bytearray(archive.read_bytes())
-    content[offset + 150:offset + 160] = bytes(10)
+    content[offset + 150 : offset + 160] = bytes(10)
     archive.write_bytes(content)
     refused(archive, tmp_path, 'ade20k', 'ADE_val_00000001.jpg in .*all.zip cannot be read .*download it again')
 
@@ -537,7 +632,12 @@ def test_no_space_left(downloads, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, 'replace', full)
-        refused(folder, tmp_path, 'coco', 'cannot be written .No space left on device.; what is there stays, and the same command')
+        refused(
+            folder,
+            tmp_path,
+            'coco',
+            'cannot be written .No space left on device.; what is there stays, and the same command',
+        )
     times = {path: os.stat(path).st_mtime_ns for path in made}
     prepared(folder, tmp_path / 'root', 'coco')
     assert times == {path: os.stat(path).st_mtime_ns for path in made}  # nothing was made twice
@@ -556,12 +656,19 @@ def is_alive(pid):
         return False
 
 
-@pytest.mark.parametrize('how, status, message', [
-    (lambda process: process.send_signal(signal.SIGINT), 130, 'the same command goes on'),
-    (lambda process: process.send_signal(signal.SIGKILL), -signal.SIGKILL, ''),
-    (lambda process: process.send_signal(signal.SIGTERM), -signal.SIGTERM, ''),
-    (lambda process: os.kill(workers_of(process)[0], signal.SIGKILL), 1, 'a process that converts was ended from outside'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'how, status, message',
+    [
+        (lambda process: process.send_signal(signal.SIGINT), 130, 'the same command goes on'),
+        (lambda process: process.send_signal(signal.SIGKILL), -signal.SIGKILL, ''),
+        (lambda process: process.send_signal(signal.SIGTERM), -signal.SIGTERM, ''),
+        (
+            lambda process: os.kill(workers_of(process)[0], signal.SIGKILL),
+            1,
+            'a process that converts was ended from outside',
+        ),
+    ],
+)
 def test_a_preparation_that_is_ended_goes_on(downloads, tmp_path, how, status, message):
     """Ended while it converts; its half-written files are removed by the next one, and what was made stays."""
     folder = downloads('coco')
@@ -570,8 +677,22 @@ def test_a_preparation_that_is_ended_goes_on(downloads, tmp_path, how, status, m
         sources.image(f'{folder}/val2017/{name}.jpg', i)
         png(f'{folder}/stuffthingmaps/val2017/{name}.png', rows(0, 1, 2, 3))
     target = tmp_path / 'root/coco_stuff164k/annotations/val2017'
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'tools', 'prepare_dataset.py'), 'coco', '--from', str(folder), '--to',
-                                str(tmp_path / 'root'), '--workers', '2'], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            os.path.join(ROOT, 'tools', 'prepare_dataset.py'),
+            'coco',
+            '--from',
+            str(folder),
+            '--to',
+            str(tmp_path / 'root'),
+            '--workers',
+            '2',
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and not (target.is_dir() and len(list(target.iterdir())) > 20):
         time.sleep(0.01)
     workers = workers_of(process)
@@ -593,6 +714,7 @@ def test_a_preparation_that_is_ended_goes_on(downloads, tmp_path, how, status, m
 
 def test_two_preparations_of_one_data_set_at_once(downloads, tmp_path):
     import fcntl
+
     folder = downloads('voc')
     target = tmp_path / 'root/VOCdevkit/VOC2012'
     target.mkdir(parents=True)
@@ -603,15 +725,21 @@ def test_two_preparations_of_one_data_set_at_once(downloads, tmp_path):
     prepared(folder, tmp_path / 'root', 'voc')
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(name='vco'), "unknown data set to prepare 'vco' .did you mean 'voc'"),
-    (dict(images='vla'), "unknown choice of --images 'vla' .did you mean 'val'"),
-    (dict(workers=0), '--workers is 0'),
-    (dict(paths=[__file__], download=True), 'test_preparation.py is a file; name a folder first'),
-    (dict(name='cityscapes', download=True), 'cityscapes cannot be downloaded without a login: .*gtFine_trainvaltest.zip'),
-    (dict(paths=['nowhere']), 'the download nowhere does not exist'),
-    (dict(paths=[]), 'lacks images of VOC2012/JPEGImages'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(name='vco'), "unknown data set to prepare 'vco' .did you mean 'voc'"),
+        (dict(images='vla'), "unknown choice of --images 'vla' .did you mean 'val'"),
+        (dict(workers=0), '--workers is 0'),
+        (dict(paths=[__file__], download=True), 'test_preparation.py is a file; name a folder first'),
+        (
+            dict(name='cityscapes', download=True),
+            'cityscapes cannot be downloaded without a login: .*gtFine_trainvaltest.zip',
+        ),
+        (dict(paths=['nowhere']), 'the download nowhere does not exist'),
+        (dict(paths=[]), 'lacks images of VOC2012/JPEGImages'),
+    ],
+)
 def test_bad_choices(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         prepare(**{**dict(name='voc', paths=[str(tmp_path)], root=str(tmp_path / 'root')), **arguments})

@@ -1,4 +1,5 @@
 """Every command of the documents is one that the real parsers take, and every path in them is there."""
+
 import importlib
 import os
 import re
@@ -9,10 +10,13 @@ import pytest
 from conftest import ROOT
 
 DOCUMENTS = ('README.md', 'configs/README.md', 'data/README.md', 'data/mini/README.md')
-COMMANDS = [(document, line.split('  #')[0].strip())
-            for document in DOCUMENTS
-            for block in re.findall(r'```bash\n(.*?)```', open(os.path.join(ROOT, document)).read(), re.S)
-            for line in block.replace('\\\n', ' ').splitlines() if line.strip()]  # yapf: disable
+COMMANDS = [
+    (document, line.split('  #')[0].strip())
+    for document in DOCUMENTS
+    for block in re.findall(r'```bash\n(.*?)```', open(os.path.join(ROOT, document)).read(), re.S)
+    for line in block.replace('\\\n', ' ').splitlines()
+    if line.strip()
+]
 
 
 @pytest.mark.parametrize('document, command', COMMANDS)
@@ -23,7 +27,7 @@ def test_command(document, command, monkeypatch, capsys):
         assert words[0] in ('source', 'sed'), command
         return
     assert os.path.exists(os.path.join(ROOT, tool)), command
-    arguments = words[words.index(tool) + 1:]
+    arguments = words[words.index(tool) + 1 :]
     if tool == 'tools/dist_test.sh':
         arguments = arguments[:1] + arguments[2:]
     elif tool == 'tools/slurm_test.sh':

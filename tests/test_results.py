@@ -10,8 +10,19 @@ TOY = dict(method='sclip', backbone='toy', vfm='toy', data_root='data/mini')
 
 
 def result(dataset, method='sclip', feedback=None, miou=50.0, partial=False, toy=True, words='sclip', seed=None):
-    cell = dict(dataset=dataset, method=method, feedback=feedback, backbone='toy', vfm=None, protocol='sclip',
-                words=words, limit=3 if partial else None, changed=[], toy=toy, random_weights=seed)
+    cell = dict(
+        dataset=dataset,
+        method=method,
+        feedback=feedback,
+        backbone='toy',
+        vfm=None,
+        protocol='sclip',
+        words=words,
+        limit=3 if partial else None,
+        changed=[],
+        toy=toy,
+        random_weights=seed,
+    )
     return dict(cell=cell, metrics=dict(mIoU=miou), hash='0', partial=partial, schema=2, fingerprint=[])
 
 
@@ -72,8 +83,14 @@ def test_a_half_written_result_never_appears(tmp_path):
 
 def cells_of_one_name(*values):
     """Results of one row and data set whose precision differs."""
-    return [dict(result('voc21', miou=10.0 * i), hash=str(i), fingerprint=[['model.precision', value, 'number'], ['dataset.type', 'x', 'number']])
-            for i, value in enumerate(values, 1)]
+    return [
+        dict(
+            result('voc21', miou=10.0 * i),
+            hash=str(i),
+            fingerprint=[['model.precision', value, 'number'], ['dataset.type', 'x', 'number']],
+        )
+        for i, value in enumerate(values, 1)
+    ]
 
 
 def test_two_cells_never_share_a_row():
@@ -101,7 +118,9 @@ def test_a_result_of_another_schema(tmp_path):
 
 def test_what_tells_one_data_sets_cells_apart_leaves_the_others():
     """Two kinds of labels of VOC: their rows are their own; and results of one cell by other code are two rows."""
-    two = [dict(result('voc21', miou=10.0 * i), hash=str(i), fingerprint=[['data.contents', i, 'number']]) for i in (1, 2)]
+    two = [
+        dict(result('voc21', miou=10.0 * i), hash=str(i), fingerprint=[['data.contents', i, 'number']]) for i in (1, 2)
+    ]
     other = dict(result('ade20k', miou=50.0), hash='3', fingerprint=[['data.contents', 3, 'number']])
     text = table([*two, other], ['voc21', 'ade20k'])
     assert '| sclip | – | 50.0 |' in text and '| sclip, data.contents=1 | 10.0 | – |' in text

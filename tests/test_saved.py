@@ -1,23 +1,27 @@
 """A result is data: whatever its config says, nothing of it is run."""
+
 import copy
 import json
 import os
 
 import pytest
 
-from conftest import MINI
 from fsa_seg.config import compose, is_complete
 from fsa_seg.errors import UserError
 from fsa_seg.parts import load_file
 from fsa_seg.results import read_result
 from fsa_seg.saved import from_json, to_json
 
+from conftest import MINI
+
 COMMAND = 'touch ran'
 
 
 @pytest.fixture(scope='module')
 def saved():
-    return to_json(compose('voc21', 'proxyclip', backbone='toy', vfm='toy', data_root=MINI, limit=1, runtime=dict(workers=0)))
+    return to_json(
+        compose('voc21', 'proxyclip', backbone='toy', vfm='toy', data_root=MINI, limit=1, runtime=dict(workers=0))
+    )
 
 
 def changed(saved, path, value):
@@ -37,18 +41,31 @@ def test_a_config_goes_through_json_as_it_was(saved):
     assert isinstance(again.test_dataloader.dataset.pipeline[1].scale, tuple)
 
 
-@pytest.mark.parametrize('path, value, message', [
-    ('default_hooks.evil', dict(type='os.system', command=COMMAND), "asks for 'os.system', which is no class of this suite"),
-    ('custom_hooks', [dict(type='subprocess.run', args=COMMAND)], "asks for 'subprocess.run'"),
-    ('model.type', 'os.system', "asks for 'os.system'"), ('model.backbone.type', 'builtins.eval', "asks for 'builtins.eval'"),
-    ('test_dataloader.collate_fn', dict(type='os.system'), "asks for 'os.system'"),
-    ('test_dataloader.dataset.pipeline.0', dict(type='os.system'), "asks for 'os.system'"),
-    ('model.type', ['os', 'system'], 'asks for'), ('visualizer', dict(type='Visualizer'), "unknown key in the config of r.json 'visualizer'"),
-    ('_base_', '../evil.py', "unknown key in the config of r.json '_base_'"), ('model._base_', '../evil.py', "the key '_base_' has no place"),
-    ('model._scope_', 'evil', "the key '_scope_' has no place"), ('load_from', 'evil.pth', "unknown key in the config of r.json 'load_from'"),
-    ('custom_imports', dict(imports=['evil']), 'add --allow-modules evil'), ('custom_imports', dict(imports='evil'), 'custom_imports has to be'),
-    ('model.vfm.type', 'HTCMaskHead', 'asks for'), ('test_evaluator.type', 'DumpResults', "asks for 'DumpResults'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'path, value, message',
+    [
+        (
+            'default_hooks.evil',
+            dict(type='os.system', command=COMMAND),
+            "asks for 'os.system', which is no class of this suite",
+        ),
+        ('custom_hooks', [dict(type='subprocess.run', args=COMMAND)], "asks for 'subprocess.run'"),
+        ('model.type', 'os.system', "asks for 'os.system'"),
+        ('model.backbone.type', 'builtins.eval', "asks for 'builtins.eval'"),
+        ('test_dataloader.collate_fn', dict(type='os.system'), "asks for 'os.system'"),
+        ('test_dataloader.dataset.pipeline.0', dict(type='os.system'), "asks for 'os.system'"),
+        ('model.type', ['os', 'system'], 'asks for'),
+        ('visualizer', dict(type='Visualizer'), "unknown key in the config of r.json 'visualizer'"),
+        ('_base_', '../evil.py', "unknown key in the config of r.json '_base_'"),
+        ('model._base_', '../evil.py', "the key '_base_' has no place"),
+        ('model._scope_', 'evil', "the key '_scope_' has no place"),
+        ('load_from', 'evil.pth', "unknown key in the config of r.json 'load_from'"),
+        ('custom_imports', dict(imports=['evil']), 'add --allow-modules evil'),
+        ('custom_imports', dict(imports='evil'), 'custom_imports has to be'),
+        ('model.vfm.type', 'HTCMaskHead', 'asks for'),
+        ('test_evaluator.type', 'DumpResults', "asks for 'DumpResults'"),
+    ],
+)
 def test_what_would_be_run_is_refused(saved, tmp_path, monkeypatch, path, value, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -64,10 +81,14 @@ def test_what_is_no_composed_config(run_tool, tmp_path, config):
     """Text was run by earlier versions."""
     (tmp_path / 'r.json').write_text(json.dumps(dict(config=config)))
     status, printed = run_tool('test', 'r.json')
-    assert status == 1 and 'Traceback' not in printed and 'r.json' in printed and not (tmp_path / 'ran').exists(), printed
+    assert status == 1 and 'Traceback' not in printed and 'r.json' in printed and not (tmp_path / 'ran').exists(), (
+        printed
+    )
 
 
-@pytest.mark.parametrize('text', ['', '[', '[]', 'null', '{"config": ', '[' * 100_000, '{"cell": {}, "metrics": {}, "hash": 1}', '\0'])
+@pytest.mark.parametrize(
+    'text', ['', '[', '[]', 'null', '{"config": ', '[' * 100_000, '{"cell": {}, "metrics": {}, "hash": 1}', '\0']
+)
 def test_a_file_that_is_no_result(tmp_path, text):
     path = tmp_path / 'r.json'
     path.write_text(text)
@@ -78,8 +99,10 @@ def test_a_file_that_is_no_result(tmp_path, text):
 
 def test_a_module_of_a_users_own_is_imported_where_it_is_allowed(saved, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / 'own_saved.py').write_text('from mmseg.registry import MODELS\nfrom fsa_seg.segmentor import TrainingFreeSegmentor\n\n\n'
-                                           "@MODELS.register_module()\nclass OwnSaved(TrainingFreeSegmentor):\n    own_method = 'clip'\n")
+    (tmp_path / 'own_saved.py').write_text(
+        'from mmseg.registry import MODELS\nfrom fsa_seg.segmentor import TrainingFreeSegmentor\n\n\n'
+        "@MODELS.register_module()\nclass OwnSaved(TrainingFreeSegmentor):\n    own_method = 'clip'\n"
+    )
     data = changed(changed(saved, 'model.type', 'OwnSaved'), 'custom_imports', dict(imports=['own_saved']))
     with pytest.raises(UserError, match='modules of your own, own_saved, whose code would be run'):
         from_json(copy.deepcopy(data), 'r.json')

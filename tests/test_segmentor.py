@@ -49,7 +49,9 @@ def test_post_processing_tile_by_tile_gives_the_same_labels(monkeypatch, options
     whole = model.test_step(data)[0].pred_sem_seg.data
     monkeypatch.setattr(segmentor, 'TILE_SCORES', dict(cpu=5000, cuda=5000))
     shapes, own = [], segmentor.class_scores
-    monkeypatch.setattr(segmentor, 'class_scores', lambda cosines, *rest: shapes.append(cosines.shape) or own(cosines, *rest))
+    monkeypatch.setattr(
+        segmentor, 'class_scores', lambda cosines, *rest: shapes.append(cosines.shape) or own(cosines, *rest)
+    )
     assert torch.equal(model.test_step(data)[0].pred_sem_seg.data, whole)
     assert len(whole.unique()) > 1
     assert all(shape.numel() <= 5000 for shape in shapes) and len({shape[1:] for shape in shapes}) > 2
@@ -60,15 +62,20 @@ def test_scores_are_those_that_the_labels_are_of(monkeypatch):
     torch.manual_seed(0)
     image = torch.randint(256, (3, 112, 160), dtype=torch.uint8)
     monkeypatch.setattr(segmentor, 'TILE_SCORES', dict(cpu=5000, cuda=5000))
-    scored, bare = (build('sclip', 'fsa', window=96, stride=64, area_thd=None, prob_thd=0.0, keep_scores=keep).test_step(
-        dict(inputs=[image], data_samples=[sample(200, 171)]))[0] for keep in (True, False))  # yapf: disable
+    scored, bare = (
+        build('sclip', 'fsa', window=96, stride=64, area_thd=None, prob_thd=0.0, keep_scores=keep).test_step(
+            dict(inputs=[image], data_samples=[sample(200, 171)])
+        )[0]
+        for keep in (True, False)
+    )
     assert torch.equal(scored.seg_logits.data.argmax(0), scored.pred_sem_seg.data[0])
     assert torch.equal(bare.pred_sem_seg.data, scored.pred_sem_seg.data) and 'seg_logits' not in bare
 
 
 def test_scores_on_request_alone():
     out = build(window=96, stride=64).test_step(
-        dict(inputs=[torch.zeros(3, 96, 96, dtype=torch.uint8)], data_samples=[sample(96, 96)]))[0]
+        dict(inputs=[torch.zeros(3, 96, 96, dtype=torch.uint8)], data_samples=[sample(96, 96)])
+    )[0]
     assert 'seg_logits' not in out and isinstance(out.pred_sem_seg, PixelData)
 
 
@@ -83,9 +90,16 @@ def test_feedback_off_is_the_baseline_bit_for_bit():
 
 def test_a_spelled_out_method_equals_the_named_one():
     image = torch.randn(3, 96, 96)
-    spelled = MODELS.build(dict(
-        type='TrainingFreeSegmentor', backbone=dict(model='local-dir:data/mini/models/toy_clip'), words=WORDS,
-        attention='qq', window=96, stride=96))  # yapf: disable
+    spelled = MODELS.build(
+        dict(
+            type='TrainingFreeSegmentor',
+            backbone=dict(model='local-dir:data/mini/models/toy_clip'),
+            words=WORDS,
+            attention='qq',
+            window=96,
+            stride=96,
+        )
+    )
     assert torch.equal(spelled.pixel_cosines(image), build('clearclip', window=96, stride=96).pixel_cosines(image))
 
 
@@ -94,7 +108,7 @@ def test_the_preprocessor_makes_rgb_with_the_backbones_mean_and_std():
     image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 4, 4)  # BGR
     out = model.data_preprocessor(dict(inputs=[image]))['inputs'][0]
     mean, std = (torch.tensor(model.visual.preprocess_cfg[key]) for key in ('mean', 'std'))
-    torch.testing.assert_close(out[:, 0, 0], (torch.tensor([30., 20., 10.]) / 255 - mean) / std)
+    torch.testing.assert_close(out[:, 0, 0], (torch.tensor([30.0, 20.0, 10.0]) / 255 - mean) / std)
 
 
 def test_the_vfm_gets_images_in_0_to_1():
@@ -111,11 +125,14 @@ def test_half_precision(precision):
     """Labels of half precision agree with float32's on almost all pixels; cosines stay float32."""
     torch.manual_seed(0)
     image = torch.nn.functional.interpolate(torch.randn(1, 3, 6, 6), (96, 96), mode='bilinear')[0]
-    full, half = (build('proxyclip', 'fsa', precision=p, window=96, stride=96).pixel_cosines(image)
-                  for p in ('fp32', precision))  # yapf: disable
+    full, half = (
+        build('proxyclip', 'fsa', precision=p, window=96, stride=96).pixel_cosines(image) for p in ('fp32', precision)
+    )
     assert half.dtype == torch.float32
     towers = build('proxyclip', precision=precision)
-    assert {p.dtype for p in (*towers.visual.parameters(), *towers.vfm.parameters())} == {segmentor.PRECISIONS[precision]}
+    assert {p.dtype for p in (*towers.visual.parameters(), *towers.vfm.parameters())} == {
+        segmentor.PRECISIONS[precision]
+    }
     assert (full.argmax(0) == half.argmax(0)).float().mean() > 0.9
     assert not torch.equal(full, half)
 
@@ -129,11 +146,17 @@ def test_training_is_refused():
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(window=0), 'window is 0; it has to be a whole number'), (dict(stride=500), 'window is 224 and stride 500'),
-    (dict(stride=1.5), 'stride is 1.5'), (dict(logit_scale=0), 'logit_scale is 0'), (dict(precision='fp8'), 'precision'),
-    (dict(feedback=dict(type='FSA', p=2)), 'p is 2'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(window=0), 'window is 0; it has to be a whole number'),
+        (dict(stride=500), 'window is 224 and stride 500'),
+        (dict(stride=1.5), 'stride is 1.5'),
+        (dict(logit_scale=0), 'logit_scale is 0'),
+        (dict(precision='fp8'), 'precision'),
+        (dict(feedback=dict(type='FSA', p=2)), 'p is 2'),
+    ],
+)
 def test_bad_settings(options, message):
     with pytest.raises(UserError, match=message):
         build(**options)
@@ -147,14 +170,20 @@ def test_proxy_attention_without_a_vfm():
 @MODELS.register_module()
 class NoFeatures(torch.nn.Module):
     """A VFM that has no features for small windows."""
+
     multiple = (1, 1)
 
     def grid(self, height, width):
         return height // 100, width // 100
 
 
-@pytest.mark.parametrize('window, message', [(96, 'the VFM has no features for a window of 96 pixels: its grid would be 0×0'),
-                                             (15, 'window is 15 pixels, smaller than a patch of the backbone, 16×16')])
+@pytest.mark.parametrize(
+    'window, message',
+    [
+        (96, 'the VFM has no features for a window of 96 pixels: its grid would be 0×0'),
+        (15, 'window is 15 pixels, smaller than a patch of the backbone, 16×16'),
+    ],
+)
 def test_windows_that_are_too_small(window, message):
     with pytest.raises(UserError, match=message):
         build('proxyclip', vfm=dict(type='NoFeatures'), window=window, stride=8)

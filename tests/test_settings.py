@@ -1,4 +1,5 @@
 """Values of a wrong type or out of their range, wherever they can be given, are one clear error."""
+
 import copy
 import random
 
@@ -9,20 +10,39 @@ from fsa_seg.errors import UserError
 from fsa_seg.settings import FLAG, TEXT, choice, dict_of, either, list_of, number, whole
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
-WRONG = ('x', '', -1, 0.5, 10**30, float('nan'), float('inf'), None, True, [], [1, 2], {}, {'type': 'x'}, [[]], ['a', None])
+WRONG = (
+    'x',
+    '',
+    -1,
+    0.5,
+    10**30,
+    float('nan'),
+    float('inf'),
+    None,
+    True,
+    [],
+    [1, 2],
+    {},
+    {'type': 'x'},
+    [[]],
+    ['a', None],
+)
 
 
-@pytest.mark.parametrize('rule, right, wrong', [
-    (whole(0, 5), (0, 5), (-1, 6, 1.0, True, '1', None)),
-    (number(0, 1), (0, 1, 0.5), (-0.1, 1.1, float('nan'), True, '0', [0])),
-    (number(0, 1, above=True), (1e-9, 1), (0, )),
-    (choice('auto', 3), ('auto', 3), ('a', 3.0, None)),
-    (FLAG, (True, False), (1, 0, 'True', None)),
-    (TEXT, ('a', ), ('', ' ', 'a\0b', 5, None)),
-    (list_of(TEXT, 1, 2), (['a'], ('a', 'b')), ([], ['a'] * 3, 'ab', [1])),
-    (dict_of(whole(0)), (dict(a=1), {}), (dict(a=-1), {5: 1}, [1])),
-    (either(FLAG, whole(2)), (True, 2), (1, )),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'rule, right, wrong',
+    [
+        (whole(0, 5), (0, 5), (-1, 6, 1.0, True, '1', None)),
+        (number(0, 1), (0, 1, 0.5), (-0.1, 1.1, float('nan'), True, '0', [0])),
+        (number(0, 1, above=True), (1e-9, 1), (0,)),
+        (choice('auto', 3), ('auto', 3), ('a', 3.0, None)),
+        (FLAG, (True, False), (1, 0, 'True', None)),
+        (TEXT, ('a',), ('', ' ', 'a\0b', 5, None)),
+        (list_of(TEXT, 1, 2), (['a'], ('a', 'b')), ([], ['a'] * 3, 'ab', [1])),
+        (dict_of(whole(0)), (dict(a=1), {}), (dict(a=-1), {5: 1}, [1])),
+        (either(FLAG, whole(2)), (True, 2), (1,)),
+    ],
+)
 def test_rules(rule, right, wrong):
     assert all(map(rule.fits, right)) and not any(map(rule.fits, wrong))
 
@@ -38,11 +58,26 @@ def test_any_value_anywhere_is_taken_or_is_one_error():
     """Options of any kind at any place of a composed config: a UserError, or a config; never another exception."""
     config = compose('voc21', 'proxyclip', **TOY)
     keys = [key for key in leaves(config._cfg_dict) if not key.startswith('model.words.')] + [
-        'model.words.0', 'model.words.0.0', 'model.words.0.99', 'model.words.x', 'model.word', 'modle.window', 'model', '0.1']
+        'model.words.0',
+        'model.words.0.0',
+        'model.words.0.99',
+        'model.words.x',
+        'model.word',
+        'modle.window',
+        'model',
+        '0.1',
+    ]
     choices = random.Random(0).sample([(key, value) for key in keys for value in WRONG], 220)
     refused = 0
-    for key, value in choices + [('model.prob_thd', [0, 3]), ('model.words.0.0', ''), ('model.area_thd', 2), ('launcher', 'pytorch'),
-                                 ('model.logit_scale', float('inf')), ('model.backbone.std', [0, 1, 1]), ('cell.toy', False)]:
+    for key, value in choices + [
+        ('model.prob_thd', [0, 3]),
+        ('model.words.0.0', ''),
+        ('model.area_thd', 2),
+        ('launcher', 'pytorch'),
+        ('model.logit_scale', float('inf')),
+        ('model.backbone.std', [0, 1, 1]),
+        ('cell.toy', False),
+    ]:
         changed = copy.deepcopy(config)
         try:
             merge_options(changed, {key: value})
@@ -52,23 +87,63 @@ def test_any_value_anywhere_is_taken_or_is_one_error():
     assert refused > 150
 
 
-@pytest.mark.parametrize('kind, text, message', [
-    ('protocol', "_base_ = 'P'\nprotocol = dict(name='x', default=dict(short=0))", 'short is 0; it has to be a whole number, 1 to'),
-    ('protocol', "_base_ = 'P'\nprotocol = dict(name='x', default=dict(prob_thd=1.5))", 'prob_thd is 1.5; it has to be a number, 0 to 1'),
-    ('protocol', "_base_ = 'P'\nprotocol = dict(name='x', default=dict(stride=500))", 'stride is 500; it has to be at most the window'),
-    ('protocol', "_base_ = 'P'\nprotocol = dict(name='x', default=dict(words=dict(backgrond=['a'])))", "did you mean 'background'"),
-    ('protocol', "_base_ = 'P'\nprotocol = dict(name='x', default=dict(words=dict(background='a')))", "background is 'a'"),
-    ('protocol', "_base_ = 'P'\nprotocol = dict(name='x', datasets=dict(voc21=5))", 'datasets is'),
-    ('dataset', "dataset = dict(name=5, type='PascalVOCDataset', data_root='x', data_prefix={})", 'name is 5; it has to be a text'),
-    ('dataset', "dataset = dict(name='x', type='PascalVOCDataset', data_root='x', data_prefix=5)", 'data_prefix is 5'),
-    ('method', "method = dict(name='x', protocol='sclip', segmentor=dict(type=['SCLIP']))", 'type is .* it has to be a text'),
-    ('method', "method = dict(name='x', protocol='sclip', segmentor=dict(type='SCLIP', attention=[1]))", 'attention is'),
-    ('feedback', "feedback = dict(name='x', type=5)", 'type is 5'),
-    ('backbone', "backbone = dict(name='x', model='ViT-B-16', mean=0.5)", 'mean is 0.5; it has to be 3 values'),
-    ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', std=(0.2, 0.2, 0))", 'std is'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'kind, text, message',
+    [
+        (
+            'protocol',
+            "_base_ = 'P'\nprotocol = dict(name='x', default=dict(short=0))",
+            'short is 0; it has to be a whole number, 1 to',
+        ),
+        (
+            'protocol',
+            "_base_ = 'P'\nprotocol = dict(name='x', default=dict(prob_thd=1.5))",
+            'prob_thd is 1.5; it has to be a number, 0 to 1',
+        ),
+        (
+            'protocol',
+            "_base_ = 'P'\nprotocol = dict(name='x', default=dict(stride=500))",
+            'stride is 500; it has to be at most the window',
+        ),
+        (
+            'protocol',
+            "_base_ = 'P'\nprotocol = dict(name='x', default=dict(words=dict(backgrond=['a'])))",
+            "did you mean 'background'",
+        ),
+        (
+            'protocol',
+            "_base_ = 'P'\nprotocol = dict(name='x', default=dict(words=dict(background='a')))",
+            "background is 'a'",
+        ),
+        ('protocol', "_base_ = 'P'\nprotocol = dict(name='x', datasets=dict(voc21=5))", 'datasets is'),
+        (
+            'dataset',
+            "dataset = dict(name=5, type='PascalVOCDataset', data_root='x', data_prefix={})",
+            'name is 5; it has to be a text',
+        ),
+        (
+            'dataset',
+            "dataset = dict(name='x', type='PascalVOCDataset', data_root='x', data_prefix=5)",
+            'data_prefix is 5',
+        ),
+        (
+            'method',
+            "method = dict(name='x', protocol='sclip', segmentor=dict(type=['SCLIP']))",
+            'type is .* it has to be a text',
+        ),
+        (
+            'method',
+            "method = dict(name='x', protocol='sclip', segmentor=dict(type='SCLIP', attention=[1]))",
+            'attention is',
+        ),
+        ('feedback', "feedback = dict(name='x', type=5)", 'type is 5'),
+        ('backbone', "backbone = dict(name='x', model='ViT-B-16', mean=0.5)", 'mean is 0.5; it has to be 3 values'),
+        ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', std=(0.2, 0.2, 0))", 'std is'),
+    ],
+)
 def test_values_in_component_files(tmp_path, kind, text, message):
     from fsa_seg.paths import CONFIGS
+
     (tmp_path / 'part.py').write_text(text.replace("'P'", repr(f'{CONFIGS}/protocols/sclip.py')))
     arguments = {**dict(dataset='voc21', method='proxyclip'), **TOY, kind: str(tmp_path / 'part.py')}
     with pytest.raises(UserError, match=message):
@@ -78,19 +153,29 @@ def test_values_in_component_files(tmp_path, kind, text, message):
 @pytest.mark.parametrize('value', [5, float('nan'), '0.5', True])
 def test_a_threshold_of_a_single_picture(value):
     from fsa_seg import Segmenter
+
     segmenter = Segmenter.__new__(Segmenter)
     with pytest.raises(UserError, match='prob_thd is'):
         segmenter.segment('no.png', ['cat'], value)
 
 
-@pytest.mark.parametrize('arguments, status, message', [
-    (['--cfg-options', 'foo'], 2, "'foo' is not KEY=VALUE"), (['--cfg-options', '=3'], 2, 'is not KEY=VALUE'),
-    (['--cfg-options', 'model.prob_thd=0,3'], 1, 'it holds a number'), (['--words', ''], 2, 'is empty'),
-    (['--cfg-options', 'model.words.0.0='], 1, 'words is'), (['--random-weights', str(10**30)], 1, 'random_weights is 1000'),
-    (['--cfg-options', 'launcher=pytorch'], 1, 'use --launcher'), (['--out', ''], 2, 'is empty'), (['--limit', str(10**40)], 1, 'limit is'),
-    (['--cfg-options', 'cell.toy=False'], 1, 'it tells what the run is'), (['--work-dir', ' '], 2, 'is empty'),
-    (['--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=7'], 1, 'it holds a list'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, status, message',
+    [
+        (['--cfg-options', 'foo'], 2, "'foo' is not KEY=VALUE"),
+        (['--cfg-options', '=3'], 2, 'is not KEY=VALUE'),
+        (['--cfg-options', 'model.prob_thd=0,3'], 1, 'it holds a number'),
+        (['--words', ''], 2, 'is empty'),
+        (['--cfg-options', 'model.words.0.0='], 1, 'words is'),
+        (['--random-weights', str(10**30)], 1, 'random_weights is 1000'),
+        (['--cfg-options', 'launcher=pytorch'], 1, 'use --launcher'),
+        (['--out', ''], 2, 'is empty'),
+        (['--limit', str(10**40)], 1, 'limit is'),
+        (['--cfg-options', 'cell.toy=False'], 1, 'it tells what the run is'),
+        (['--work-dir', ' '], 2, 'is empty'),
+        (['--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=7'], 1, 'it holds a list'),
+    ],
+)
 def test_options(run_tool, arguments, status, message):
     found, printed = run_tool('test', 'voc21', '--mini', *arguments)
     assert found == status and message in printed and 'Traceback' not in printed, printed

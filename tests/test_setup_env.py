@@ -1,4 +1,5 @@
 """The set-up of quickstart.sh and run_tests.sh, with stand-ins for Python and pip: what it says when it cannot go on."""
+
 import importlib.metadata
 import os
 import re
@@ -10,15 +11,15 @@ import pytest
 
 from conftest import ROOT
 
-PYTHON = '''#!/bin/sh
+PYTHON = """#!/bin/sh
 case "$1" in
   --version) echo "Python $VERSION" ;;
   -c) [ "$VERSION" != 3.8.1 ] ;;
   -m) rm -rf .venv && mkdir -p .venv/bin && cp venv_python.sh .venv/bin/python && echo made >> venvs ;;
 esac
-'''
+"""
 
-VENV_PYTHON = '''#!/bin/sh
+VENV_PYTHON = """#!/bin/sh
 case "$*" in
   --version) echo "Python $MADE_BY" ;;
   "-m pip --version") ;;
@@ -26,7 +27,7 @@ case "$*" in
   tools/benchmark.py*) echo "$*" > benchmark; exit "${BENCHMARK:-0}" ;;
   "-c import cv2") [ -z "$NO_LIBGL" ] || { echo "ImportError: libGL.so.1: cannot open shared object file" >&2; exit 1; } ;;
 esac
-'''
+"""
 
 
 def script(path, text):
@@ -48,7 +49,9 @@ def repository(tmp_path):
 
 
 def run(repository, name='quickstart.sh', version='3.11.7', **environment):
-    environment = dict(os.environ, PYTHON=str(repository / 'fake_python'), VERSION=version, MADE_BY='3.11.7', **environment)
+    environment = dict(
+        os.environ, PYTHON=str(repository / 'fake_python'), VERSION=version, MADE_BY='3.11.7', **environment
+    )
     return subprocess.run(['bash', str(repository / 'tools' / name)], env=environment, capture_output=True, text=True)
 
 
@@ -68,7 +71,10 @@ def test_no_python(repository):
 def test_a_download_that_fails(repository):
     done = run(repository, PIP_FAILS='1')
     assert done.returncode == 1
-    assert 'no route to the registry' in done.stderr and 'error: the installation failed; see .venv/install.log' in done.stderr
+    assert (
+        'no route to the registry' in done.stderr
+        and 'error: the installation failed; see .venv/install.log' in done.stderr
+    )
     assert not (repository / '.venv' / 'installed').exists()
 
 
@@ -110,9 +116,13 @@ def test_versions_of_a_constraints_file(repository):
 
 def test_constraints_name_every_floor():
     """The oldest set is that of the requirements, and both sets name every requirement."""
-    sets = {name: dict(re.findall(r'^([\w-]+)==(\S+)', open(os.path.join(ROOT, 'constraints', name)).read(), re.M))
-            for name in ('oldest.txt', 'newest.txt')}
-    text = open(os.path.join(ROOT, 'requirements.txt')).read() + open(os.path.join(ROOT, 'setup.py')).read().replace("'", '\n')
+    sets = {
+        name: dict(re.findall(r'^([\w-]+)==(\S+)', open(os.path.join(ROOT, 'constraints', name)).read(), re.M))
+        for name in ('oldest.txt', 'newest.txt')
+    }
+    text = open(os.path.join(ROOT, 'requirements.txt')).read() + open(os.path.join(ROOT, 'setup.py')).read().replace(
+        "'", '\n'
+    )
     floors = dict(re.findall(r'^([\w-]+)>=([\d.]+)', text, re.M))
     floors.pop('python_requires', None)
     assert set(floors) == set(sets['oldest.txt']) == set(sets['newest.txt'])
@@ -133,8 +143,12 @@ def test_launchers_say_how_they_are_used(name):
 def test_slurm_starts_the_test_tool(tmp_path):
     """srun gets the resources and the command; the command's options are those of tools/test.py."""
     script(tmp_path / 'srun', '#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
-    done = subprocess.run(['bash', os.path.join(ROOT, 'tools', 'slurm_test.sh'), 'part', 'job', 'voc21', '--mini'],
-                          env=dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='4'), capture_output=True, text=True)
+    done = subprocess.run(
+        ['bash', os.path.join(ROOT, 'tools', 'slurm_test.sh'), 'part', 'job', 'voc21', '--mini'],
+        env=dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='4'),
+        capture_output=True,
+        text=True,
+    )
     words = done.stdout.split()
     assert words[:2] == ['-p', 'part'] and '--ntasks=4' in words and '--gres=gpu:4' in words
     assert words[-4:] == ['voc21', '--launcher', 'slurm', '--mini']

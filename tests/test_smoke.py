@@ -61,8 +61,10 @@ def test_a_changed_part_is_another_row(run, tmp_path):
     part = tmp_path / 'mine.py'
     grids = []
     for size in (8, 16):
-        part.write_text(f"vfm = dict(name='mine', type='TimmViT', model='vit_tiny_patch16_224', model_args=dict("
-                        f"patch_size={size}, embed_dim=48, depth=1, num_heads=2))")
+        part.write_text(
+            f"vfm = dict(name='mine', type='TimmViT', model='vit_tiny_patch16_224', model_args=dict("
+            f'patch_size={size}, embed_dim=48, depth=1, num_heads=2))'
+        )
         grids.append(run(dict(CELL, vfm=str(part), method='proxyclip', check=False))['grid'])
     assert grids == [[12, 12], [6, 6]]
 
@@ -82,7 +84,9 @@ def test_measured_memory():
 def test_a_window_is_rounded_up_to_whole_patches(run, tmp_path):
     """96 pixels are no multiple of 20: the VFM sees 100."""
     part = tmp_path / 'mine.py'
-    part.write_text("vfm = dict(name='mine', type='TimmViT', model='vit_tiny_patch16_224', model_args=dict(patch_size=20, "
-                    "img_size=100, embed_dim=48, depth=1, num_heads=2))")
+    part.write_text(
+        "vfm = dict(name='mine', type='TimmViT', model='vit_tiny_patch16_224', model_args=dict(patch_size=20, "
+        'img_size=100, embed_dim=48, depth=1, num_heads=2))'
+    )
     row = run(dict(CELL, vfm=str(part), method='proxyclip'))
     assert row['error'] is None and row['grid'] == [5, 5] and row['difference'] <= 1e-5

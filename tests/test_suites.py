@@ -6,20 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import MINI
 from fsa_seg.benchmark import prepare, run_cells
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 from fsa_seg.parts import part_names
 from fsa_seg.suites import load_suite, suite_cells
 
+from conftest import MINI
+
 
 def rows(name, *kinds):
     """Return the cells of a suite on its first data set, as tuples of some kinds of part."""
     cells = suite_cells(load_suite(name))
     first = cells[0].get('dataset')
-    return [tuple(json.dumps(cell.get(kind)) if isinstance(cell.get(kind), dict) else cell.get(kind) for kind in kinds)
-            for cell in cells if cell.get('dataset') == first]
+    return [
+        tuple(json.dumps(cell.get(kind)) if isinstance(cell.get(kind), dict) else cell.get(kind) for kind in kinds)
+        for cell in cells
+        if cell.get('dataset') == first
+    ]
 
 
 def test_attention33():
@@ -43,14 +47,24 @@ def test_paper():
     for backbone in ('clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14'):
         for method in ('maskclip', 'sclip', 'clearclip'):
             assert {(backbone, method, feedback, 'own') for feedback in (None, 'fsa')} <= set(found)
-        assert {(backbone, 'proxyclip', None, 'proxyclip'), (backbone, 'proxyclip', None, 'fsa'),
-                (backbone, 'proxyclip', 'fsa', 'fsa')} <= set(found)
+        assert {
+            (backbone, 'proxyclip', None, 'proxyclip'),
+            (backbone, 'proxyclip', None, 'fsa'),
+            (backbone, 'proxyclip', 'fsa', 'fsa'),
+        } <= set(found)
     assert len({cell['dataset'] for cell in suite_cells(load_suite('paper'))}) == 8
 
 
-@pytest.mark.parametrize('backbone, vfm, lam', [
-    ('clip_vit-b16', 'dino_vit-b8', None), ('clip_vit-l14', 'dino_vit-b8', None), ('openclip_vit-h14', 'dino_vit-b8', 2.3),
-    ('openclip_vit-h14', 'mae_vit-b16', 4.5), ('clip_vit-b16', 'mae_vit-b16', 4.5)])  # yapf: disable
+@pytest.mark.parametrize(
+    'backbone, vfm, lam',
+    [
+        ('clip_vit-b16', 'dino_vit-b8', None),
+        ('clip_vit-l14', 'dino_vit-b8', None),
+        ('openclip_vit-h14', 'dino_vit-b8', 2.3),
+        ('openclip_vit-h14', 'mae_vit-b16', 4.5),
+        ('clip_vit-b16', 'mae_vit-b16', 4.5),
+    ],
+)
 def test_lambda(backbone, vfm, lam):
     assert compose('voc21', backbone=backbone, vfm=vfm).model.feedback.get('lam') == lam  # None: the default, 3.0
 
@@ -59,26 +73,42 @@ def test_ablation_is_one_at_a_time():
     found = [cell['feedback'] for cell in suite_cells(load_suite('ablation'))]
     assert found[:2] == [None, 'fsa'] and all(len(settings) == 1 for settings in found[2:])
     assert {key for settings in found[2:] for key in settings} == {
-        'isolation', 'scale', 'uniform_scale', 'p', 'lam', 'terms', 'similarity', 'rounds'}
+        'isolation',
+        'scale',
+        'uniform_scale',
+        'p',
+        'lam',
+        'terms',
+        'similarity',
+        'rounds',
+    }
 
 
 def test_options_stand_in_place_of_the_suites_lists(tmp_path):
     suite = tmp_path / 'mine.py'
-    suite.write_text("suite = dict(name='mine', groups=[dict(method=['clip', 'sclip'], feedback=[None, dict(p=1.0)], "
-                     "dataset=['voc21']), dict(method=['clip'], feedback=[None], dataset=['voc21'])])")
+    suite.write_text(
+        "suite = dict(name='mine', groups=[dict(method=['clip', 'sclip'], feedback=[None, dict(p=1.0)], "
+        "dataset=['voc21']), dict(method=['clip'], feedback=[None], dataset=['voc21'])])"
+    )
     assert len(suite_cells(load_suite(str(suite)))) == 4  # the second group repeats one
     cells = suite_cells(load_suite(str(suite)), method=['maskclip'], dataset=['voc20', 'ade20k'])
     assert len(cells) == 4 and {cell['method'] for cell in cells} == {'maskclip'}
 
 
-@pytest.mark.parametrize('text, message', [
-    ("groups=[dict(methods=['clip'])]", "unknown key 'methods' .*did you mean 'method'"),
-    ("groups=[dict(method='clip')]", "method is 'clip'; give a list"),
-    ('groups=[dict(method=[])]', 'one of its lists is empty'), ('groups=[]', 'has no cell'),
-    ('groups=[dict(check=True)]', "unknown key 'check'"), ('window=0, groups=[]', 'window is 0'),
-    ("window=64, groups=[dict(dataset=['voc21'])]", "unknown key 'dataset'"),
-    ("window=64, queries='x', groups=[]", "queries is 'x'"), ("groups=[dict(words=['all'])]", 'name files of words'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ("groups=[dict(methods=['clip'])]", "unknown key 'methods' .*did you mean 'method'"),
+        ("groups=[dict(method='clip')]", "method is 'clip'; give a list"),
+        ('groups=[dict(method=[])]', 'one of its lists is empty'),
+        ('groups=[]', 'has no cell'),
+        ('groups=[dict(check=True)]', "unknown key 'check'"),
+        ('window=0, groups=[]', 'window is 0'),
+        ("window=64, groups=[dict(dataset=['voc21'])]", "unknown key 'dataset'"),
+        ("window=64, queries='x', groups=[]", "queries is 'x'"),
+        ("groups=[dict(words=['all'])]", 'name files of words'),
+    ],
+)
 def test_suites_that_cannot_be_used(tmp_path, text, message):
     suite = tmp_path / 'mine.py'
     suite.write_text(f"suite = dict(name='mine', {text})")
@@ -95,30 +125,64 @@ def test_two_data_sets_of_equal_names_are_two_runs(tmp_path):
             for path in (tmp_path / folder).rglob('*_gtFine_labelTrainIds.png'):
                 Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
         part = tmp_path / f'{folder}.py'
-        part.write_text(f"dataset = dict(name='{folder}', type='CityscapesDataset', data_root='{folder}', "
-                        "data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'))")
-        configs.append(compose(str(part), 'maskclip', None, 'toy', data_root=str(tmp_path), limit=2,
-                               runtime=dict(workers=0, work_dir=str(tmp_path / 'w'))))
+        part.write_text(
+            f"dataset = dict(name='{folder}', type='CityscapesDataset', data_root='{folder}', "
+            "data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'))"
+        )
+        configs.append(
+            compose(
+                str(part),
+                'maskclip',
+                None,
+                'toy',
+                data_root=str(tmp_path),
+                limit=2,
+                runtime=dict(workers=0, work_dir=str(tmp_path / 'w')),
+            )
+        )
     results = run_cells(configs, list)
     assert results[0]['metrics'] != results[1]['metrics']
 
 
 def test_a_window_that_is_too_small_is_found_before_the_first_cell(tmp_path):
     protocol = tmp_path / 'mine.py'
-    protocol.write_text("protocol = dict(name='mine', default=dict(logit_scale=30, short=224, window=12, stride=8, "
-                        "prob_thd=0.1, area_thd=None), datasets=dict())")
-    configs = [compose('cityscapes', 'maskclip', None, 'toy', protocol=name, data_root=MINI,
-                       runtime=dict(workers=0, work_dir=str(tmp_path))) for name in ('proxyclip', str(protocol))]
+    protocol.write_text(
+        "protocol = dict(name='mine', default=dict(logit_scale=30, short=224, window=12, stride=8, "
+        'prob_thd=0.1, area_thd=None), datasets=dict())'
+    )
+    configs = [
+        compose(
+            'cityscapes',
+            'maskclip',
+            None,
+            'toy',
+            protocol=name,
+            data_root=MINI,
+            runtime=dict(workers=0, work_dir=str(tmp_path)),
+        )
+        for name in ('proxyclip', str(protocol))
+    ]
     with pytest.raises(UserError, match='window is 12 pixels, smaller than a patch of the backbone, 16×16'):
         run_cells(configs, lambda cells: pytest.fail('a cell was run'))
 
 
 def test_cells_that_differ_in_name_alone_run_once(tmp_path, monkeypatch):
     """VOC21's settings are alike under `proxyclip` and `fsa`: two rows, one run."""
-    configs = [compose('voc21', 'maskclip', None, 'toy', protocol=protocol, data_root=MINI,
-                       runtime=dict(workers=0, work_dir=str(tmp_path))) for protocol in ('proxyclip', 'fsa')]
+    configs = [
+        compose(
+            'voc21',
+            'maskclip',
+            None,
+            'toy',
+            protocol=protocol,
+            data_root=MINI,
+            runtime=dict(workers=0, work_dir=str(tmp_path)),
+        )
+        for protocol in ('proxyclip', 'fsa')
+    ]
     assert prepare(configs[0]).hash == prepare(configs[1]).hash
     from fsa_seg import benchmark
+
     run, runs = benchmark.run_panel, []
     monkeypatch.setattr(benchmark, 'run_panel', lambda cells: runs.extend(cells) or run(cells))
     results = run_cells(configs, list)

@@ -4,16 +4,21 @@ import open_clip
 import pytest
 import torch
 
-from fsa_seg.parts import class_names, load_part, protocol_settings
 from fsa_seg.errors import UserError
+from fsa_seg.parts import class_names, load_part, protocol_settings
 from fsa_seg.text import TEMPLATES, WORDS_AT_ONCE, class_words, encode_queries, read_classes, read_words
 
 CLASSES = ['background', 'boat', 'traffic light ', 'person']
 
 
 def test_rules():
-    words = class_words(CLASSES, rename=dict(boat='ship'), synonyms=dict(person=['person', 'body']),
-                        background=['sky', 'wall'], join_spaces=True)
+    words = class_words(
+        CLASSES,
+        rename=dict(boat='ship'),
+        synonyms=dict(person=['person', 'body']),
+        background=['sky', 'wall'],
+        join_spaces=True,
+    )
     assert words == [['sky', 'wall'], ['ship'], ['trafficlight'], ['person', 'body']]
     assert class_words(CLASSES)[2] == ['traffic light']
 
@@ -23,11 +28,22 @@ def test_a_rule_for_no_class():
         class_words(CLASSES, rename=dict(bota='ship'))
 
 
-@pytest.mark.parametrize('protocol, dataset, queries', [
-    ('proxyclip', 'voc21', 46), ('proxyclip', 'coco_object', 97), ('sclip', 'voc21', 56), ('sclip', 'coco_object', 113),
-    ('clearclip', 'voc21', 21), ('clearclip', 'coco_object', 81), ('proxyclip', 'context60', 60),
-    ('fsa', 'voc21', 46), ('sclip', 'voc20', 30), ('proxyclip', 'ade20k', 150), ('proxyclip', 'coco_stuff164k', 171),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'protocol, dataset, queries',
+    [
+        ('proxyclip', 'voc21', 46),
+        ('proxyclip', 'coco_object', 97),
+        ('sclip', 'voc21', 56),
+        ('sclip', 'coco_object', 113),
+        ('clearclip', 'voc21', 21),
+        ('clearclip', 'coco_object', 81),
+        ('proxyclip', 'context60', 60),
+        ('fsa', 'voc21', 46),
+        ('sclip', 'voc20', 30),
+        ('proxyclip', 'ade20k', 150),
+        ('proxyclip', 'coco_stuff164k', 171),
+    ],
+)
 def test_published_numbers_of_queries(protocol, dataset, queries):
     rules = protocol_settings(load_part('protocol', protocol), dataset)['words']
     words = class_words(class_names(load_part('dataset', dataset)), **rules)
@@ -47,7 +63,11 @@ def test_published_words():
         assert words_of(protocol, 'coco_object')['dining table'] == ['dining table']
         assert words_of(protocol, 'context60')['background'] == ['background']
         assert words_of(protocol, 'ade20k')['chest of drawers'] == ['chestofdrawers']
-    assert words_of('clearclip', 'voc21')['background'] == words_of('clearclip', 'coco_object')['background'] == ['background']
+    assert (
+        words_of('clearclip', 'voc21')['background']
+        == words_of('clearclip', 'coco_object')['background']
+        == ['background']
+    )
     voc = words_of('proxyclip', 'voc21')['background']
     assert len(voc) == 26 and {'lamp', 'wardrobe', 'stair', 'fence'} < set(voc)
     assert words_of('sclip', 'voc21')['background'] == words_of('sclip', 'coco_object')['background'] == voc
@@ -120,7 +140,9 @@ def test_many_words_are_embedded_a_few_at_a_time(clip, tmp_path, monkeypatch):
     model, tokenizer = clip
     words, sizes = [f'thing {i}' for i in range(11)], []
     encode = type(model).encode_text
-    monkeypatch.setattr(type(model), 'encode_text', lambda self, text, **k: sizes.append(len(text)) or encode(self, text, **k))
+    monkeypatch.setattr(
+        type(model), 'encode_text', lambda self, text, **k: sizes.append(len(text)) or encode(self, text, **k)
+    )
     rows = encode_queries(model, tokenizer, words, 'weights', cache_dir=str(tmp_path))
     assert sum(sizes) == 11 * len(TEMPLATES) and max(sizes) == WORDS_AT_ONCE * len(TEMPLATES)
     for word, row in zip(words, rows):
@@ -137,7 +159,10 @@ def test_cache(clip, tmp_path, monkeypatch):
     build = open_clip.build_zero_shot_classifier
     monkeypatch.setattr(open_clip, 'build_zero_shot_classifier', lambda *a, **k: calls.append(1) or build(*a, **k))
     first = encode_queries(model, tokenizer, ['cat'], 'one', cache_dir=str(tmp_path))
-    assert torch.equal(encode_queries(model, tokenizer, ['cat'], 'one', cache_dir=str(tmp_path)), first) and len(calls) == 1
+    assert (
+        torch.equal(encode_queries(model, tokenizer, ['cat'], 'one', cache_dir=str(tmp_path)), first)
+        and len(calls) == 1
+    )
     encode_queries(model, tokenizer, ['cat'], 'other weights', cache_dir=str(tmp_path))
     encode_queries(model, tokenizer, ['dog'], 'one', cache_dir=str(tmp_path))
     assert len(calls) == 3
@@ -167,13 +192,16 @@ def test_names_that_are_one_text_to_clip(tmp_path, other):
     assert torch.equal(tokens([name]), tokens([other]))
     path = tmp_path / 'classes.txt'
     path.write_text(f'dog\n{name}\n{other}\n')
-    with pytest.raises(UserError, match=f"line 3 of .*classes.txt is 'cat', as line 2|classes.txt: '{name}' of class 1 "
-                                        ".*one text to CLIP"):
+    with pytest.raises(
+        UserError,
+        match=f"line 3 of .*classes.txt is 'cat', as line 2|classes.txt: '{name}' of class 1 .*one text to CLIP",
+    ):
         read_classes(str(path))
     path.write_text(f'dog; {name}\nmat\npet; {other}\n')
     for read in (lambda: read_classes(str(path)), lambda: read_words(str(path), ['a', 'b', 'c'])):
-        with pytest.raises(UserError, match=f"classes.txt: '{name}' of class 0 .*'{other.strip()}' of class 2 .*are "
-                                            "one text to CLIP"):
+        with pytest.raises(
+            UserError, match=f"classes.txt: '{name}' of class 0 .*'{other.strip()}' of class 2 .*are one text to CLIP"
+        ):
             read()
     path.write_text(f'dog; {name}; {other}\nmat\n')  # of one class
     assert len(read_classes(str(path))) == 2
@@ -184,16 +212,30 @@ def test_words_of_a_protocol_and_of_a_segmenter(tmp_path, capsys):
     from fsa_seg.config import compose
     from fsa_seg.parts import part_names
     from fsa_seg.paths import CONFIGS
+
     for protocol in part_names('protocol'):
-        for name in ('voc21', 'voc20', 'context60', 'context59', 'coco_object', 'coco_stuff164k', 'cityscapes', 'ade20k'):
+        for name in (
+            'voc21',
+            'voc20',
+            'context60',
+            'context59',
+            'coco_object',
+            'coco_stuff164k',
+            'cityscapes',
+            'ade20k',
+        ):
             compose(name, 'clip', None, 'toy', protocol=protocol)
     said = capsys.readouterr().err.splitlines()
-    assert all("coco_object: 'bed' of class 0 (background) and 'bed' of class 60 (bed) are one text to CLIP, as published" in line
-               for line in said)  # once a process for each protocol
+    assert all(
+        "coco_object: 'bed' of class 0 (background) and 'bed' of class 60 (bed) are one text to CLIP, as published"
+        in line
+        for line in said
+    )  # once a process for each protocol
     text = open(os.path.join(CONFIGS, 'protocols', 'clearclip.py')).read()
     (tmp_path / 'mine.py').write_text(text.replace("'ship'", "'Car'").replace("'clearclip'", "'mine'"))
-    with pytest.raises(UserError, match="words .mine. of voc21: 'Car' of class 4 .boat. and 'car' of class 7 .*one "
-                                        "text"):
+    with pytest.raises(
+        UserError, match="words .mine. of voc21: 'Car' of class 4 .boat. and 'car' of class 7 .*one text"
+    ):
         compose('voc21', 'clip', None, 'toy', protocol=str(tmp_path / 'mine.py'))
     with pytest.raises(UserError, match="classes: 'cat' of class 0 .*'Cat' of class 1 .*are one text to CLIP"):
         Segmenter('toy', 'clip', False, 'toy', device='cpu').segment('no image', ['cat; kitten', 'dog; Cat'])

@@ -1,4 +1,5 @@
 """The real tools on the mini splits, end to end."""
+
 import json
 import os
 import re
@@ -9,10 +10,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_datasets import DAMAGE
+
+from fsa_seg.errors import UserError
 
 from conftest import MINI, ROOT
-from fsa_seg.errors import UserError
-from test_datasets import DAMAGE
 
 IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')
 
@@ -22,8 +24,9 @@ def results(folder):
 
 
 def test_one_cell(run_tool, tmp_path):
-    status, printed = run_tool('test', 'voc21', '--mini', '--method', 'sclip', '--limit', 3, '--show-dir', 'shown',
-                               '--out', 'result.json')
+    status, printed = run_tool(
+        'test', 'voc21', '--mini', '--method', 'sclip', '--limit', 3, '--show-dir', 'shown', '--out', 'result.json'
+    )
     assert status == 0, printed
     assert 'SCLIP + FSA on voc21 (sclip): mIoU' in printed and 'partial: 3 images' in printed
     result = json.loads((tmp_path / 'result.json').read_text())
@@ -34,11 +37,14 @@ def test_one_cell(run_tool, tmp_path):
     for i, entry in enumerate(result['classes']):
         union = total[i].sum() + total[:, i].sum() - total[i, i]
         assert entry['IoU'] == (pytest.approx(100 * total[i, i] / union) if union else None)
-        of_images = sum(image['intersection'][image['classes'].index(i)] for image in result['images']
-                        if i in image['classes'])
+        of_images = sum(
+            image['intersection'][image['classes'].index(i)] for image in result['images'] if i in image['classes']
+        )
         assert of_images == total[i, i]
     pictures = sorted((tmp_path / 'shown').rglob('*.png'))
-    assert [str(p.relative_to(tmp_path / 'shown')) for p in pictures] == [os.path.splitext(i['name'])[0] + '.png' for i in result['images']]
+    assert [str(p.relative_to(tmp_path / 'shown')) for p in pictures] == [
+        os.path.splitext(i['name'])[0] + '.png' for i in result['images']
+    ]
     assert Image.open(pictures[0]).width > 3 * 200
 
 
@@ -50,7 +56,10 @@ def test_a_saved_result_runs_again_as_it_was(run_tool, tmp_path):
     one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
     assert one['hash'] == two['hash'] and one['confusion'] == two['confusion']
     status, printed = run_tool('test', 'one.json', '--method', 'sclip', '--limit', 1)
-    assert status == 1 and 'is a complete config, which says by itself what runs: leave out what sets limit, method' in printed
+    assert (
+        status == 1
+        and 'is a complete config, which says by itself what runs: leave out what sets limit, method' in printed
+    )
 
 
 def test_one_process_and_two_give_the_same_counts(tmp_path):
@@ -58,10 +67,17 @@ def test_one_process_and_two_give_the_same_counts(tmp_path):
     environment = dict(os.environ, OMP_NUM_THREADS='1', PORT='29611')
     arguments = ['--mini', '--limit', '5', '--method', 'proxyclip', '--work-dir', str(tmp_path)]
     tools = os.path.join(ROOT, 'tools')
-    for name, command in (('one', [sys.executable, f'{tools}/test.py', 'voc20']),
-                          ('two', ['bash', f'{tools}/dist_test.sh', 'voc20', '2'])):
-        done = subprocess.run([*command, *arguments, '--out', str(tmp_path / name)], env=environment, cwd=tmp_path,
-                              capture_output=True, text=True)
+    for name, command in (
+        ('one', [sys.executable, f'{tools}/test.py', 'voc20']),
+        ('two', ['bash', f'{tools}/dist_test.sh', 'voc20', '2']),
+    ):
+        done = subprocess.run(
+            [*command, *arguments, '--out', str(tmp_path / name)],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     one, two = (json.loads((tmp_path / name).read_text()) for name in ('one', 'two'))
     assert len(one['images']) == 5
@@ -70,15 +86,22 @@ def test_one_process_and_two_give_the_same_counts(tmp_path):
 
 def test_processes_leave_their_group_before_python_ends():
     """A thread of gloo's that still frees a tensor then would abort the process, after its result was written."""
-    code = ('import atexit, sys; sys.path.insert(0, sys.argv[1]); import torch.distributed as d; '
-            'atexit.register(lambda: print(d.is_initialized())); import test; test.start_processes("pytorch"); print(d.is_initialized())')
-    environment = dict(os.environ, RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='29612')
-    done = subprocess.run([sys.executable, '-c', code, os.path.join(ROOT, 'tools')], env=environment, capture_output=True, text=True)
+    code = (
+        'import atexit, sys; sys.path.insert(0, sys.argv[1]); import torch.distributed as d; '
+        'atexit.register(lambda: print(d.is_initialized())); import test; test.start_processes("pytorch"); print(d.is_initialized())'
+    )
+    environment = dict(
+        os.environ, RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='29612'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, os.path.join(ROOT, 'tools')], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.split()[-2:] == ['True', 'False'], done.stdout + done.stderr
 
 
 def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch):
     from fsa_seg import segmentor
+
     label_tiles, calls = segmentor.label_tiles, []
 
     def interrupt(*arguments):
@@ -98,11 +121,11 @@ def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch
     assert status == 0, printed
     assert len(calls) - before == 2  # the two images that were left
     assert not list(tmp_path.glob('work_dirs/logs/*/journal*'))
-    resumed, = results(tmp_path)
+    (resumed,) = results(tmp_path)
     assert resumed['images_resumed'] == 2
     shutil.rmtree(tmp_path / 'work_dirs')
     run_tool(*command)
-    whole, = results(tmp_path)
+    (whole,) = results(tmp_path)
     for key in ('images', 'confusion', 'hash', 'partial'):
         assert whole[key] == resumed[key]
     assert 'journal' not in json.dumps(resumed['config'])
@@ -136,8 +159,19 @@ def test_segment(run_tool, tmp_path):
 
 @pytest.mark.parametrize('method, pixel', [('sclip', (150, 120)), ('proxyclip', (319, 239))])
 def test_segment_draws_a_patchs_attention(run_tool, tmp_path, method, pixel):
-    status, printed = run_tool('segment', IMAGE, 'cat; kitten', 'grass', '--mini', '--method', method, '--attention',
-                               '{},{}'.format(*pixel), '--out', 'rows.png')
+    status, printed = run_tool(
+        'segment',
+        IMAGE,
+        'cat; kitten',
+        'grass',
+        '--mini',
+        '--method',
+        method,
+        '--attention',
+        '{},{}'.format(*pixel),
+        '--out',
+        'rows.png',
+    )
     assert status == 0, printed
     picture = Image.open(tmp_path / 'rows.png')
     assert picture.width > 4 * 320 and picture.height > 2 * 240
@@ -145,6 +179,7 @@ def test_segment_draws_a_patchs_attention(run_tool, tmp_path, method, pixel):
 
 def test_segmenter_gives_a_patchs_attention_as_arrays():
     from fsa_seg import Segmenter
+
     segmenter = Segmenter(backbone='toy', vfm='toy', method='sclip', device='cpu')
     words = ['cat; kitten', 'grass', 'wall']
     found = segmenter.attention(IMAGE, words, 150, 120)
@@ -168,6 +203,7 @@ def test_segmenter_gives_a_patchs_attention_as_arrays():
 def test_the_patch_looked_at_is_the_one_at_the_pixel(tmp_path):
     """With identity attention a patch attends itself alone, so that A's row marks it: wherever the pixel is."""
     from fsa_seg import Segmenter
+
     segmenter = Segmenter(backbone='toy', vfm='toy', method='maskclip', device='cpu')
     image = np.zeros((150, 300, 3), np.uint8)
     for x, y in ((0, 0), (299, 149), (150, 10), (37, 140)):
@@ -185,23 +221,28 @@ def test_random_weights_are_marked(run_tool, tmp_path):
     command = ('test', 'voc20', '--mini', '--method', 'clip', '--no-fsa', '--random-weights', 5)
     status, printed = run_tool(*command)
     assert status == 0 and 'random weights of seed 5: it enters no table' in printed, printed
-    first, = results(tmp_path)
+    (first,) = results(tmp_path)
     assert first['cell']['random_weights'] == 5 and first['metrics']['mIoU'] < 20
     run_tool(*command)
-    again, = results(tmp_path)
+    (again,) = results(tmp_path)
     assert again['confusion'] == first['confusion']
-    status, printed = run_tool('benchmark', '--mini', '--datasets', 'voc20', '--methods', 'clip', '--no-fsa',
-                               '--random-weights', 5)
+    status, printed = run_tool(
+        'benchmark', '--mini', '--datasets', 'voc20', '--methods', 'clip', '--no-fsa', '--random-weights', 5
+    )
     assert status == 0 and '1 results of random weights' in printed and '| CLIP |' not in printed, printed
 
 
 def test_benchmark_runs_a_users_suite_with_words(run_tool, tmp_path):
     """Maps spelt out, settings of FSA, and words of one's own, in a data file."""
     from mmseg.datasets import CityscapesDataset
-    (tmp_path / 'words.txt').write_text('\n'.join(f'{name}; a {name}' for name in CityscapesDataset.METAINFO['classes']))
+
+    (tmp_path / 'words.txt').write_text(
+        '\n'.join(f'{name}; a {name}' for name in CityscapesDataset.METAINFO['classes'])
+    )
     (tmp_path / 'mine.py').write_text(
         "suite = dict(name='mine', groups=[dict(method=[dict(attention='vv', name='VV')], protocol=['proxyclip'], "
-        "feedback=[None, dict(p=1.0)], words=['words.txt'], dataset=['cityscapes'])])")
+        "feedback=[None, dict(p=1.0)], words=['words.txt'], dataset=['cityscapes'])])"
+    )
     status, printed = run_tool('benchmark', '--suite', 'mine.py', '--mini')
     assert status == 0, printed
     assert '| VV | toy | – | proxyclip, words words-' in printed and '| VV + FSA p=1.0 | toy |' in printed
@@ -218,11 +259,16 @@ def test_a_suites_groups_without_feedback_take_the_options(run_tool, tmp_path):
     assert status == 0 and '| CLIP |' in printed and '| CLIP + FSA |' not in printed, printed
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--suite', 'smoke', '--mini', '--datasets', 'voc21', '--protocol', 'fsa'],
-     'the suite smoke runs on one window, without data: leave out --datasets, --protocol'),
-    (['--suite', 'smok', '--mini'], "unknown suite 'smok' (did you mean 'smoke'?)"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (
+            ['--suite', 'smoke', '--mini', '--datasets', 'voc21', '--protocol', 'fsa'],
+            'the suite smoke runs on one window, without data: leave out --datasets, --protocol',
+        ),
+        (['--suite', 'smok', '--mini'], "unknown suite 'smok' (did you mean 'smoke'?)"),
+    ],
+)
 def test_options_that_a_suite_cannot_have(run_tool, arguments, message):
     status, printed = run_tool('benchmark', *arguments)
     assert status == 1 and message in printed
@@ -245,11 +291,13 @@ def test_smoke_suite(run_tool, tmp_path):
 
 def test_segmenter_takes_paths_pictures_and_arrays():
     from fsa_seg import Segmenter
+
     segmenter = Segmenter(backbone='toy', vfm='toy', method='sclip', feedback=dict(p=0.5), device='cpu')
     assert segmenter.model.feedback.p == 0.5
     picture = Image.open(IMAGE)
-    one, two, three = (segmenter.segment(image, ['cat; kitten', 'grass', 'wall'])
-                       for image in (IMAGE, picture, np.array(picture)))
+    one, two, three = (
+        segmenter.segment(image, ['cat; kitten', 'grass', 'wall']) for image in (IMAGE, picture, np.array(picture))
+    )
     assert np.array_equal(one.labels, two.labels) and np.array_equal(one.labels, three.labels)
     assert one.labels.shape == picture.size[::-1] and one.scores is None and not segmenter.model.keep_scores
     scored = segmenter.segment(picture, ['cat; kitten', 'grass', 'wall'], scores=True)
@@ -263,11 +311,17 @@ def test_mmsegs_own_metric_loading_and_visualization_hook(tmp_path):
 
     from fsa_seg.benchmark import prepare, run_cell
     from fsa_seg.config import compose
-    config = compose('voc21', 'sclip', None, 'toy', data_root=MINI, limit=1,
-                     runtime=dict(workers=0, work_dir=str(tmp_path)))
+
+    config = compose(
+        'voc21', 'sclip', None, 'toy', data_root=MINI, limit=1, runtime=dict(workers=0, work_dir=str(tmp_path))
+    )
     config.default_hooks.visualization = dict(type='SegVisualizationHook', draw=True)
-    config.visualizer = dict(type='SegLocalVisualizer', name='visualizer', save_dir=str(tmp_path / 'drawn'),
-                             vis_backends=[dict(type='LocalVisBackend')])
+    config.visualizer = dict(
+        type='SegLocalVisualizer',
+        name='visualizer',
+        save_dir=str(tmp_path / 'drawn'),
+        vis_backends=[dict(type='LocalVisBackend')],
+    )
     result = run_cell(prepare(config), str(tmp_path / 'r.json'))
     assert list((tmp_path / 'drawn').rglob('*.png'))
     config.test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
@@ -284,34 +338,40 @@ def data(tmp_path):
     return tmp_path / 'mini' / 'VOCdevkit' / 'VOC2012'
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['voc12', '--mini'], "unknown dataset 'voc12' (did you mean 'voc21'?)"),
-    (['voc21', '--mini', '--method', 'maskclp'], "did you mean 'maskclip'"),
-    (['voc21', '--mini', '--backbone', 'tpy'], "did you mean 'toy'"),
-    (['voc21', '--mini', '--vfm', 'dino_vitb8'], "did you mean 'dino_vit-b8'"),
-    (['voc21', '--mini', '--cfg-options', 'model.windw=3'], "did you mean 'window'"),
-    (['voc21', '--mini', '--cfg-options', 'model.window=0'], 'window is 0; it has to be a whole number'),
-    (['voc21', '--mini', '--cfg-options', 'model.feedback.p=2'], 'p is 2'),
-    (['voc21', '--mini', '--cfg-options', 'model.feedback.rounds=0'], 'rounds is 0; it has to be a whole number'),
-    (['voc21', '--mini', '--cfg-options', 'model.feedback.terms=[WA,AX]'], 'terms is'),
-    (['voc21', '--mini', '--cfg-options', 'model.feedback.similarity=js'], "unknown similarity of FSA 'js'"),
-    (['voc21', '--mini', '--cfg-options', 'model.window=8', 'model.stride=8'], 'window is 8 pixels, smaller than a patch'),
-    (['voc21', '--mini', '--method', 'sclip', '--cfg-options', 'model.attention=proxy'], "'proxy' needs a VFM"),
-    (['voc21', '--mini', '--cfg-options', 'model.backbone.random_weights=1'], 'use --random-weights SEED'),
-    (['voc21', '--mini', '--cfg-options', 'model.backbone.checkpoint=x.pt'], 'leave out pretrained and checkpoint'),
-    (['voc21', '--mini', '--data-root', 'nowhere'], 'lacks the folder nowhere'),
-    (['voc21', '--mini', '--words', 'words.txt'], 'words for 2 classes, but the data set has 21'),
-    (['voc21', '--mini', '--cfg-options', 'model.backbone.model=local-dir:gone'], "'gone' does not exist"),
-    (['voc21', '--mini', '--cfg-options', 'model.vfm.model_args.depth=5'], 'do not fit'),
-    (['voc21', '--mini', '--cfg-options', 'model.vfm.model_args.depht=5'], 'cannot be built'),
-    (['voc21', '--data-root', os.path.join(MINI)], 'could not be loaded'),
-    (['voc21', '--mini', '--launcher', 'slurm'], '--launcher slurm: SLURM_PROCID'),
-    (['voc21', '--mini', '--workers', '-1'], 'workers is -1; it has to be a whole number, 0 to 1024'),
-    (['voc21', '--mini', '--cfg-options', 'model.words=3'], 'it holds a list'),
-    (['voc21', '--mini', '--cfg-options', 'env_cfg.cudnn_benchmrk=True'], "did you mean 'cudnn_benchmark'"),
-    (['voc21', '--mini', '--work-dir', 'words.txt/x'], 'cannot be made'),
-    (['voc21', '--mini', '--out', 'words.txt/x.json'], 'cannot be made'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['voc12', '--mini'], "unknown dataset 'voc12' (did you mean 'voc21'?)"),
+        (['voc21', '--mini', '--method', 'maskclp'], "did you mean 'maskclip'"),
+        (['voc21', '--mini', '--backbone', 'tpy'], "did you mean 'toy'"),
+        (['voc21', '--mini', '--vfm', 'dino_vitb8'], "did you mean 'dino_vit-b8'"),
+        (['voc21', '--mini', '--cfg-options', 'model.windw=3'], "did you mean 'window'"),
+        (['voc21', '--mini', '--cfg-options', 'model.window=0'], 'window is 0; it has to be a whole number'),
+        (['voc21', '--mini', '--cfg-options', 'model.feedback.p=2'], 'p is 2'),
+        (['voc21', '--mini', '--cfg-options', 'model.feedback.rounds=0'], 'rounds is 0; it has to be a whole number'),
+        (['voc21', '--mini', '--cfg-options', 'model.feedback.terms=[WA,AX]'], 'terms is'),
+        (['voc21', '--mini', '--cfg-options', 'model.feedback.similarity=js'], "unknown similarity of FSA 'js'"),
+        (
+            ['voc21', '--mini', '--cfg-options', 'model.window=8', 'model.stride=8'],
+            'window is 8 pixels, smaller than a patch',
+        ),
+        (['voc21', '--mini', '--method', 'sclip', '--cfg-options', 'model.attention=proxy'], "'proxy' needs a VFM"),
+        (['voc21', '--mini', '--cfg-options', 'model.backbone.random_weights=1'], 'use --random-weights SEED'),
+        (['voc21', '--mini', '--cfg-options', 'model.backbone.checkpoint=x.pt'], 'leave out pretrained and checkpoint'),
+        (['voc21', '--mini', '--data-root', 'nowhere'], 'lacks the folder nowhere'),
+        (['voc21', '--mini', '--words', 'words.txt'], 'words for 2 classes, but the data set has 21'),
+        (['voc21', '--mini', '--cfg-options', 'model.backbone.model=local-dir:gone'], "'gone' does not exist"),
+        (['voc21', '--mini', '--cfg-options', 'model.vfm.model_args.depth=5'], 'do not fit'),
+        (['voc21', '--mini', '--cfg-options', 'model.vfm.model_args.depht=5'], 'cannot be built'),
+        (['voc21', '--data-root', os.path.join(MINI)], 'could not be loaded'),
+        (['voc21', '--mini', '--launcher', 'slurm'], '--launcher slurm: SLURM_PROCID'),
+        (['voc21', '--mini', '--workers', '-1'], 'workers is -1; it has to be a whole number, 0 to 1024'),
+        (['voc21', '--mini', '--cfg-options', 'model.words=3'], 'it holds a list'),
+        (['voc21', '--mini', '--cfg-options', 'env_cfg.cudnn_benchmrk=True'], "did you mean 'cudnn_benchmark'"),
+        (['voc21', '--mini', '--work-dir', 'words.txt/x'], 'cannot be made'),
+        (['voc21', '--mini', '--out', 'words.txt/x.json'], 'cannot be made'),
+    ],
+)
 def test_bad_input_is_one_message_and_status_1(run_tool, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
@@ -333,8 +393,9 @@ def cut_image(data):
 def test_damaged_data_is_one_message_and_status_1(run_tool, data, tmp_path, damage, message):
     """Also from a data loader's own process."""
     damage(data)
-    status, printed = run_tool('test', 'voc21', '--mini', '--data-root', tmp_path / 'mini', '--method', 'clip',
-                               '--workers', 1)
+    status, printed = run_tool(
+        'test', 'voc21', '--mini', '--data-root', tmp_path / 'mini', '--method', 'clip', '--workers', 1
+    )
     assert status == 1
     error = [line for line in printed.splitlines() if line.startswith('error: ')]
     assert len(error) == 1 and re.search(message, error[0])
@@ -343,7 +404,8 @@ def test_damaged_data_is_one_message_and_status_1(run_tool, data, tmp_path, dama
 
 
 def test_the_process_ends_with_status_1_and_no_traceback(tmp_path):
-    done = subprocess.run([sys.executable, os.path.join(ROOT, 'tools', 'test.py'), 'voc12'], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, 'tools', 'test.py'), 'voc12'], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "error: unknown dataset 'voc12'" in done.stderr and 'Traceback' not in done.stderr

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from conftest import MINI
 from toy_world import train
 from toy_world.splits import benchmark_words, draw_splits
 from toy_world.world import EXTRA_WORDS, STUFF, World, concept_of
+
+from conftest import MINI
 
 
 @pytest.fixture(scope='module')
@@ -55,8 +55,13 @@ def test_same_seed_same_scenes(world):
 
 def test_a_concepts_pixels_have_its_two_colours(world):
     cat = world.index['cat']
-    image = world.draw(torch.zeros(1, 64, 64, dtype=torch.long), torch.tensor([[cat]]),
-                       torch.Generator().manual_seed(0), noise=0)[0].flatten(1).T  # yapf: disable
+    image = (
+        world.draw(
+            torch.zeros(1, 64, 64, dtype=torch.long), torch.tensor([[cat]]), torch.Generator().manual_seed(0), noise=0
+        )[0]
+        .flatten(1)
+        .T
+    )
     a, b = world.color_a[cat], world.color_b[cat]
     along = ((image - a) @ (b - a)) / (b - a).square().sum()  # 0 at the one colour, 1 at the other
     assert along.min() < 0.25 and along.max() > 0.75
@@ -66,8 +71,12 @@ def test_splits_are_drawn_again_alike(world, words, tmp_path):
     """The shipped labels are what the script draws (images may differ by the JPEG encoder's version)."""
     draw_splits(world, words, str(tmp_path), lambda items: items)
     drawn = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob('*') if path.is_file())
-    shipped = sorted(os.path.relpath(os.path.join(folder, name), MINI) for folder, _, names in os.walk(MINI)
-                     for name in names if 'models' not in folder and folder != MINI)
+    shipped = sorted(
+        os.path.relpath(os.path.join(folder, name), MINI)
+        for folder, _, names in os.walk(MINI)
+        for name in names
+        if 'models' not in folder and folder != MINI
+    )
     assert [str(path) for path in drawn] == shipped
     for path in drawn:
         new, old = tmp_path / path, os.path.join(MINI, path)
@@ -107,7 +116,9 @@ def test_interrupted_training_goes_on_as_if_it_had_not_stopped(world, tmp_path, 
                 if step == stop:
                     raise KeyboardInterrupt
                 return step_loss(step)
+
             steps(model, loss, *arguments, **dict(options, every=1))
+
         monkeypatch.setattr(train, '_train', stopping)
         getattr(train, f'train_{model}')(world, str(tmp_path / name), str(tmp_path / f'work_{name}'), steps=3, batch=4)
 

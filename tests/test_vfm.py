@@ -17,18 +17,22 @@ def make(tmp_path):
         vit = timm.create_model(model, num_classes=0, **args)
         save_file(vit.state_dict(), tmp_path / 'vfm.safetensors')
         return TimmViT(model, str(tmp_path / 'vfm.safetensors'), args, **options)
+
     return make
 
 
 @pytest.mark.parametrize('pos_embed', ['offset', 'size', 'timm'])
-@pytest.mark.parametrize('model, args', [
-    ('vit_tiny_patch16_224', ARGS),
-    ('vit_small_patch14_reg4_dinov2', dict(embed_dim=24, depth=2, num_heads=2, patch_size=8, img_size=32)),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'model, args',
+    [
+        ('vit_tiny_patch16_224', ARGS),
+        ('vit_small_patch14_reg4_dinov2', dict(embed_dim=24, depth=2, num_heads=2, patch_size=8, img_size=32)),
+    ],
+)
 def test_trained_size_equals_timms_own_features(make, model, args, pos_embed):
     vfm = make(model, args, pos_embed=pos_embed)
     images = torch.rand(2, 3, 32, 32)
-    tokens = vfm.vit.forward_features(normalize(images, vfm.mean, vfm.std))[:, vfm.vit.num_prefix_tokens:]
+    tokens = vfm.vit.forward_features(normalize(images, vfm.mean, vfm.std))[:, vfm.vit.num_prefix_tokens :]
     torch.testing.assert_close(vfm(images).flatten(2).transpose(1, 2), tokens, atol=1e-5, rtol=1e-5)
 
 
@@ -47,7 +51,7 @@ def test_other_sizes(make):
 def test_sam_takes_any_window(tmp_path):
     """A window is resized to the tower's own input, so that its grid is one for all of them."""
     torch.manual_seed(0)
-    args = dict(embed_dim=24, depth=2, num_heads=2, img_size=64, window_size=3, global_attn_indexes=(1, ))
+    args = dict(embed_dim=24, depth=2, num_heads=2, img_size=64, window_size=3, global_attn_indexes=(1,))
     vit = timm.create_model('samvit_base_patch16', num_classes=0, **args)
     state = {'image_encoder.' + key.replace('mlp.fc', 'mlp.lin'): value for key, value in vit.state_dict().items()}
     torch.save(dict(state, **{'mask_decoder.x': torch.zeros(1)}), tmp_path / 'sam_vit_b.pth')  # the publisher's names
@@ -72,8 +76,12 @@ def test_the_publishers_files(tmp_path):
     vit = timm.create_model(name, num_classes=0, **ARGS)
     state = vit.state_dict()
     cls = torch.randn(1, 1, 24)  # the publisher adds a position embedding to CLS; timm keeps the sum
-    state.update(register_tokens=state.pop('reg_token'), mask_token=torch.zeros(1, 24), cls_token=state['cls_token'] - cls,
-                 pos_embed=torch.cat([cls, state['pos_embed']], 1))
+    state.update(
+        register_tokens=state.pop('reg_token'),
+        mask_token=torch.zeros(1, 24),
+        cls_token=state['cls_token'] - cls,
+        pos_embed=torch.cat([cls, state['pos_embed']], 1),
+    )
     torch.save(state, tmp_path / 'dinov2.pth')
     dinov2 = TimmViT(name, str(tmp_path / 'dinov2.pth'), ARGS, pos_embed='timm')
     tokens = vit.eval().forward_features(normalize(images, dinov2.mean, dinov2.std))
@@ -85,7 +93,9 @@ def test_a_file_of_other_patches_or_another_grid_is_refused(tmp_path):
     for change in (dict(patch_size=16), dict(img_size=64)):
         vit = timm.create_model('vit_tiny_patch16_224', num_classes=0, **{**ARGS, **change})
         save_file(vit.state_dict(), tmp_path / 'other.safetensors')
-        with pytest.raises(UserError, match='do not fit.*size mismatch for (patch_embed.proj.weight|pos_embed): .* in the file'):
+        with pytest.raises(
+            UserError, match='do not fit.*size mismatch for (patch_embed.proj.weight|pos_embed): .* in the file'
+        ):
             TimmViT('vit_tiny_patch16_224', str(tmp_path / 'other.safetensors'), ARGS)
 
 

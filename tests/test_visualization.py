@@ -44,9 +44,9 @@ def test_panel_places_image_and_maps_side_by_side():
     truth, other = np.zeros((40, 60), int), np.ones((40, 60), int)
     picture = np.array(panel(image, dict(truth=truth, other=other), ['a', 'b', 'c'], PALETTE))
     top, step = GAP + TITLE, 60 + GAP
-    assert np.array_equal(picture[top:top + 40, GAP:GAP + 60], image)
-    assert np.array_equal(picture[top:top + 40, GAP + 2 * step:GAP + 2 * step + 60], overlay(image, other, PALETTE))
-    legend = picture[top + 40:].reshape(-1, 3).tolist()
+    assert np.array_equal(picture[top : top + 40, GAP : GAP + 60], image)
+    assert np.array_equal(picture[top : top + 40, GAP + 2 * step : GAP + 2 * step + 60], overlay(image, other, PALETTE))
+    legend = picture[top + 40 :].reshape(-1, 3).tolist()
     assert [255, 0, 0] in legend and [0, 0, 255] not in legend  # the classes present alone
     rows = panel(image, dict(truth=truth, other=other), ['a', 'b', 'c'], PALETTE, columns=2)
     assert rows.width < picture.shape[1] and rows.height > picture.shape[0]

@@ -9,14 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import ROOT
 from fsa_seg.weights import Weights, check, get, path_of
+
+from conftest import ROOT
 
 REPOSITORY = 'timm/vit_small_patch16_224.dino'
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """What the hub's client asks for: one repository with one file, ranges included."""
+
     content, asked, cut = b'', [], False
 
     def do_HEAD(self):
@@ -44,7 +46,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_header('Content-Range', f'bytes {start}-{len(self.content) - 1}/{len(self.content)}')
         self.end_headers()
         if body and Hub.cut and not start:
-            self.wfile.write(self.content[:11 << 20])
+            self.wfile.write(self.content[: 11 << 20])
             self.close_connection = True
         elif body:
             self.wfile.write(self.content[start:])
@@ -59,12 +61,24 @@ def hub(tmp_path):
     Hub.content, Hub.asked, Hub.cut = (tmp_path / 'served.safetensors').read_bytes(), [], False
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = dict(os.environ, HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HOME=str(tmp_path / 'cache'),
-                       HF_HUB_DISABLE_XET='1', TQDM_POSITION='-1', NO_PROXY='127.0.0.1', no_proxy='127.0.0.1')
+    environment = dict(
+        os.environ,
+        HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}',
+        HF_HOME=str(tmp_path / 'cache'),
+        HF_HUB_DISABLE_XET='1',
+        TQDM_POSITION='-1',
+        NO_PROXY='127.0.0.1',
+        no_proxy='127.0.0.1',
+    )
 
     def run(*argv, **more):
-        done = subprocess.run([sys.executable, os.path.join(ROOT, 'tools', 'weights.py'), *argv], cwd=tmp_path,
-                              env={**environment, **more}, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, os.path.join(ROOT, 'tools', 'weights.py'), *argv],
+            cwd=tmp_path,
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+        )
         return done.returncode, done.stdout + done.stderr
 
     yield run
@@ -86,7 +100,7 @@ def test_get_check_and_list(hub, tmp_path):
     assert line.split()[2:6] == ['12', 'MB', 'here', 'apache-2.0'], line
     absent = next(line for line in printed.splitlines() if 'openclip_vit-h14' in line)
     assert absent.split()[2:6] == ['≈3944', 'MB', '–', 'MIT'], absent
-    blob, = (tmp_path / 'cache').rglob(hashlib.sha256(Hub.content).hexdigest())
+    (blob,) = (tmp_path / 'cache').rglob(hashlib.sha256(Hub.content).hexdigest())
     blob.write_bytes(Hub.content[:-8] + b'damaged!')
     status, printed = hub('check', 'dino_vit-s16')
     assert status == 1 and 'dino_vit-s16: damaged, its SHA-256 is' in printed
@@ -125,8 +139,10 @@ def test_check_of_a_hash_in_the_url(tmp_path):
     """OpenAI's URLs have the whole of it, the names of timm's downloads its head."""
     torch.save(dict(x=torch.zeros(9)), tmp_path / 'ViT.pt')
     digest = hashlib.sha256((tmp_path / 'ViT.pt').read_bytes()).hexdigest()
-    right, wrong = (Weights('backbone', 'mine', 'MIT', f'https://models/{sha}/ViT.pt', cache_dir=str(tmp_path))
-                    for sha in (digest, '0' * 64))
+    right, wrong = (
+        Weights('backbone', 'mine', 'MIT', f'https://models/{sha}/ViT.pt', cache_dir=str(tmp_path))
+        for sha in (digest, '0' * 64)
+    )
     assert check(right) == ('whole', '')
     assert check(wrong)[0] == 'damaged'
 

@@ -53,7 +53,8 @@ def direct(image, window_cosines, window, stride, size):
             cosines, grid = window_cosines(image[None, :, top:bottom, left:right])
             cosines = cosines.transpose(1, 2).unflatten(2, grid)
             total[:, top:bottom, left:right] += torch.nn.functional.interpolate(
-                cosines, (bottom - top, right - left), mode='bilinear')[0]
+                cosines, (bottom - top, right - left), mode='bilinear'
+            )[0]
             count[top:bottom, left:right] += 1
     return torch.nn.functional.interpolate((total / count)[None], size, mode='bilinear')[0]
 
@@ -63,8 +64,12 @@ def direct(image, window_cosines, window, stride, size):
 def test_slide_equals_the_steps_one_by_one(window, stride, size):
     torch.manual_seed(0)
     image = torch.rand(3, 14, 20)
-    torch.testing.assert_close(slide(image, mean_color, window, stride, size=size),
-                               direct(image, mean_color, window, stride, size), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        slide(image, mean_color, window, stride, size=size),
+        direct(image, mean_color, window, stride, size),
+        atol=1e-6,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize('most', [1, 60, 400, 10**6])
@@ -89,7 +94,7 @@ def test_what_an_image_holds_does_not_grow_with_its_size():
     most = 4000
 
     def run():
-        for _, tile in cosines.tiles(most):
+        for _, _ in cosines.tiles(most):
             pass
 
     assert tensor_peak(run, 'cpu') < 4 * 6 * most < 4 * 3 * 200 * 300 / 5
@@ -110,8 +115,11 @@ def test_labels_tile_by_tile(block, area_thd):
         expected = scores * ~small[:, None, None]
     best, labels = expected.max(0)
     labels = torch.where(best < 0.6, 0, labels)
-    tiles = [((slice(top, top + block), slice(left, left + 3)), scores[:, top:top + block, left:left + 3])
-             for left in range(0, 7, 3) for top in range(0, 9, block)]
+    tiles = [
+        ((slice(top, top + block), slice(left, left + 3)), scores[:, top : top + block, left : left + 3])
+        for left in range(0, 7, 3)
+        for top in range(0, 9, block)
+    ]
     assert torch.equal(label_tiles(lambda: iter(tiles), (9, 7), 0.6, area_thd), labels)
     assert torch.equal(label_map(scores, 0.6, area_thd), labels)
 
@@ -144,7 +152,7 @@ def test_padding_is_even_zero_and_cropped_back():
 
 def test_scores_by_hand():
     """Three queries, the first two of one class: softmax over all three, then the better of the first two."""
-    cosines = torch.tensor([2., 1., 0.]).log1p()[:, None, None]  # exp: 3, 2, 1
+    cosines = torch.tensor([2.0, 1.0, 0.0]).log1p()[:, None, None]  # exp: 3, 2, 1
     scores = class_scores(cosines, [2, 1], 1.0)
     torch.testing.assert_close(scores.flatten(), torch.tensor([3 / 6, 1 / 6]))
 

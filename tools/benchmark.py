@@ -7,30 +7,53 @@
 A suite is a file of configs/suites/, or any other of its form; options stand in place of its own lists. Cells whose
 result is in WORK_DIR/results are not run again, so an interrupted benchmark goes on where it was.
 """
+
 import argparse
 import os
 import shlex
 import sys
 
-from cli import add_data_options, add_model_options, add_run_options, main_wrapper, model_options, place, runtime_options
+from cli import (
+    add_data_options,
+    add_model_options,
+    add_run_options,
+    main_wrapper,
+    model_options,
+    place,
+    runtime_options,
+)
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--suite', default='methods', metavar='S',
-                        help='methods (default), paper, attention33, ablation, smoke, or a file')
+    parser.add_argument(
+        '--suite',
+        default='methods',
+        metavar='S',
+        help='methods (default), paper, attention33, ablation, smoke, or a file',
+    )
     parser.add_argument('--datasets', nargs='+', metavar='D', help="in place of the suite's")
     parser.add_argument('--methods', nargs='+', metavar='M', help="in place of the suite's")
     add_model_options(parser, one_method=False)
     add_data_options(parser)
     add_run_options(parser)
     parser.add_argument('--force', action='store_true', help='run cells again whose result is there')
-    parser.add_argument('--panel', type=int, metavar='N',
-                        help='cells that share one pass over the data, at most (default: 32; 1 shares nothing)')
+    parser.add_argument(
+        '--panel',
+        type=int,
+        metavar='N',
+        help='cells that share one pass over the data, at most (default: 32; 1 shares nothing)',
+    )
     parser.add_argument('--picture', type=place, metavar='FILE', help='also draw one image under every row')
-    parser.add_argument('--picture-of', metavar='D', help='the data set whose first image is drawn (default: the first)')
-    parser.add_argument('--golden', type=place, metavar='FILE',
-                        help='compare the table with expected numbers (of --datasets, if given); status 1 if one differs')
+    parser.add_argument(
+        '--picture-of', metavar='D', help='the data set whose first image is drawn (default: the first)'
+    )
+    parser.add_argument(
+        '--golden',
+        type=place,
+        metavar='FILE',
+        help='compare the table with expected numbers (of --datasets, if given); status 1 if one differs',
+    )
     parser.add_argument('--write-golden', type=place, metavar='FILE', help='write the numbers as a file for --golden')
     args = parser.parse_args(argv)
     args.command = shlex.join(['python', 'tools/benchmark.py', *(sys.argv[1:] if argv is None else argv)])
@@ -41,14 +64,33 @@ def main(argv=None):
     args = parse_args(argv)
     from fsa_seg.errors import UserError
     from fsa_seg.suites import load_suite, suite_cells
+
     suite = load_suite(args.suite)
     if 'window' in suite:
-        unused = [option for option in ('datasets', 'protocol', 'words', 'data_root', 'workers', 'batch_size', 'picture',
-                                        'picture_of', 'window_batch', 'compile', 'panel', 'golden', 'write_golden')
-                  if getattr(args, option) is not None]
+        unused = [
+            option
+            for option in (
+                'datasets',
+                'protocol',
+                'words',
+                'data_root',
+                'workers',
+                'batch_size',
+                'picture',
+                'picture_of',
+                'window_batch',
+                'compile',
+                'panel',
+                'golden',
+                'write_golden',
+            )
+            if getattr(args, option) is not None
+        ]
         if unused:
-            raise UserError(f'the suite {suite.name} runs on one window, without data: leave out '
-                            + ', '.join('--' + option.replace('_', '-') for option in unused))
+            raise UserError(
+                f'the suite {suite.name} runs on one window, without data: leave out '
+                + ', '.join('--' + option.replace('_', '-') for option in unused)
+            )
     if args.panel is not None and args.panel < 1:
         raise UserError(f'--panel is {args.panel}; it has to be at least 1')
     given = model_options(args)
@@ -77,6 +119,7 @@ def run_data(args, cells, given):
     from fsa_seg.paths import check_file
     from fsa_seg.results import table
     from fsa_seg.visualization import check_picture, write_picture
+
     if any('dataset' not in cell for cell in cells):
         raise UserError(f'the suite {args.suite} names no data set: add --datasets')
     expected = read_goldens(args.golden, args.datasets) if args.golden else None
@@ -85,14 +128,14 @@ def run_data(args, cells, given):
     if args.picture:
         check_picture(args.picture, '--picture')
     runtime = dict(runtime_options(args), log_level='ERROR')
-    configs = [compose(**cell, **given, runtime=runtime)
-               for cell in tqdm(cells, desc='composing', unit='cell', leave=False)]
+    configs = [
+        compose(**cell, **given, runtime=runtime) for cell in tqdm(cells, desc='composing', unit='cell', leave=False)
+    ]
     datasets = list(dict.fromkeys(config.cell.dataset for config in configs))
     shown = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
     work_dir = configs[0].work_dir
     check_file(table_path(work_dir, args.suite), 'the table')
-    results = run_cells(configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force,
-                        args.panel or 32)
+    results = run_cells(configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force, args.panel or 32)
     finish(table(results, datasets), work_dir, args.suite, 'results')
     if args.picture:
         write_picture(picture_of_rows([config for config in configs if config.cell.dataset == shown]), args.picture)
@@ -114,13 +157,20 @@ def run_windows(args, suite, cells, given):
     from fsa_seg.paths import check_file, make_folder
     from fsa_seg.segmentor import resolve_precision
     from fsa_seg.smoke import Smoke, smoke_table
+
     work_dir = args.work_dir or 'work_dirs'
     folder = os.path.join(work_dir, suite.name)
     make_folder(folder)
     check_file(table_path(work_dir, args.suite), 'the table')
     device = get_device()
-    smoke = Smoke(suite, given.get('random_weights', 0), resolve_precision(given.get('precision', 'auto')), device, folder,
-                  args.force)
+    smoke = Smoke(
+        suite,
+        given.get('random_weights', 0),
+        resolve_precision(given.get('precision', 'auto')),
+        device,
+        folder,
+        args.force,
+    )
     rows = [smoke.row(cell) for cell in tqdm(cells, desc='windows', unit='cell')]
     finish(smoke_table(rows, smoke.where()), work_dir, args.suite, suite.name)
     failed = sum(row['error'] is not None for row in rows)
@@ -141,6 +191,7 @@ def table_path(work_dir, suite):
 def finish(text, work_dir, suite, folder):
     """Write a table and print it."""
     from fsa_seg.paths import new_file
+
     path = table_path(work_dir, suite)
     with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         f.write(text + '\n')

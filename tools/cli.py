@@ -1,4 +1,5 @@
 """What the command-line tools share: options, and errors as one line."""
+
 import argparse
 import contextlib
 import ctypes
@@ -28,7 +29,6 @@ def options_action():
     from mmengine.config import DictAction
 
     class Options(DictAction):
-
         def __call__(self, parser, namespace, values, option_string=None):
             for text in values:
                 if '=' not in text or not text.split('=')[0].strip('.'):
@@ -57,10 +57,18 @@ def add_model_options(parser, one_method=True):
 def add_data_options(parser):
     """Add the options of a cell that a single picture does not have."""
     parser.add_argument('--data-root', type=place, metavar='DIR', help='folder of all data sets (default: data)')
-    parser.add_argument('--words', type=place, metavar='FILE',
-                        help="class words in place of the protocol's: a line per class, synonyms by ';'")
-    parser.add_argument('--random-weights', type=int, metavar='SEED',
-                        help='random weights in place of trained ones; the result is marked, and enters no table')
+    parser.add_argument(
+        '--words',
+        type=place,
+        metavar='FILE',
+        help="class words in place of the protocol's: a line per class, synonyms by ';'",
+    )
+    parser.add_argument(
+        '--random-weights',
+        type=int,
+        metavar='SEED',
+        help='random weights in place of trained ones; the result is marked, and enters no table',
+    )
 
 
 def model_options(args):
@@ -76,9 +84,14 @@ def add_run_options(parser):
     """Add the options that do not change what is computed (batches and compilation move its rounding)."""
     parser.add_argument('--work-dir', type=place, metavar='W', help='folder of results and logs (default: work_dirs)')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that load images (default: 4, mini: 0)')
-    parser.add_argument('--batch-size', type=int, metavar='N', help='images per step and process (default: 1, on a GPU 8)')
-    parser.add_argument('--window-batch', metavar='N',
-                        help="windows at once, of a step's images (default: auto, by free memory; on a CPU 1)")
+    parser.add_argument(
+        '--batch-size', type=int, metavar='N', help='images per step and process (default: 1, on a GPU 8)'
+    )
+    parser.add_argument(
+        '--window-batch',
+        metavar='N',
+        help="windows at once, of a step's images (default: auto, by free memory; on a CPU 1)",
+    )
     parser.add_argument('--compile', action='store_true', default=None, help='torch.compile for trunk and VFM')
 
 
@@ -145,7 +158,9 @@ def _run(main):
     except OSError as error:
         if error.errno not in FULL:
             raise
-        _fail(f'{error.filename or "a file"} cannot be written: {error.strerror}; make room, and run the same command again')
+        _fail(
+            f'{error.filename or "a file"} cannot be written: {error.strerror}; make room, and run the same command again'
+        )
 
 
 def _fail(message):

@@ -1,7 +1,8 @@
 """torchrun, whose last line is the tool's own error in place of torchrun's report; tools/dist_test.sh starts it.
 
-    python tools/launch.py --nproc_per_node=2 tools/test.py voc21 --mini --launcher pytorch
+python tools/launch.py --nproc_per_node=2 tools/test.py voc21 --mini --launcher pytorch
 """
+
 import os
 import sys
 import tempfile

@@ -7,6 +7,7 @@
 Training takes about an hour on two cores, shows its progress, and goes on from its last checkpoint when it is
 started again. data/mini/README.md says what came out and how long it took.
 """
+
 import argparse
 import os
 
@@ -26,12 +27,13 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from tqdm import tqdm
-
-    from fsa_seg.errors import one_of
     from toy_world.splits import benchmark_words, draw_splits
     from toy_world.train import train_clip, train_vfm
     from toy_world.world import EXTRA_WORDS, World
+    from tqdm import tqdm
+
+    from fsa_seg.errors import one_of
+
     what = [one_of(name, STEPS, 'step') for name in args.what] or STEPS
     words = benchmark_words()
     world = World([word for groups in words.values() for group in groups for word in group] + EXTRA_WORDS)

@@ -6,6 +6,7 @@
 Random weights and pixels are used, so that nothing is downloaded. Each section is kept in WORK_DIR/measure as soon as it
 is done, and is not measured again by the same sources on the same machine; --force does.
 """
+
 import argparse
 import hashlib
 import json
@@ -18,14 +19,22 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler, which memor
 
 def parse_args(argv=None):
     from fsa_seg.measurements import SECTIONS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--sections', nargs='+', metavar='S',
-                        help=f'of {", ".join(SECTIONS)} (default: all; throughput on a GPU alone)')
-    parser.add_argument('--backbone', default='clip_vit-b16', metavar='B', help='CLIP image tower (default: clip_vit-b16)')
-    parser.add_argument('--vfm', default='dino_vit-b8', metavar='V', help='vision foundation model (default: dino_vit-b8)')
+    parser.add_argument(
+        '--sections', nargs='+', metavar='S', help=f'of {", ".join(SECTIONS)} (default: all; throughput on a GPU alone)'
+    )
+    parser.add_argument(
+        '--backbone', default='clip_vit-b16', metavar='B', help='CLIP image tower (default: clip_vit-b16)'
+    )
+    parser.add_argument(
+        '--vfm', default='dino_vit-b8', metavar='V', help='vision foundation model (default: dino_vit-b8)'
+    )
     parser.add_argument('--precision', default='auto', metavar='P', help='auto, fp32, fp16 or bf16 (default: auto)')
     parser.add_argument('--repeats', type=int, default=5, metavar='N', help='runs of each function (default: 5)')
-    parser.add_argument('--work-dir', type=place, default='work_dirs', metavar='W', help='folder of results (default: work_dirs)')
+    parser.add_argument(
+        '--work-dir', type=place, default='work_dirs', metavar='W', help='folder of results (default: work_dirs)'
+    )
     parser.add_argument('--force', action='store_true', help='measure sections again whose figures are there')
     return parser.parse_args(argv)
 
@@ -35,13 +44,14 @@ def main(argv=None):
     from mmengine.device import get_device
     from tqdm import tqdm
 
-    from fsa_seg.paths import make_folder, new_file
     from fsa_seg.errors import UserError, one_of
-    from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.fingerprint import sources_digest, versions
+    from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
+    from fsa_seg.paths import make_folder, new_file
     from fsa_seg.results import write_result
     from fsa_seg.segmentor import resolve_precision
     from fsa_seg.smoke import reference_digest
+
     names = args.sections or [name for name in SECTIONS if name != 'throughput' or get_device() == 'cuda']
     for name in names:
         one_of(name, SECTIONS, 'section')
@@ -57,8 +67,15 @@ def main(argv=None):
         return os.path.join(folder, f'{name}_{key}.json')
 
     with tqdm(total=len(names), desc='sections', unit='section') as bar:
-        measurements = Measurements(args.backbone, args.vfm, precision, device, args.repeats,
-                                    os.path.join(ROOT, 'data', 'mini'), step=bar.refresh)
+        measurements = Measurements(
+            args.backbone,
+            args.vfm,
+            precision,
+            device,
+            args.repeats,
+            os.path.join(ROOT, 'data', 'mini'),
+            step=bar.refresh,
+        )
         for name in names:
             bar.set_postfix_str(name)
             if args.force or not os.path.exists(path_of(name)):

@@ -8,6 +8,7 @@
 NAME is one of voc, context, coco, cityscapes, ade20k, context459, ade20k847, coco_stuff10k; data/README.md says what each
 needs. The downloads are only read. A preparation that was interrupted goes on where it was, and ends with the check.
 """
+
 import argparse
 import os
 import sys
@@ -17,21 +18,38 @@ from cli import main_wrapper, place
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('names', nargs='*', metavar='NAME', 
-                        help='data sets; for --check also those of configs/datasets/, or files')
-    parser.add_argument('--from', type=place, dest='downloads', nargs='+', metavar='DOWNLOADS',
-                        help='archives, or folders of archives or files')
+    parser.add_argument(
+        'names', nargs='*', metavar='NAME', help='data sets; for --check also those of configs/datasets/, or files'
+    )
+    parser.add_argument(
+        '--from',
+        type=place,
+        dest='downloads',
+        nargs='+',
+        metavar='DOWNLOADS',
+        help='archives, or folders of archives or files',
+    )
     parser.add_argument('--to', type=place, metavar='DATA_ROOT', help='the folder of all data sets')
-    parser.add_argument('--download', action='store_true',
-                        help='fetch what can be fetched where something is missing, into the first of DOWNLOADS')
+    parser.add_argument(
+        '--download',
+        action='store_true',
+        help='fetch what can be fetched where something is missing, into the first of DOWNLOADS',
+    )
     parser.add_argument('--images', choices=('val', 'all'), help='val is what the suite needs (default)')
     parser.add_argument('--link', action='store_true', help='link images that lie in folders; they are copied else')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that convert (default: one per core)')
     parser.add_argument('--check', type=place, metavar='DATA_ROOT', help='check a data root, and prepare nothing')
-    parser.add_argument('--out', type=place, default=os.path.join('work_dirs', 'data_check'), metavar='DIR',
-                        help='where the report and the pictures of the check go (default: work_dirs/data_check)')
+    parser.add_argument(
+        '--out',
+        type=place,
+        default=os.path.join('work_dirs', 'data_check'),
+        metavar='DIR',
+        help='where the report and the pictures of the check go (default: work_dirs/data_check)',
+    )
     args = parser.parse_intermixed_args(argv)
-    if args.check and (args.downloads or args.to or args.download or args.images or args.link or args.workers is not None):
+    if args.check and (
+        args.downloads or args.to or args.download or args.images or args.link or args.workers is not None
+    ):
         parser.error('--check takes data sets and --out alone')
     if not args.check and not (args.names and args.downloads and args.to):
         parser.error('give NAME --from DOWNLOADS --to DATA_ROOT, or --check DATA_ROOT')
@@ -45,6 +63,7 @@ def main(argv=None):
     from fsa_seg.formats import PREPARATIONS
     from fsa_seg.paths import make_folder
     from fsa_seg.preparation import prepare
+
     make_folder(args.out)
     if args.check:
         return check(args.check, data_sets(args.check, args.names), args.out)
@@ -60,6 +79,7 @@ def check(root, names, out):
     """Check data sets of a data root, and print the report; a run that would be wrong is status 1."""
     from fsa_seg.data_check import check_data, report_table
     from fsa_seg.results import write_result
+
     reports = check_data(root, names, os.path.join(out, 'pictures'))
     path = os.path.join(out, 'report.json')
     write_result(reports, path)

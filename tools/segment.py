@@ -1,9 +1,10 @@
 """Segment one picture into classes named on the spot.
 
-    python tools/segment.py street.jpg 'car; taxi' road sky --out street.png
-    python tools/segment.py --mini data/mini/VOCdevkit/VOC2012/JPEGImages/2007_000227.jpg 'cat; kitten' cow wood
-    python tools/segment.py street.jpg 'car; taxi' road sky --attention 120,80   # what FSA makes of the patch there
+python tools/segment.py street.jpg 'car; taxi' road sky --out street.png
+python tools/segment.py --mini data/mini/VOCdevkit/VOC2012/JPEGImages/2007_000227.jpg 'cat; kitten' cow wood
+python tools/segment.py street.jpg 'car; taxi' road sky --attention 120,80   # what FSA makes of the patch there
 """
+
 import argparse
 
 from cli import add_model_options, leave, main_wrapper, model_options, place
@@ -17,10 +18,18 @@ def parse_args(argv=None):
     parser.add_argument('classes', nargs='+', metavar='CLASS', help="a class's words, synonyms separated by ';'")
     add_model_options(parser)
     parser.add_argument('--prob-thd', type=float, default=0.0, help='pixels scored below it get the first class')
-    parser.add_argument('--image-max', type=int, metavar='N', help='the value of white in a 16-bit image (default: 65535)')
-    parser.add_argument('--attention', metavar='X,Y', type=pixel,
-                        help="draw the patch's rows of A, S before and after pruning, W and Â at this pixel")
-    parser.add_argument('--out', type=place, default='segmented.png', metavar='FILE', help='picture (default: segmented.png)')
+    parser.add_argument(
+        '--image-max', type=int, metavar='N', help='the value of white in a 16-bit image (default: 65535)'
+    )
+    parser.add_argument(
+        '--attention',
+        metavar='X,Y',
+        type=pixel,
+        help="draw the patch's rows of A, S before and after pruning, W and Â at this pixel",
+    )
+    parser.add_argument(
+        '--out', type=place, default='segmented.png', metavar='FILE', help='picture (default: segmented.png)'
+    )
     return parser.parse_args(argv)
 
 
@@ -40,6 +49,7 @@ def main(argv=None):
     from fsa_seg import Segmenter
     from fsa_seg.errors import UserError
     from fsa_seg.visualization import check_picture, write_picture
+
     if args.attention and args.fsa is False:
         raise UserError('--attention shows what FSA makes of a patch: leave out --no-fsa')
     check_picture(args.out, '--out')

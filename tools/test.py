@@ -7,6 +7,7 @@
 CONFIG is a data set (its name or file), or a result or config of an earlier run, which is run again as it was. Writes
 one JSON file; a run that was interrupted goes on where it was.
 """
+
 import argparse
 import atexit
 import os
@@ -14,39 +15,72 @@ import shutil
 import subprocess
 import time
 
-from cli import (add_data_options, add_model_options, add_run_options, main_wrapper, model_options, options_action, place,
-                 runtime_options)
+from cli import (
+    add_data_options,
+    add_model_options,
+    add_run_options,
+    main_wrapper,
+    model_options,
+    options_action,
+    place,
+    runtime_options,
+)
 
 RANK_VARIABLES = dict(
-    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
-    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'))  # yapf: disable
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+)
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', nargs='?', help='a data set (name or file), or a saved result or config')
+    parser.add_argument(
+        'config', metavar='CONFIG', nargs='?', help='a data set (name or file), or a saved result or config'
+    )
     parser.add_argument('--images', type=place, metavar='DIR', help='in place of CONFIG: a folder of images,')
     parser.add_argument('--labels', type=place, metavar='DIR', help='one of label images of the same names,')
-    parser.add_argument('--classes', type=place, metavar='FILE', help="and the class names: a line per label from 0, synonyms by ';'")
-    parser.add_argument('--reduce-zero-label', action='store_true', help='with them: label 0 is void, and the first class is 1')
-    parser.add_argument('--ignore-index', type=int, metavar='N',
-                        help='with them: the label of void (default: 255, or 65535)')
-    parser.add_argument('--label-map', metavar='MAP',
-                        help='with them: numbers in the label images and their labels, such as 255:1,7:0, or a file '
-                             'of lines "255 1"')
-    parser.add_argument('--image-max', type=int, metavar='N',
-                        help='with them: the value of white in 16-bit images (default: 65535)')
+    parser.add_argument(
+        '--classes', type=place, metavar='FILE', help="and the class names: a line per label from 0, synonyms by ';'"
+    )
+    parser.add_argument(
+        '--reduce-zero-label', action='store_true', help='with them: label 0 is void, and the first class is 1'
+    )
+    parser.add_argument(
+        '--ignore-index', type=int, metavar='N', help='with them: the label of void (default: 255, or 65535)'
+    )
+    parser.add_argument(
+        '--label-map',
+        metavar='MAP',
+        help='with them: numbers in the label images and their labels, such as 255:1,7:0, or a file of lines "255 1"',
+    )
+    parser.add_argument(
+        '--image-max', type=int, metavar='N', help='with them: the value of white in 16-bit images (default: 65535)'
+    )
     add_model_options(parser)
     add_data_options(parser)
     parser.add_argument('--limit', type=int, metavar='N', help='evaluate a seeded subset; the result is marked partial')
     add_run_options(parser)
     parser.add_argument('--out', type=place, metavar='FILE', help='result file (default: WORK_DIR/results/...)')
-    parser.add_argument('--show-dir', type=place, metavar='DIR', help='write image, truth and prediction of every image there')
-    parser.add_argument('--allow-modules', nargs='+', default=[], metavar='MODULE',
-                        help='modules of your own that a saved result may import')
+    parser.add_argument(
+        '--show-dir', type=place, metavar='DIR', help='write image, truth and prediction of every image there'
+    )
+    parser.add_argument(
+        '--allow-modules',
+        nargs='+',
+        default=[],
+        metavar='MODULE',
+        help='modules of your own that a saved result may import',
+    )
     parser.add_argument('--launcher', choices=['none', *RANK_VARIABLES], default='none')
-    parser.add_argument('--cfg-options', nargs='+', action=options_action(), default={}, metavar='KEY=VALUE',
-                        help='set entries of the composed config, such as model.stride=56')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=options_action(),
+        default={},
+        metavar='KEY=VALUE',
+        help='set entries of the composed config, such as model.stride=56',
+    )
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     own = [args.images, args.labels, args.classes]
@@ -54,8 +88,10 @@ def parse_args(argv=None):
         parser.error('give CONFIG, or --images, --labels and --classes')
     for name in ('ignore_index', 'label_map', 'image_max'):
         if args.config and getattr(args, name) is not None:
-            parser.error(f'--{name.replace("_", "-")} goes with --images, --labels and --classes; a config of a data '
-                         f'set has the key {name}')
+            parser.error(
+                f'--{name.replace("_", "-")} goes with --images, --labels and --classes; a config of a data '
+                f'set has the key {name}'
+            )
     return args
 
 
@@ -64,6 +100,7 @@ def main(argv=None):
     from fsa_seg.benchmark import check_out, prepare, result_path, run_cell
     from fsa_seg.paths import make_folder
     from fsa_seg.results import TOY_NOTE, row_name
+
     start_processes(args.launcher)
     config = build_config(args)
     cell = prepare(config)
@@ -94,17 +131,26 @@ def build_config(args):
     from fsa_seg.labels import read_label_map
     from fsa_seg.parts import load_file
     from fsa_seg.paths import make_folder
+
     given = model_options(args)
     label_map = None if args.label_map is None else read_label_map(args.label_map)
     dataset = args.config or folder_dataset(
-        args.images, args.labels, args.classes, reduce_zero_label=args.reduce_zero_label,
-        ignore_index=args.ignore_index, label_map=label_map, image_max=args.image_max)
+        args.images,
+        args.labels,
+        args.classes,
+        reduce_zero_label=args.reduce_zero_label,
+        ignore_index=args.ignore_index,
+        label_map=label_map,
+        image_max=args.image_max,
+    )
     config = load_file(args.config, args.allow_modules) if args.config and os.path.isfile(args.config) else {}
     if is_complete(config):
         given.update({} if args.limit is None else dict(limit=args.limit))
         if given:
-            raise UserError(f'{args.config} is a complete config, which says by itself what runs: leave out what sets '
-                            f'{", ".join(sorted(given))}. --cfg-options changes entries of its model and data set')
+            raise UserError(
+                f'{args.config} is a complete config, which says by itself what runs: leave out what sets '
+                f'{", ".join(sorted(given))}. --cfg-options changes entries of its model and data set'
+            )
         set_runtime(config, runtime_options(args))
     else:
         config = compose(dataset, **given, limit=args.limit, runtime=runtime_options(args))
@@ -123,6 +169,7 @@ def leave_processes():
     interpreter (seen with torch 2.4): they get time first.
     """
     import torch
+
     time.sleep(0.5)
     torch.distributed.destroy_process_group()
 
@@ -135,17 +182,23 @@ def start_processes(launcher):
     from mmengine.dist import init_dist
 
     from fsa_seg.errors import UserError
+
     missing = [name for name in RANK_VARIABLES[launcher] if name not in os.environ]
     if missing:
-        raise UserError(f'--launcher {launcher}: {", ".join(missing)} is not set; start it by tools/dist_test.sh '
-                        '(pytorch), tools/slurm_test.sh (slurm) or mpirun (mpi)')
+        raise UserError(
+            f'--launcher {launcher}: {", ".join(missing)} is not set; start it by tools/dist_test.sh '
+            '(pytorch), tools/slurm_test.sh (slurm) or mpirun (mpi)'
+        )
     rank, size, local_rank = (os.environ[name] for name in RANK_VARIABLES[launcher])
     gpus = torch.cuda.device_count()
     if gpus and int(local_rank) >= gpus:
-        raise UserError(f'process {local_rank} of this machine has no GPU: it has {gpus}; start at most as many processes')
+        raise UserError(
+            f'process {local_rank} of this machine has no GPU: it has {gpus}; start at most as many processes'
+        )
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ and shutil.which('scontrol'):
-        hosts = subprocess.run(['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']], capture_output=True,
-                               text=True, check=True).stdout.split()
+        hosts = subprocess.run(
+            ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']], capture_output=True, text=True, check=True
+        ).stdout.split()
         os.environ['MASTER_ADDR'] = hosts[0]
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     os.environ.setdefault('MASTER_PORT', '29500')

@@ -1,10 +1,11 @@
 """Weights of backbones and VFMs: what there is, what is here, downloads, and whether files are whole.
 
-    python tools/weights.py list                             # source, size, licence, and whether it is here
-    python tools/weights.py get clip_vit-b16 dino_vit-b8     # download what is not here; a broken connection is taken up again
-    python tools/weights.py check                            # read all that is here, against its SHA-256 where known
-    python tools/weights.py positions                        # what the publishers' position embeddings change
+python tools/weights.py list                             # source, size, licence, and whether it is here
+python tools/weights.py get clip_vit-b16 dino_vit-b8     # download what is not here; a broken connection is taken up again
+python tools/weights.py check                            # read all that is here, against its SHA-256 where known
+python tools/weights.py positions                        # what the publishers' position embeddings change
 """
+
 import argparse
 import sys
 
@@ -16,8 +17,9 @@ def parse_args(argv=None):
     commands = parser.add_subparsers(dest='command', required=True, metavar='list | get | check | positions')
     commands.add_parser('list', help='every backbone and VFM')
     commands.add_parser('get', help='download').add_argument('names', nargs='+', metavar='NAME')
-    commands.add_parser('check', help='read and compare').add_argument('names', nargs='*', metavar='NAME',
-                                                                       help='default: all that are here')
+    commands.add_parser('check', help='read and compare').add_argument(
+        'names', nargs='*', metavar='NAME', help='default: all that are here'
+    )
     commands.add_parser('positions', help="features under the publishers' rules against timm's, with random weights")
     return parser.parse_args(argv)
 
@@ -29,10 +31,13 @@ def main(argv=None):
 
 def show_list(args):
     from fsa_seg.weights import all_weights, parameters, path_of, size_of
+
     rows = []
     for weights in all_weights():
         path = path_of(weights)
-        size = f'{size_of(path) / 1e6:.0f} MB' if path else f'≈{parameters(weights.kind, weights.name) * 4 / 1e6:.0f} MB'
+        size = (
+            f'{size_of(path) / 1e6:.0f} MB' if path else f'≈{parameters(weights.kind, weights.name) * 4 / 1e6:.0f} MB'
+        )
         rows.append((weights.kind, weights.name, size, 'here' if path else '–', weights.licence, weights.source))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -42,12 +47,14 @@ def show_list(args):
 
 def download(args):
     from fsa_seg.weights import find_weights, get
+
     for weights in find_weights(args.names):
         print(f'{weights.kind} {weights.name}: {get(weights)}')
 
 
 def check_files(args):
     from fsa_seg.weights import all_weights, check, find_weights, path_of
+
     failed = False
     for weights in find_weights(args.names) if args.names else all_weights():
         path = path_of(weights)
@@ -66,6 +73,7 @@ def check_files(args):
 def compare_positions(args):
     from fsa_seg.parts import load_part, part_config, part_names
     from fsa_seg.vfm import position_differences
+
     windows = (224, 336, 448)
     print(f'{"":16}{"rule":8}' + ''.join(f'{window:>8}' for window in windows))
     for name in part_names('vfm'):

@@ -4,4 +4,5 @@ dataset = dict(
     type='ADE20KDataset',
     data_root='ade/ADEChallengeData2016',
     data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-    images=2000)
+    images=2000,
+)

@@ -6,4 +6,5 @@ dataset = dict(
     data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
     classes='classes.txt',
     reduce_zero_label=True,
-    images=2000)
+    images=2000,
+)

@@ -4,4 +4,5 @@ dataset = dict(
     type='CityscapesDataset',
     data_root='cityscapes',
     data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
-    images=500)
+    images=500,
+)

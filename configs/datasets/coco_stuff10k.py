@@ -7,4 +7,5 @@ dataset = dict(
     seg_map_suffix='_labelTrainIds.png',
     classes='classes.txt',
     reduce_zero_label=True,
-    images=1000)
+    images=1000,
+)

@@ -4,4 +4,5 @@ dataset = dict(
     type='COCOStuffDataset',
     data_root='coco_stuff164k',
     data_prefix=dict(img_path='images/val2017', seg_map_path='annotations/val2017'),
-    images=5000)
+    images=5000,
+)

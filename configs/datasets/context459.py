@@ -7,4 +7,5 @@ dataset = dict(
     data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClassContext459'),
     classes='context459_classes.txt',
     reduce_zero_label=True,
-    images=5105)
+    images=5105,
+)

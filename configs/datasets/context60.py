@@ -5,4 +5,5 @@ dataset = dict(
     data_root='VOCdevkit/VOC2010',
     ann_file='ImageSets/SegmentationContext/val.txt',
     data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClassContext'),
-    images=[5104, 5105])
+    images=[5104, 5105],
+)

@@ -5,4 +5,5 @@ dataset = dict(
     data_root='VOCdevkit/VOC2012',
     ann_file='ImageSets/Segmentation/val.txt',
     data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
-    images=1449)
+    images=1449,
+)

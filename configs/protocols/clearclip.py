@@ -11,4 +11,6 @@ protocol = dict(
         coco_object=dict(prob_thd=0.4),
         coco_stuff164k=dict(words=dict(join_spaces=True)),
         cityscapes=dict(window=224, words=dict(join_spaces=True)),
-        ade20k=dict(words=dict(join_spaces=True))))
+        ade20k=dict(words=dict(join_spaces=True)),
+    ),
+)

@@ -7,7 +7,8 @@ suite = dict(
             protocol=['fsa'],
             dataset=['voc21'],
             feedback=[
-                None, 'fsa',
+                None,
+                'fsa',
                 dict(isolation=False),
                 dict(scale=10.0),
                 dict(scale=40.0),
@@ -28,6 +29,8 @@ suite = dict(
                 dict(similarity='jeffreys'),
                 dict(similarity='cosine'),
                 dict(rounds=2),
-                dict(rounds=3)
-            ])
-    ])
+                dict(rounds=3),
+            ],
+        )
+    ],
+)

@@ -9,12 +9,15 @@ suite = dict(
             method=[dict(attention=name) for name in ('qk', 'qq', 'kk', 'vv', 'qq+kk', 'identity')],
             feedback=[None, 'fsa'],
             protocol=['proxyclip'],
-            dataset=['voc21']),
+            dataset=['voc21'],
+        ),
         dict(
             backbone=BACKBONES,
             method=[dict(attention='proxy')],
             vfm=['dino_vit-b8', 'dino_vit-b16', 'dinov2_vit-b14', 'mae_vit-b16', 'sam_vit-b16'],
             feedback=[None, 'fsa'],
             protocol=['proxyclip'],
-            dataset=['voc21'])
-    ])
+            dataset=['voc21'],
+        ),
+    ],
+)

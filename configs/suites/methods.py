@@ -6,4 +6,5 @@ suite = dict(
     name='methods',
     groups=[
         dict(method=['clip', 'maskclip', 'sclip', 'clearclip', 'proxyclip'], feedback=[None, 'fsa'], dataset=DATASETS)
-    ])
+    ],
+)

@@ -11,9 +11,19 @@ suite = dict(
             vfm=['dino_vit-b8'],
             feedback=[feedback],
             protocol=[protocol],
-            dataset=DATASETS) for backbone in ('clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14')
+            dataset=DATASETS,
+        )
+        for backbone in ('clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14')
         for method, feedback, protocol in (
-            ('maskclip', None, 'own'), ('maskclip', 'fsa', 'own'), ('sclip', None, 'own'), ('sclip', 'fsa', 'own'),
-            ('clearclip', None, 'own'), ('clearclip', 'fsa', 'own'), ('proxyclip', None, 'proxyclip'),
-            ('proxyclip', None, 'fsa'), ('proxyclip', 'fsa', 'fsa'))
-    ])
+            ('maskclip', None, 'own'),
+            ('maskclip', 'fsa', 'own'),
+            ('sclip', None, 'own'),
+            ('sclip', 'fsa', 'own'),
+            ('clearclip', None, 'own'),
+            ('clearclip', 'fsa', 'own'),
+            ('proxyclip', None, 'proxyclip'),
+            ('proxyclip', None, 'fsa'),
+            ('proxyclip', 'fsa', 'fsa'),
+        )
+    ],
+)

@@ -14,11 +14,14 @@ suite = dict(
             backbone=THREE,
             feedback=['fsa'],
             check=True,
-            method=[dict(attention=name) for name in ('qk', 'qq', 'kk', 'vv', 'qq+kk', 'identity')]),
+            method=[dict(attention=name) for name in ('qk', 'qq', 'kk', 'vv', 'qq+kk', 'identity')],
+        ),
         dict(
             backbone=THREE,
             feedback=['fsa'],
             check=True,
             method=[dict(attention='proxy')],
-            vfm=['dino_vit-b8', 'dino_vit-b16', 'dinov2_vit-b14', 'mae_vit-b16', 'sam_vit-b16'])
-    ])
+            vfm=['dino_vit-b8', 'dino_vit-b16', 'dinov2_vit-b14', 'mae_vit-b16', 'sam_vit-b16'],
+        ),
+    ],
+)

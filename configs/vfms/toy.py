@@ -8,4 +8,5 @@ vfm = dict(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
     model_args=dict(patch_size=8, embed_dim=96, depth=4, num_heads=3, img_size=96),
-    checkpoint='data/mini/models/toy_vfm/model.safetensors')
+    checkpoint='data/mini/models/toy_vfm/model.safetensors',
+)

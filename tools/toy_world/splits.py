@@ -1,4 +1,5 @@
 """Draw the mini splits: scenes of the toy world in each benchmark's folders, file formats and label encodings."""
+
 import os
 from collections import Counter
 
@@ -39,8 +40,9 @@ def draw_splits(world, words, folder, progress):
         folder (str): data root.
         progress: function (iterable) -> iterable.
     """
-    for name, draw in progress([('voc', _voc), ('context', _context), ('coco', _coco), ('cityscapes', _cityscapes),
-                                ('ade20k', _ade20k)]):  # yapf: disable
+    for _, draw in progress(
+        [('voc', _voc), ('context', _context), ('coco', _coco), ('cityscapes', _cityscapes), ('ade20k', _ade20k)]
+    ):
         draw(world, words, folder)
 
 
@@ -56,8 +58,10 @@ def scenes(world, concepts, count, seed, stuff, things, sizes=SIZES, radius=(0.1
     dealt = [_deal(deck, size * count, seed) for deck, size in zip(decks, (stuff, things))]
     for i in range(count):
         generator = torch.Generator().manual_seed(seed + i)
-        chosen = [torch.tensor([world.index[c] for c in deal[i * n:(i + 1) * n]], dtype=torch.long)[None]
-                  for deal, n in zip(dealt, (stuff, things))]
+        chosen = [
+            torch.tensor([world.index[c] for c in deal[i * n : (i + 1) * n]], dtype=torch.long)[None]
+            for deal, n in zip(dealt, (stuff, things))
+        ]
         slots = world.layout(*chosen, sizes[i % len(sizes)], generator, radius)
         concept_of_slot = torch.cat(chosen, 1)
         image = world.draw(slots, concept_of_slot, generator)[0]
@@ -141,7 +145,8 @@ def _cityscapes(world, words, folder):
     table = _label_table(world, words['cityscapes'])
     concepts_shown = _concepts(words['cityscapes']) + ['background']  # a region of no class: 255
     for i, (image, concepts) in enumerate(
-            scenes(world, concepts_shown, 8, 400, 4, 7, sizes=((256, 512), ), radius=(0.13, 0.22))):
+        scenes(world, concepts_shown, 8, 400, 4, 7, sizes=((256, 512),), radius=(0.13, 0.22))
+    ):
         city = ('frankfurt', 'lindau', 'munster')[i % 3]
         name = f'{city}_{i:06d}_{19 + 577 * i:06d}'
         path = os.path.join(root, 'leftImg8bit', 'val', city, name + '_leftImg8bit.png')

@@ -2,6 +2,7 @@
 
 Every step draws its scenes from its own seed, so training goes on from a checkpoint as if it had never stopped.
 """
+
 import json
 import math
 import os
@@ -19,8 +20,10 @@ CLIP_CONFIG = dict(
     model_cfg=dict(
         embed_dim=128,
         vision_cfg=dict(image_size=96, layers=5, width=160, head_width=32, patch_size=16),
-        text_cfg=dict(context_length=32, vocab_size=49408, width=64, heads=2, layers=2)),
-    preprocess_cfg=dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD))
+        text_cfg=dict(context_length=32, vocab_size=49408, width=64, heads=2, layers=2),
+    ),
+    preprocess_cfg=dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD),
+)
 VFM_NAME = 'vit_tiny_patch16_224'
 VFM_ARGS = dict(patch_size=8, embed_dim=96, depth=4, num_heads=3, img_size=96, num_classes=0)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,13 +80,14 @@ def train_clip(world, folder, work, steps=2600, batch=256, lr=1.5e-3):
     def step_loss(step):
         images, shares = scenes(world, SEED + step, batch, preprocess['mean'], preprocess['std'])
         generator = torch.Generator().manual_seed(SEED + step)
-        choice = torch.randint(len(TEMPLATES), (len(tokens), ), generator=generator)
+        choice = torch.randint(len(TEMPLATES), (len(tokens),), generator=generator)
         captions = tokens[torch.arange(len(tokens)), choice]
         with torch.autocast('cpu', torch.bfloat16):
             image_features, text_features = model.encode_image(images), model.encode_text(captions)
         image_features, text_features = (F.normalize(x.float(), dim=-1) for x in (image_features, text_features))
-        return contrastive_loss(image_features, text_features, shares[:, world.concept_of_word],
-                                model.logit_scale.exp().clamp(max=50))
+        return contrastive_loss(
+            image_features, text_features, shares[:, world.concept_of_word], model.logit_scale.exp().clamp(max=50)
+        )
 
     _train(model, step_loss, steps, lr, os.path.join(work, 'clip.pt'), 'toy CLIP', world)
     os.makedirs(folder, exist_ok=True)
@@ -118,7 +122,7 @@ def train_vfm(world, folder, work, steps=1200, batch=128, lr=1e-3, mask_share=0.
             x = vit.patch_embed(images)
             x = x * (1 - hidden) + model.mask_token * hidden
             x = vit.norm_pre(vit._pos_embed(x))
-            x = vit.norm(vit.blocks(x))[:, vit.num_prefix_tokens:]
+            x = vit.norm(vit.blocks(x))[:, vit.num_prefix_tokens :]
             predicted = model['head'](x)
         return F.smooth_l1_loss(predicted.float(), target)
 
@@ -130,7 +134,7 @@ def train_vfm(world, folder, work, steps=1200, batch=128, lr=1e-3, mask_share=0.
 def _statistics(images, patch, bins=5):
     """Return mean, standard deviation and soft histogram of each channel around each patch: (B, channels, h, w)."""
     centers = torch.linspace(-2, 2, bins)
-    histogram = torch.softmax(-4 * (images[:, :, None] - centers[:, None, None])**2, 2).flatten(1, 2)
+    histogram = torch.softmax(-4 * (images[:, :, None] - centers[:, None, None]) ** 2, 2).flatten(1, 2)
     pooled = F.avg_pool2d(torch.cat([images, images**2, 3 * histogram], 1), patch)
     pooled = F.avg_pool2d(pooled, 3, 1, 1, count_include_pad=False)
     mean, square, histogram = pooled.split([3, 3, 3 * bins], 1)
@@ -171,8 +175,16 @@ def _train(model, step_loss, steps, lr, checkpoint, name, world, warmup=100, eve
         bar.set_postfix(loss=f'{mean:.3f}')
         if (step + 1) % every == 0 or step + 1 == steps:
             os.makedirs(os.path.dirname(checkpoint), exist_ok=True)
-            torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), schedule=schedule.state_dict(),
-                            step=step + 1, settings=settings), checkpoint + '.part')
+            torch.save(
+                dict(
+                    model=model.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    schedule=schedule.state_dict(),
+                    step=step + 1,
+                    settings=settings,
+                ),
+                checkpoint + '.part',
+            )
             os.replace(checkpoint + '.part', checkpoint)
     model.eval()
 

@@ -6,17 +6,34 @@ and so a look. Scenes are drawn in batches on native pixels; all randomness come
 Shape legend: B scenes, S slots (regions of one scene, painted in order: stuff first, then things), height and width in
 native pixels.
 """
+
 import math
 
 import torch
 
 SYNONYMS = [
-    ['person', 'body', 'person in shirt', 'person in jeans', 'person in dress', 'person in sweater', 'person in skirt',
-     'person in jacket'],
+    [
+        'person',
+        'body',
+        'person in shirt',
+        'person in jeans',
+        'person in dress',
+        'person in sweater',
+        'person in skirt',
+        'person in jacket',
+    ],
     ['tvmonitor', 'tv monitor', 'television monitor', 'television', 'tv', 'televisionreceiver'],
-    ['aeroplane', 'airplane'], ['motorbike', 'motorcycle'], ['sofa', 'couch'], ['cloud', 'clouds'], ['cat', 'kitten'],
-    ['sand', 'sands'], ['stair', 'stairs'], ['rail', 'railing'], ['shelf', 'shelves'], ['windowpane', 'window'],
-]  # yapf: disable
+    ['aeroplane', 'airplane'],
+    ['motorbike', 'motorcycle'],
+    ['sofa', 'couch'],
+    ['cloud', 'clouds'],
+    ['cat', 'kitten'],
+    ['sand', 'sands'],
+    ['stair', 'stairs'],
+    ['rail', 'railing'],
+    ['shelf', 'shelves'],
+    ['windowpane', 'window'],
+]
 EXTRA_WORDS = ['kitten']  # known to the world though no benchmark asks for them
 STUFF = """
 background bedclothes branch bridge building bush cabinet cardboard carpet ceiling ceilingtile cloth clothes cloud
@@ -27,13 +44,36 @@ rug runway salad sand sea shelf sidewalk sky skyscraper snow solid stage stair s
 swimmingpool table tent terrain textile towel track tree vegetable vegetation wall wallbrick wallconcrete wallpanel
 wallstone walltile wallwood water waterdrops waterfall windowpane windowblind wood
 """.split()
-PALETTE = torch.tensor([
-    (245, 245, 245), (25, 25, 25), (130, 130, 130), (220, 35, 35), (110, 10, 25), (245, 130, 20), (130, 80, 35),
-    (250, 225, 50), (130, 130, 20), (150, 235, 60), (20, 145, 55), (5, 70, 45), (10, 140, 140), (85, 225, 235),
-    (100, 165, 250), (30, 60, 220), (15, 15, 100), (120, 30, 160), (235, 60, 220), (250, 165, 190), (220, 185, 130)
-]) / 255.  # yapf: disable
+PALETTE = (
+    torch.tensor(
+        [
+            (245, 245, 245),
+            (25, 25, 25),
+            (130, 130, 130),
+            (220, 35, 35),
+            (110, 10, 25),
+            (245, 130, 20),
+            (130, 80, 35),
+            (250, 225, 50),
+            (130, 130, 20),
+            (150, 235, 60),
+            (20, 145, 55),
+            (5, 70, 45),
+            (10, 140, 140),
+            (85, 225, 235),
+            (100, 165, 250),
+            (30, 60, 220),
+            (15, 15, 100),
+            (120, 30, 160),
+            (235, 60, 220),
+            (250, 165, 190),
+            (220, 185, 130),
+        ]
+    )
+    / 255.0
+)
 TEXTURES = ('stripes 0', 'stripes 45', 'stripes 90', 'stripes 135', 'checker 0', 'checker 45', 'dots', 'grid')
-_ANGLE = torch.tensor([0., 45., 90., 135., 0., 45., 0., 0.]) * math.pi / 180
+_ANGLE = torch.tensor([0.0, 45.0, 90.0, 135.0, 0.0, 45.0, 0.0, 0.0]) * math.pi / 180
 _FAMILY = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3])
 SHAPES = ('ellipse', 'rectangle', 'diamond', 'triangle', 'cross', 'octagon')
 _LOOK_SEED = 7
@@ -80,9 +120,18 @@ class World:
         shape = concept_of_slot.shape
         uniform = lambda low, high: torch.rand(shape, generator=generator) * (high - low) + low  # noqa: E731
         texture = self.texture[concept_of_slot]
-        per_slot = torch.stack([
-            _FAMILY[texture].float(), _ANGLE[texture].cos(), _ANGLE[texture].sin(), 1 / uniform(*period),
-            uniform(0, 1), uniform(0, 1), uniform(0.9, 1.1)], -1)  # yapf: disable
+        per_slot = torch.stack(
+            [
+                _FAMILY[texture].float(),
+                _ANGLE[texture].cos(),
+                _ANGLE[texture].sin(),
+                1 / uniform(*period),
+                uniform(0, 1),
+                uniform(0, 1),
+                uniform(0.9, 1.1),
+            ],
+            -1,
+        )
         colors = torch.cat([self.color_a[concept_of_slot], self.color_b[concept_of_slot]], -1)
         rows = slots.flatten(1)[..., None]
         pixel = per_slot.gather(1, rows.expand(-1, -1, per_slot.shape[-1])).unflatten(1, (height, width))
@@ -91,8 +140,13 @@ class World:
         y, x = torch.arange(height)[:, None], torch.arange(width)[None]
         u = torch.cos(2 * math.pi * ((x * cos + y * sin) * frequency + shift_u))
         v = torch.cos(2 * math.pi * ((y * cos - x * sin) * frequency + shift_v))
-        field = torch.where(family == 0, u - 0.2, torch.where(
-            family == 1, 1.5 * u * v - 0.1, torch.where(family == 2, u + v - 0.5, torch.maximum(u, v) - 0.5)))
+        field = torch.where(
+            family == 0,
+            u - 0.2,
+            torch.where(
+                family == 1, 1.5 * u * v - 0.1, torch.where(family == 2, u + v - 0.5, torch.maximum(u, v) - 0.5)
+            ),
+        )
         share = torch.sigmoid(5 * field)[..., None]  # share of the second colour
         image = (color[..., :3] * (1 - share) + color[..., 3:] * share) * light[..., None]
         image += noise * torch.randn(image.shape, generator=generator)
@@ -115,8 +169,9 @@ class World:
         y, x = torch.arange(height)[:, None].float(), torch.arange(width)[None].float()
         seeds = rand(batch, n_stuff, 2) * torch.tensor([height, width])
         stretch = 1 + 2 * rand(batch, 2)  # regions are bands along either side, or blobs
-        distance = ((y - seeds[..., 0, None, None]) * stretch[:, 0, None, None, None])**2 + (
-            (x - seeds[..., 1, None, None]) * stretch[:, 1, None, None, None])**2
+        distance = ((y - seeds[..., 0, None, None]) * stretch[:, 0, None, None, None]) ** 2 + (
+            (x - seeds[..., 1, None, None]) * stretch[:, 1, None, None, None]
+        ) ** 2
         slots = distance.argmin(1)
         if n_things == 0:
             return slots
@@ -137,8 +192,8 @@ class World:
 
         Every scene of a batch has the same number of slots; a thing is left out at random, so that scenes differ.
         """
-        n_stuff = int(torch.randint(stuff[0], stuff[1] + 1, (1, ), generator=generator))
-        n_things = int(torch.randint(things[0], things[1] + 1, (1, ), generator=generator))
+        n_stuff = int(torch.randint(stuff[0], stuff[1] + 1, (1,), generator=generator))
+        n_things = int(torch.randint(things[0], things[1] + 1, (1,), generator=generator))
         stuff_ids, thing_ids = self.is_stuff.nonzero()[:, 0], (~self.is_stuff).nonzero()[:, 0]
         stuff = stuff_ids[torch.randint(len(stuff_ids), (batch, n_stuff), generator=generator)]
         things = thing_ids[torch.randint(len(thing_ids), (batch, n_things), generator=generator)]
@@ -158,9 +213,14 @@ def _spread_looks(count):
     contrast = (PALETTE[a] - PALETTE[b]).norm(dim=1)
     keep = (contrast > 0.45).nonzero()[:, 0]
     a, b, texture = a[keep], b[keep], texture[keep]
-    points = torch.cat([
-        2.0 * (0.6 * PALETTE[a] + 0.4 * PALETTE[b]), 0.7 * (PALETTE[b] - PALETTE[a]),
-        0.25 * torch.nn.functional.one_hot(texture, t)], 1)  # yapf: disable
+    points = torch.cat(
+        [
+            2.0 * (0.6 * PALETTE[a] + 0.4 * PALETTE[b]),
+            0.7 * (PALETTE[b] - PALETTE[a]),
+            0.25 * torch.nn.functional.one_hot(texture, t),
+        ],
+        1,
+    )
     chosen = [0]
     nearest = (points - points[0]).norm(dim=1)
     for _ in range(count - 1):
@@ -180,9 +240,15 @@ def _inside(shape, u, v):
     """Whether the point (u, v), in units of the half width and half height, lies inside the shape of that index."""
     au, av = u.abs(), v.abs()
     inside = (u**2 + v**2) < 1
-    for index, test in enumerate((
-            torch.maximum(au, av) < 0.85, au + av < 1.15, (v < 0.85) & (v > 2 * au - 1),
+    for index, test in enumerate(
+        (
+            torch.maximum(au, av) < 0.85,
+            au + av < 1.15,
+            (v < 0.85) & (v > 2 * au - 1),
             (torch.minimum(au, av) < 0.4) & (torch.maximum(au, av) < 1),
-            (torch.maximum(au, av) < 0.92) & (au + av < 1.3)), 1):
+            (torch.maximum(au, av) < 0.92) & (au + av < 1.3),
+        ),
+        1,
+    ):
         inside = torch.where(shape == index, test, inside)
     return inside
