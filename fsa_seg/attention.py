@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.paths import part_files
+from fsa_seg.system.paths import part_files
 
 PROXY_BETA = 1.2  # ProxyCLIP's published default
 PROXY_GAMMA = 3.0  # ProxyCLIP's published default

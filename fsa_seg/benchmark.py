@@ -27,10 +27,10 @@ from fsa_seg.evaluation import Journal
 from fsa_seg.fingerprint import Data, differences, fingerprint, shared_key, with_files
 from fsa_seg.panel import label_field
 from fsa_seg.parts import known_images
-from fsa_seg.paths import check_file, cut_name, find_root, locked, make_folder
 from fsa_seg.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
 from fsa_seg.saved import to_json
 from fsa_seg.segmentor import check_window
+from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
 from fsa_seg.visualization import panel, picture_path
 
 LIMIT_SEED = 0

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from mmengine.logging import print_log
 
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.paths import local_path
+from fsa_seg.system.paths import local_path
 
 CONFIG_FILE = 'open_clip_config.json'
 ARCHIVE_KEYS = ('input_resolution', 'context_length', 'vocab_size')  # of OpenAI's archives, beside the weights

@@ -31,10 +31,10 @@ from fsa_seg.parts import (
     shipped,
     with_classes,
 )
-from fsa_seg.paths import CONFIGS, TOY_MARK, find_root
 from fsa_seg.segmentor import check_settings, resolve_precision
 from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, check_values, whole
 from fsa_seg.settings import RUNTIME as RUNTIME_RULES
+from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root
 from fsa_seg.text import check_words, class_words, read_words
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')

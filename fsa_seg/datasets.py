@@ -15,10 +15,10 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from tqdm import tqdm
 
 from fsa_seg.errors import UserError, built, warn_once
-from fsa_seg.files import walk_folders
 from fsa_seg.images import image_size, open_image, read_image
 from fsa_seg.labels import VOID, check_range, check_rule, check_seen, check_sizes, read_labels
-from fsa_seg.paths import file_digest
+from fsa_seg.system.files import walk_folders
+from fsa_seg.system.paths import file_digest
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 LABEL_SUFFIXES = ('.png', '.tif', '.tiff')

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fsa_seg.machine import BF16_UNITS, amount, cpu_flags, memory, one_line
 from fsa_seg.self_checks import (
     LABELS,
     MINI,
@@ -29,6 +28,7 @@ from fsa_seg.self_checks import (
     tf32,
     used_device,
 )
+from fsa_seg.system.machine import BF16_UNITS, amount, cpu_flags, memory, one_line
 
 BACKBONES = {'clip_vit-b16': 2, 'clip_vit-l14': 3, 'openclip_vit-h14': 5}  # name -> GiB that building it takes
 VFM = 'dino_vit-b8'

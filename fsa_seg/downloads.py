@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from fsa_seg.errors import UserError
-from fsa_seg.files import check_memory, check_regular, read_file, walk
+from fsa_seg.system.files import check_memory, check_regular, read_file, walk
 
 ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # methods of zip whose output can be bounded

@@ -34,8 +34,8 @@ from fsa_seg.errors import UserError
 from fsa_seg.feedback import FSA, TERMS
 from fsa_seg.methods import METHODS, resolve_method
 from fsa_seg.parts import METHOD_KEYS
-from fsa_seg.paths import ROOT, file_digest, local_path
 from fsa_seg.segmentor import resolve_precision
+from fsa_seg.system.paths import ROOT, file_digest, local_path
 from fsa_seg.text import templates_digest
 from fsa_seg.weights import path_of, weights_from
 

@@ -4,8 +4,8 @@ import json
 import math
 
 from fsa_seg.errors import UserError
-from fsa_seg.paths import new_file
 from fsa_seg.results import table_rows
+from fsa_seg.system.paths import new_file
 
 TOLERANCE = 0.1  # mIoU, in percent points
 SHOWN = 20  # wrong cells that a report names

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fsa_seg.errors import UserError
-from fsa_seg.files import check_memory, check_regular, read_file
+from fsa_seg.system.files import check_memory, check_regular, read_file
 
 WHITE = 65535  # of 16 bits
 LOW = 1 << 14  # a 16-bit image below it has 14 bits or fewer, or is dark: its file does not say which

@@ -12,8 +12,8 @@ from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
 from fsa_seg.errors import UserError
-from fsa_seg.files import check_memory, read_file
 from fsa_seg.images import open_image
+from fsa_seg.system.files import check_memory, read_file
 
 VOID, WIDE_VOID = 255, 65535
 MOST_ID = (1 << 24) - 1  # of a label map: the greatest colour

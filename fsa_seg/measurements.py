@@ -28,7 +28,6 @@ from fsa_seg.device import device_name, measured, tensor_peak
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import confusion
 from fsa_seg.feedback import FSA, _threshold_by_histogram, _threshold_by_order
-from fsa_seg.machine import cpu_name
 from fsa_seg.methods import LastBlock, token_logits
 from fsa_seg.panel import overlap_adds, window_cosines
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
@@ -36,6 +35,7 @@ from fsa_seg.results import row_name
 from fsa_seg.segmentor import PRECISIONS
 from fsa_seg.smoke import load_reference
 from fsa_seg.suites import load_suite, suite_cells
+from fsa_seg.system.machine import cpu_name
 from fsa_seg.windows import OverlapAdd, cut_window, windows
 
 PROTOCOL = 'proxyclip'  # of all measurements: windows, stride

@@ -17,7 +17,6 @@ from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.images import WHITE
 from fsa_seg.labels import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.methods import METHODS, resolve_method
-from fsa_seg.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
 from fsa_seg.saved import from_json
 from fsa_seg.settings import (
     BACKBONE,
@@ -33,6 +32,7 @@ from fsa_seg.settings import (
     dict_of,
     list_of,
 )
+from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
 from fsa_seg.text import read_classes
 from fsa_seg.visualization import even_palette
 

@@ -23,7 +23,7 @@ from fsa_seg.errors import UserError, one_of
 from fsa_seg.formats import PREPARATIONS
 from fsa_seg.images import image_size
 from fsa_seg.labels import check_sizes
-from fsa_seg.paths import make_folder, new_file
+from fsa_seg.system.paths import make_folder, new_file
 
 SPLITS = dict(val=('val',), all=('train', 'val'))  # of --images
 CHUNK = 64  # label images that are read before they are converted

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 
-from fsa_seg.machine import ROOT, nvidia_smi, one_line
+from fsa_seg.system.machine import ROOT, nvidia_smi, one_line
 
 GOLDEN = os.path.join(ROOT, 'tests', 'golden')
 REFERENCE = os.path.join(ROOT, 'tests', 'reference.py')

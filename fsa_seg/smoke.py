@@ -20,9 +20,9 @@ from fsa_seg.feedback import prune
 from fsa_seg.fingerprint import sources_digest, versions
 from fsa_seg.methods import LastBlock, resolve_feedback, token_logits
 from fsa_seg.parts import feedback_of, load_parts, method_of, part_config
-from fsa_seg.paths import ROOT
 from fsa_seg.results import row_name, write_result
 from fsa_seg.segmentor import PRECISIONS
+from fsa_seg.system.paths import ROOT
 
 REFERENCE = os.path.join(ROOT, 'tests', 'reference.py')  # a smoke run tests, and so needs a clone
 DEFAULTS = dict(method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8')

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fsa_seg.clip import architecture_digest
 from fsa_seg.device import trim_memory
 from fsa_seg.errors import UserError, warn_once
-from fsa_seg.paths import new_file
+from fsa_seg.system.paths import new_file
 
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
 WORDS_AT_ONCE = 5  # each of them is as many prompts as there are templates

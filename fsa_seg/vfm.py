@@ -15,8 +15,8 @@ from torch import nn
 from fsa_seg.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
 from fsa_seg.device import constant
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.paths import local_path
 from fsa_seg.settings import VFM, check_values
+from fsa_seg.system.paths import local_path
 
 POSITION_RULES = dict(offset=POSITION_OFFSET, size=0, timm=None)  # offset of the scale factors, see TimmViT
 

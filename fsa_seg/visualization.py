@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fsa_seg.datasets import read_as_loaded
 from fsa_seg.errors import UserError
-from fsa_seg.paths import check_file, new_file
+from fsa_seg.system.paths import check_file, new_file
 
 TITLE, LEGEND, GAP = 22, 20, 6  # heights of a title and of a line of the legend, and the margin, in pixels
 SPOT = 3  # radius of the mark of a pixel

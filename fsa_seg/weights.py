@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fsa_seg.clip import load_clip, loading_weights
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.parts import load_part, part_config, part_names
-from fsa_seg.paths import local_path
+from fsa_seg.system.paths import local_path
 
 KINDS = ('backbone', 'vfm')
 TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')  # what timm looks for in a repository of the hub, in its order

@@ -13,7 +13,7 @@ from fsa_seg.config import compose
 from fsa_seg.data_check import check_data, data_sets, report_table
 from fsa_seg.datasets import check_images, list_images
 from fsa_seg.errors import UserError
-from fsa_seg.paths import CONFIGS
+from fsa_seg.system.paths import CONFIGS
 
 import sources
 from conftest import MINI

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsa_seg import files
 from fsa_seg.datasets import check_images, scan_images
 from fsa_seg.errors import UserError
 from fsa_seg.labels import LoadLabels, check_rule, check_seen, read_label_map, read_labels
+from fsa_seg.system import files
 
 
 def save(path, array, **options):

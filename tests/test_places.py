@@ -11,10 +11,11 @@ import time
 
 import pytest
 
-from fsa_seg import evaluation, paths
+from fsa_seg import evaluation
 from fsa_seg.benchmark import prepare, result_path, run_cell
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
+from fsa_seg.system import paths
 
 from conftest import MINI, ROOT
 

@@ -142,7 +142,7 @@ def test_any_value_anywhere_is_taken_or_is_one_error():
     ],
 )
 def test_values_in_component_files(tmp_path, kind, text, message):
-    from fsa_seg.paths import CONFIGS
+    from fsa_seg.system.paths import CONFIGS
 
     (tmp_path / 'part.py').write_text(text.replace("'P'", repr(f'{CONFIGS}/protocols/sclip.py')))
     arguments = {**dict(dataset='voc21', method='proxyclip'), **TOY, kind: str(tmp_path / 'part.py')}

@@ -211,7 +211,7 @@ def test_words_of_a_protocol_and_of_a_segmenter(tmp_path, capsys):
     from fsa_seg import Segmenter
     from fsa_seg.config import compose
     from fsa_seg.parts import part_names
-    from fsa_seg.paths import CONFIGS
+    from fsa_seg.system.paths import CONFIGS
 
     for protocol in part_names('protocol'):
         for name in (

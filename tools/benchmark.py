@@ -116,8 +116,8 @@ def run_data(args, cells, given):
     from fsa_seg.config import compose
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.goldens import compare, read_goldens, write_goldens
-    from fsa_seg.paths import check_file
     from fsa_seg.results import table
+    from fsa_seg.system.paths import check_file
     from fsa_seg.visualization import check_picture, write_picture
 
     if any('dataset' not in cell for cell in cells):
@@ -154,9 +154,9 @@ def run_windows(args, suite, cells, given):
     from mmengine.device import get_device
     from tqdm import tqdm
 
-    from fsa_seg.paths import check_file, make_folder
     from fsa_seg.segmentor import resolve_precision
     from fsa_seg.smoke import Smoke, smoke_table
+    from fsa_seg.system.paths import check_file, make_folder
 
     work_dir = args.work_dir or 'work_dirs'
     folder = os.path.join(work_dir, suite.name)
@@ -190,7 +190,7 @@ def table_path(work_dir, suite):
 
 def finish(text, work_dir, suite, folder):
     """Write a table and print it."""
-    from fsa_seg.paths import new_file
+    from fsa_seg.system.paths import new_file
 
     path = table_path(work_dir, suite)
     with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:

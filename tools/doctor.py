@@ -36,10 +36,10 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from fsa_seg import machine
     from fsa_seg.doctor import CHECKS, Verdict, run_check
     from fsa_seg.errors import one_of
-    from fsa_seg.paths import new_file
+    from fsa_seg.system import machine
+    from fsa_seg.system.paths import new_file
 
     names = [one_of(name, CHECKS, 'check') for name in args.only or CHECKS]
     check_out(args.out)
@@ -85,7 +85,7 @@ def main(argv=None):
 def check_out(path):
     """Raise a UserError unless the file can be written."""
     from fsa_seg.errors import UserError
-    from fsa_seg.paths import make_folder
+    from fsa_seg.system.paths import make_folder
 
     if path and os.path.isdir(path):
         raise UserError(f'--out {path} is a folder; give the path of a file')

@@ -47,10 +47,10 @@ def main(argv=None):
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.fingerprint import sources_digest, versions
     from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
-    from fsa_seg.paths import make_folder, new_file
     from fsa_seg.results import write_result
     from fsa_seg.segmentor import resolve_precision
     from fsa_seg.smoke import reference_digest
+    from fsa_seg.system.paths import make_folder, new_file
 
     names = args.sections or [name for name in SECTIONS if name != 'throughput' or get_device() == 'cuda']
     for name in names:

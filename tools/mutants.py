@@ -304,7 +304,7 @@ MUTANTS = [
         ),
     ),
     *of(
-        'fsa_seg/paths.py',
+        'fsa_seg/system/paths.py',
         'test_results.py::test_a_half_written_result_never_appears',
         (
             'half_written_files_appear',

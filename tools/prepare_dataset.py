@@ -61,8 +61,8 @@ def main(argv=None):
     from fsa_seg.data_check import data_sets
     from fsa_seg.errors import one_of
     from fsa_seg.formats import PREPARATIONS
-    from fsa_seg.paths import make_folder
     from fsa_seg.preparation import prepare
+    from fsa_seg.system.paths import make_folder
 
     make_folder(args.out)
     if args.check:

@@ -98,8 +98,8 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from fsa_seg.benchmark import check_out, prepare, result_path, run_cell
-    from fsa_seg.paths import make_folder
     from fsa_seg.results import TOY_NOTE, row_name
+    from fsa_seg.system.paths import make_folder
 
     start_processes(args.launcher)
     config = build_config(args)
@@ -130,7 +130,7 @@ def build_config(args):
     from fsa_seg.errors import UserError
     from fsa_seg.labels import read_label_map
     from fsa_seg.parts import load_file
-    from fsa_seg.paths import make_folder
+    from fsa_seg.system.paths import make_folder
 
     given = model_options(args)
     label_map = None if args.label_map is None else read_label_map(args.label_map)

@@ -4,7 +4,7 @@ import os
 import stat
 
 from fsa_seg.errors import UserError
-from fsa_seg.machine import memory
+from fsa_seg.system.machine import memory
 
 
 def free_memory():
