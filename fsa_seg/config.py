@@ -11,11 +11,11 @@ from mmengine import Config
 from mmengine.device import get_device
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
-from fsa_seg.attention import find_attention
 from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.errors import UserError, built, check_keys
 from fsa_seg.fingerprint import differences, fingerprint, shown
 from fsa_seg.labels import VOID
+from fsa_seg.ops.attention import find_attention
 from fsa_seg.parts import (
     check_constructor,
     class_names,

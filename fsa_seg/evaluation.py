@@ -18,8 +18,8 @@ from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
-from fsa_seg.device import count_labels, to_device, to_host
 from fsa_seg.errors import UserError
+from fsa_seg.ops.device import count_labels, to_device, to_host
 from fsa_seg.panel import check_finite_stages, finite_field
 
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsa_seg.attention import Block, find_attention, map_rows, resize_tokens
 from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.feedback import FSA, adapt, ensemble, prune
-from fsa_seg.readout import readout
+from fsa_seg.ops.attention import Block, find_attention, map_rows, resize_tokens
+from fsa_seg.ops.feedback import FSA, adapt, ensemble, prune
+from fsa_seg.ops.readout import readout
 
 METHODS = dict(
     clip=dict(attention='qk', residual=True, mlp=True),

@@ -16,7 +16,7 @@ from torch import nn
 
 from fsa_seg.errors import UserError
 from fsa_seg.methods import LastBlock
-from fsa_seg.windows import OverlapAdd, cut_window, windows
+from fsa_seg.ops.windows import OverlapAdd, cut_window, windows
 
 STAGES = ("CLIP's trunk", 'the VFM', 'the last block (attention, FSA, readout)')
 SHARED_KEYS = (

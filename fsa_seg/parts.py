@@ -11,12 +11,12 @@ from mmengine import Config
 from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, MODELS
 
-from fsa_seg.attention import attention_files, find_attention
 from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.images import WHITE
 from fsa_seg.labels import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.methods import METHODS, resolve_method
+from fsa_seg.ops.attention import attention_files, find_attention
 from fsa_seg.saved import from_json
 from fsa_seg.settings import (
     BACKBONE,

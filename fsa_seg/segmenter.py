@@ -14,13 +14,13 @@ from fsa_seg.config import MAX_LONG_SIDE, model_config
 from fsa_seg.errors import UserError
 from fsa_seg.images import as_rgb
 from fsa_seg.methods import Inspection
+from fsa_seg.ops.windows import cut_window, patch_at, to_window, window_spans
 from fsa_seg.panel import check_finite_stages, finite_field
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
 from fsa_seg.segmentor import resolve_precision
 from fsa_seg.settings import SEGMENTOR, check_values
 from fsa_seg.text import check_distinct, split_words
 from fsa_seg.visualization import attention_panel, even_palette, panel
-from fsa_seg.windows import cut_window, patch_at, to_window, window_spans
 
 
 class Segmentation(NamedTuple):

@@ -15,16 +15,16 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from fsa_seg.attention import find_attention
 from fsa_seg.clip import BACKBONE_KEYS, check_finite, load_clip, trunk, weights_digest
-from fsa_seg.device import batch_that_fits, exact_float32
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.feedback import FSA
 from fsa_seg.methods import METHODS, inspect_patch, resolve_method
+from fsa_seg.ops.attention import find_attention
+from fsa_seg.ops.device import batch_that_fits, exact_float32
+from fsa_seg.ops.feedback import FSA
+from fsa_seg.ops.windows import class_scores, label_tiles
 from fsa_seg.panel import finite_field, original_sizes, overlap_adds
 from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 from fsa_seg.text import encode_queries
-from fsa_seg.windows import class_scores, label_tiles
 
 TILE_SCORES = dict(
     cpu=2**19, cuda=2**24
@@ -123,13 +123,13 @@ class TrainingFreeSegmentor(BaseSegmentor):
         backbone (dict): `model` and `pretrained` of `fsa_seg.clip.load_clip`.
         words (list of lists of str): the query words of each class, in label order. Without them the text tower is
             kept, and `set_words` has to be called first.
-        attention (str), residual (bool), mlp (bool): attention map (`fsa_seg.attention.ATTENTIONS`) and readout; by
+        attention (str), residual (bool), mlp (bool): attention map (`fsa_seg.ops.attention.ATTENTIONS`) and readout; by
             default a named method's own.
         vfm (dict): a registered VFM, needed by the attention map 'proxy'.
         feedback (dict): None, or dict(type='FSA', lam=..., p=...).
         window (int), stride (int): of the sliding windows, in pixels of the resized image.
         logit_scale (float): factor on the cosines before the softmax over queries.
-        prob_thd (float), area_thd (float): see `fsa_seg.windows.label_map`.
+        prob_thd (float), area_thd (float): see `fsa_seg.ops.windows.label_map`.
         precision (str): of trunk and VFM: 'auto', 'fp32', 'fp16' or 'bf16'. FSA, cosines and scores are float32.
         keep_scores (bool): also put the class scores, (K, height, width), into each data sample's `seg_logits`.
         text_cache (str): folder of the text embeddings' cache, see `fsa_seg.text.encode_queries`.
@@ -243,7 +243,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         Where that is to be by free memory, it is found out when it is first asked for, and again after `set_words`.
 
         Args:
-            run: see `fsa_seg.device.batch_that_fits`.
+            run: see `fsa_seg.ops.device.batch_that_fits`.
         """
         if self.window_batch != 'auto':
             return self.window_batch

@@ -178,8 +178,8 @@ def dense(quick):
     needs(REFERENCE)
     import torch
 
-    from fsa_seg.attention import find_attention
     from fsa_seg.methods import METHODS, resolve_feedback, token_logits
+    from fsa_seg.ops.attention import find_attention
     from fsa_seg.smoke import compare
 
     device, model = used_device(), _toy('proxyclip')

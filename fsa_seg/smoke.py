@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 
 from fsa_seg.clip import load_clip, trunk
-from fsa_seg.device import device_name, exact_float32, measured
 from fsa_seg.errors import UserError
-from fsa_seg.feedback import prune
 from fsa_seg.fingerprint import sources_digest, versions
 from fsa_seg.methods import LastBlock, resolve_feedback, token_logits
+from fsa_seg.ops.device import device_name, exact_float32, measured
+from fsa_seg.ops.feedback import prune
 from fsa_seg.parts import feedback_of, load_parts, method_of, part_config
 from fsa_seg.results import row_name, write_result
 from fsa_seg.segmentor import PRECISIONS

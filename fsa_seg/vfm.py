@@ -13,8 +13,8 @@ from timm.models import load_pretrained, vision_transformer, vision_transformer_
 from torch import nn
 
 from fsa_seg.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
-from fsa_seg.device import constant
 from fsa_seg.errors import UserError, one_of
+from fsa_seg.ops.device import constant
 from fsa_seg.settings import VFM, check_values
 from fsa_seg.system.paths import local_path
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fsa_seg import doctor, feedback, measurements, segmentor, self_checks
+from fsa_seg import doctor, measurements, segmentor, self_checks
 from fsa_seg.doctor import CHECKS, Check, run_check
 from fsa_seg.fingerprint import sources_digest
+from fsa_seg.ops import feedback
 from fsa_seg.system import machine
 
 from conftest import ROOT

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fsa_seg import evaluation
-from fsa_seg.device import count_labels, tensor_peak
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import (
     ExactIoUMetric,
@@ -18,6 +17,7 @@ from fsa_seg.evaluation import (
     per_image_counts,
     sum_confusions,
 )
+from fsa_seg.ops.device import count_labels, tensor_peak
 
 TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]])
 PREDICTED = torch.tensor([[0, 1, 1], [1, 0, 0]])

@@ -11,7 +11,7 @@ from fsa_seg.errors import UserError
 
 from conftest import ROOT
 
-SEEN = ('tests/test_windows.py::test_prob_thd',)
+SEEN = ('tests/ops/test_windows.py::test_prob_thd',)
 
 
 @pytest.mark.parametrize('mutant', MUTANTS, ids=[mutant.name for mutant in MUTANTS])
@@ -45,13 +45,13 @@ def test_names_are_unique_and_all_files_of_the_maths_have_mutants():
 
 def test_a_mutant_that_a_test_sees_and_one_that_none_sees(capsys):
     seen = next(mutant for mutant in MUTANTS if mutant.name == 'prob_thd_takes_what_equals_it')._replace(tests=SEEN)
-    harmless = Mutant('harmless', 'fsa_seg/windows.py', '"""Sliding windows', '"""Windows that slide', SEEN)
+    harmless = Mutant('harmless', 'fsa_seg/ops/windows.py', '"""Sliding windows', '"""Windows that slide', SEEN)
     assert mutants.run([seen, harmless], 1) == ['harmless']
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2:] == [f'killed    {seen.name} by {SEEN[0]}', f'SURVIVED  harmless under {SEEN[0]}']
     assert mutants.fits(seen) and mutants.fits(harmless)  # the repository itself is as it was
     with pytest.raises(UserError, match='the tests fail without a mutant: .*not found: .*test_gone'):
-        mutants.run([seen._replace(tests=('tests/test_windows.py::test_gone',))], 1)
+        mutants.run([seen._replace(tests=('tests/ops/test_windows.py::test_gone',))], 1)
 
 
 def test_status(run_tool, monkeypatch):

@@ -4,11 +4,12 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from fsa_seg import device, panel, segmentor
+from fsa_seg import panel, segmentor
 from fsa_seg.benchmark import prepare, run_cells, run_panel
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 from fsa_seg.methods import METHODS
+from fsa_seg.ops import device
 from fsa_seg.panel import label_field
 
 from conftest import MINI

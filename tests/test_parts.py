@@ -14,11 +14,11 @@ from open_clip.transformer import QuickGELU
 from torchvision.transforms.functional import normalize
 
 from fsa_seg import patch_logits
-from fsa_seg.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
 from fsa_seg.clip import check_tower, load_clip
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 from fsa_seg.methods import resolve_feedback
+from fsa_seg.ops.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
 from fsa_seg.parts import (
     KINDS,
     class_names,
@@ -259,7 +259,7 @@ class Colours(torch.nn.Module):
     "dict(attention='mine', residual=True)], feedback=[None, 'mine'])])",
     attentions='''
 import torch
-from fsa_seg.attention import AttentionMap, attention_map
+from fsa_seg.ops.attention import AttentionMap, attention_map
 
 @attention_map('mine')
 def neighbours(block):

@@ -55,8 +55,8 @@ def of(file, tests, *changes):
 
 MUTANTS = [
     *of(
-        'fsa_seg/attention.py',
-        'test_attention.py test_methods.py::test_golden',
+        'fsa_seg/ops/attention.py',
+        'ops/test_attention.py test_methods.py::test_golden',
         ('proxy_beta', 'PROXY_BETA = 1.2', 'PROXY_BETA = 1.25'),
         ('proxy_gamma', 'PROXY_GAMMA = 3.0', 'PROXY_GAMMA = 3.1'),
         ('proxy_mean_of_the_batch', 'sum(1)[:, None, None]', 'sum(1)[:, None, None].mean()'),
@@ -69,8 +69,8 @@ MUTANTS = [
         ('resize_aligns_corners', "mode='bilinear', align_corners=False)", "mode='bilinear', align_corners=True)"),
     ),
     *of(
-        'fsa_seg/feedback.py',
-        'test_feedback.py test_methods.py::test_golden',
+        'fsa_seg/ops/feedback.py',
+        'ops/test_feedback.py test_methods.py::test_golden',
         ('fsa_scale', 'SCALE = 20.0', 'SCALE = 21.0'),
         ('fsa_uniform_scale', 'UNIFORM_SCALE = 35.0', 'UNIFORM_SCALE = 36.0'),
         ('fsa_epsilon', 'EPSILON = 1e-10', 'EPSILON = 1e-9'),
@@ -99,7 +99,7 @@ MUTANTS = [
         ('one_round_alone', 'in range(feedback.rounds)', 'in range(1)'),
     ),
     *of(
-        'fsa_seg/readout.py',
+        'fsa_seg/ops/readout.py',
         'test_methods.py::test_golden',
         ('no_ln_post', 'visual.ln_post(x) @', 'x @'),
         ('no_residual', 'x = tokens + x', 'pass'),
@@ -131,8 +131,8 @@ MUTANTS = [
         ('sam_resizes_to_nearest', "img_size, mode='bilinear', align_corners=False", "img_size, mode='nearest'"),
     ),
     *of(
-        'fsa_seg/windows.py',
-        'test_windows.py',
+        'fsa_seg/ops/windows.py',
+        'ops/test_windows.py',
         ('last_window_is_not_shifted_inside', 'min(i * stride, side - window)', 'i * stride'),
         ('no_last_window', '-(-(side - window) // stride)', '(side - window) // stride'),
         ('padding_on_one_side', 'return count // 2, count - count // 2', 'return 0, count'),
@@ -224,7 +224,7 @@ MUTANTS = [
         ('members_share_other_words', '*s.method.values(), s.queries)', '*s.method.values())'),
     ),
     *of(
-        'fsa_seg/device.py',
+        'fsa_seg/ops/device.py',
         'test_panel.py::test_automatic_batches_on_a_gpu',
         ('batches_fill_a_gpu', 'free / 2 / max(peak, 1)', 'free / max(peak, 1)'),
     ),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fsa_seg.attention import map_rows, proxy_map, resize_tokens, self_map
+from fsa_seg.ops.attention import map_rows, proxy_map, resize_tokens, self_map
 
 
 @pytest.mark.parametrize('name, mass', [('qk', 1), ('qq', 1), ('kk', 1), ('vv', 1), ('qq+kk', 2), ('identity', 1)])

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fsa_seg.device import tensor_peak
-from fsa_seg.windows import OverlapAdd, class_scores, cut_window, label_map, label_tiles, window_spans, windows
+from fsa_seg.ops.device import tensor_peak
+from fsa_seg.ops.windows import OverlapAdd, class_scores, cut_window, label_map, label_tiles, window_spans, windows
 
 
 def test_spans_start_at_multiples_and_the_last_is_shifted_inside():

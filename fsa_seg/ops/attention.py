@@ -110,7 +110,7 @@ def find_attention(name):
         if name not in ATTENTIONS:
             raise UserError(
                 f'{files[name]} registers no attention map {name!r}; decorate its function with '
-                f'@fsa_seg.attention.attention_map({name!r})'
+                f'@fsa_seg.ops.attention.attention_map({name!r})'
             )
     return ATTENTIONS[one_of(name, {*ATTENTIONS, *files}, 'attention map')]
 

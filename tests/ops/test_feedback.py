@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from fsa_seg import feedback
-from fsa_seg.attention import AttentionMap, map_rows, proxy_map, self_map
 from fsa_seg.errors import UserError
-from fsa_seg.feedback import FSA, adapt, coherence, ensemble, isolate, prune
+from fsa_seg.ops import feedback
+from fsa_seg.ops.attention import AttentionMap, map_rows, proxy_map, self_map
+from fsa_seg.ops.feedback import FSA, adapt, coherence, ensemble, isolate, prune
 
 import reference
 

@@ -8,7 +8,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from fsa_seg.device import count_labels, to_device
+from fsa_seg.ops.device import count_labels, to_device
 
 BACKGROUND = 0  # the class of pixels whose best score is below `prob_thd`, and the one that `area_thd` leaves out
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsa_seg.attention import AttentionMap, by_rows
 from fsa_seg.errors import UserError, one_of
+from fsa_seg.ops.attention import AttentionMap, by_rows
 
 SCALE = 20.0  # of z(A) in step 1; published default
 UNIFORM_SCALE = 35.0  # of z(U) in step 1; published default
@@ -179,7 +179,7 @@ class FSA:
         terms (sequence of str): of step 5, any of 'WA', 'AW', 'W'; their mean is taken.
         rounds (int): how often the loop is run, at least 1: round n makes W of round n − 1's z(Â), while A stays the
             method's own.
-        block (int): rows of S and W that are held at once, see `fsa_seg.attention.by_rows`; it cannot change a
+        block (int): rows of S and W that are held at once, see `fsa_seg.ops.attention.by_rows`; it cannot change a
             result beyond rounding.
 
     Raises:
