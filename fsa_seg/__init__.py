@@ -1,7 +1,8 @@
 """Training-free open-vocabulary segmentation with CLIP, on MMSegmentation; importing it registers its parts."""
 
-from fsa_seg import datasets, evaluation, vfm, visualization  # noqa: F401  (registration)
-from fsa_seg.methods import patch_logits
+from fsa_seg import datasets, evaluation, visualization  # noqa: F401  (registration)
+from fsa_seg.models import vfm  # noqa: F401  (registration)
+from fsa_seg.models.window import patch_logits
 from fsa_seg.segmenter import Segmenter
 
 __version__ = '0.1.0'

@@ -11,10 +11,12 @@ from mmengine import Config
 from mmengine.device import get_device
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
-from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.errors import UserError, built, check_keys
 from fsa_seg.fingerprint import differences, fingerprint, shown
 from fsa_seg.labels import VOID
+from fsa_seg.models.clip import BACKBONE_KEYS
+from fsa_seg.models.segmentor import check_settings, resolve_precision
+from fsa_seg.models.text import check_words, class_words, read_words
 from fsa_seg.ops.attention import find_attention
 from fsa_seg.parts import (
     check_constructor,
@@ -31,11 +33,9 @@ from fsa_seg.parts import (
     shipped,
     with_classes,
 )
-from fsa_seg.segmentor import check_settings, resolve_precision
 from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, check_values, whole
 from fsa_seg.settings import RUNTIME as RUNTIME_RULES
 from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root
-from fsa_seg.text import check_words, class_words, read_words
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
 RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # of configs/runtime.py that a tool's option sets
@@ -123,7 +123,7 @@ def compose(
             data set and a method can be spelt out, see `fsa_seg.parts.load_part`.
         feedback (str or dict): name or file of a feedback part, or settings of FSA; None for the bare method.
         protocol (str): 'own' (the method's publication's), or name or file of a protocol.
-        words (str): a file of class words in place of the protocol's; see `fsa_seg.text.read_words`.
+        words (str): a file of class words in place of the protocol's; see `fsa_seg.models.text.read_words`.
         data_root (str): folder that holds all data sets; a relative one is looked up here and in the repository.
         limit (int): evaluate only so many images, a seeded choice; the result is marked as partial.
         precision (str): 'auto', 'fp32', 'fp16', 'bf16'.
@@ -183,7 +183,7 @@ def model_config(parts, settings, precision='auto', device=None, random_weights=
     Args:
         parts (dict): of `fsa_seg.parts.load_parts`.
         settings (dict): of `fsa_seg.parts.protocol_settings`.
-        precision (str), device (str): see `fsa_seg.segmentor.resolve_precision`; resolved here, since it can change a
+        precision (str), device (str): see `fsa_seg.models.segmentor.resolve_precision`; resolved here, since it can change a
             number.
         random_weights (int): seed of random weights in place of trained ones.
     """

@@ -133,7 +133,7 @@ def folder_dataset(images, labels, classes, **more):
 
     Args:
         images, labels (str): folders, see `ImageFolderDataset`.
-        classes (str): text file of class names, see `fsa_seg.text.read_classes`.
+        classes (str): text file of class names, see `fsa_seg.models.text.read_classes`.
         more: further keys of such a file; those that are None are left out.
     """
     for path, what in ((images, 'folder'), (labels, 'folder'), (classes, 'file')):

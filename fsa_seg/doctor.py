@@ -89,7 +89,7 @@ def run_check(name, quick=False, hint=lambda error: ''):
 def window(quick):
     """One real-size window of each backbone with DINO B/8, random weights: memory, images per second."""
     from fsa_seg.measurements import Measurements
-    from fsa_seg.segmentor import resolve_precision
+    from fsa_seg.models.segmentor import resolve_precision
 
     device, precision = used_device(), resolve_precision('auto')
     _, free = memory()

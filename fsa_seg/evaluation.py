@@ -19,8 +19,8 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
 from fsa_seg.errors import UserError
+from fsa_seg.models.shared_pass import check_finite_stages, finite_field
 from fsa_seg.ops.device import count_labels, to_device, to_host
-from fsa_seg.panel import check_finite_stages, finite_field
 
 
 class Journal:

@@ -27,17 +27,17 @@ import torch
 from mmengine.device import get_device
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
-from fsa_seg.clip import CONFIG_FILE, _config_beside, _pretrained_tag
 from fsa_seg.errors import UserError
-from fsa_seg.methods import METHODS, resolve_method
+from fsa_seg.models.clip import CONFIG_FILE, _config_beside, _pretrained_tag
+from fsa_seg.models.segmentor import resolve_precision
+from fsa_seg.models.text import templates_digest
+from fsa_seg.models.weights import path_of, weights_from
+from fsa_seg.models.window import METHODS, resolve_method
 from fsa_seg.ops.attention import attention_files
 from fsa_seg.ops.device import device_name, tf32_state
 from fsa_seg.ops.feedback import FSA, TERMS
 from fsa_seg.parts import METHOD_KEYS
-from fsa_seg.segmentor import resolve_precision
 from fsa_seg.system.paths import ROOT, file_digest, local_path
-from fsa_seg.text import templates_digest
-from fsa_seg.weights import path_of, weights_from
 
 LEVELS = ('number', 'source', 'rounding', 'none')
 PACKAGES = (

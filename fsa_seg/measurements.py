@@ -26,14 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from fsa_seg.config import compose, model_config
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import confusion
-from fsa_seg.methods import LastBlock, token_logits
+from fsa_seg.models.segmentor import PRECISIONS
+from fsa_seg.models.shared_pass import overlap_adds, window_cosines
+from fsa_seg.models.window import LastBlock, token_logits
 from fsa_seg.ops.device import device_name, measured, tensor_peak
 from fsa_seg.ops.feedback import FSA, _threshold_by_histogram, _threshold_by_order
 from fsa_seg.ops.windows import OverlapAdd, cut_window, windows
-from fsa_seg.panel import overlap_adds, window_cosines
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
 from fsa_seg.results import row_name
-from fsa_seg.segmentor import PRECISIONS
 from fsa_seg.smoke import load_reference
 from fsa_seg.suites import load_suite, suite_cells
 from fsa_seg.system.machine import cpu_name

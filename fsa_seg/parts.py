@@ -11,11 +11,12 @@ from mmengine import Config
 from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, MODELS
 
-from fsa_seg.clip import BACKBONE_KEYS
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.images import WHITE
 from fsa_seg.labels import VOID, WIDE_VOID, read_label_map, void_label
-from fsa_seg.methods import METHODS, resolve_method
+from fsa_seg.models.clip import BACKBONE_KEYS
+from fsa_seg.models.text import read_classes
+from fsa_seg.models.window import METHODS, resolve_method
 from fsa_seg.ops.attention import attention_files, find_attention
 from fsa_seg.saved import from_json
 from fsa_seg.settings import (
@@ -33,7 +34,6 @@ from fsa_seg.settings import (
     list_of,
 )
 from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
-from fsa_seg.text import read_classes
 from fsa_seg.visualization import even_palette
 
 KINDS = dict(

@@ -13,13 +13,13 @@ from PIL import Image
 from fsa_seg.config import MAX_LONG_SIDE, model_config
 from fsa_seg.errors import UserError
 from fsa_seg.images import as_rgb
-from fsa_seg.methods import Inspection
+from fsa_seg.models.segmentor import resolve_precision
+from fsa_seg.models.shared_pass import check_finite_stages, finite_field
+from fsa_seg.models.text import check_distinct, split_words
+from fsa_seg.models.window import Inspection
 from fsa_seg.ops.windows import cut_window, patch_at, to_window, window_spans
-from fsa_seg.panel import check_finite_stages, finite_field
 from fsa_seg.parts import load_parts, load_protocol, protocol_settings
-from fsa_seg.segmentor import resolve_precision
 from fsa_seg.settings import SEGMENTOR, check_values
-from fsa_seg.text import check_distinct, split_words
 from fsa_seg.visualization import attention_panel, even_palette, panel
 
 
@@ -41,7 +41,7 @@ class AttentionRows(NamedTuple):
     """What FSA makes of the patch at one pixel of an image.
 
     Attributes:
-        rows: `fsa_seg.methods.Inspection` of numpy arrays (h, w): the patch's rows of A, S before and after pruning, W
+        rows: `fsa_seg.models.window.Inspection` of numpy arrays (h, w): the patch's rows of A, S before and after pruning, W
             and Â, over the grid of the window.
         window (left, top, right, bottom): the window they belong to, in pixels of the image.
         patch (row, column): the patch on that grid.

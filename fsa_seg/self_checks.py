@@ -132,7 +132,7 @@ def golden(quick):
     needs(GOLDEN)
     import torch
 
-    from fsa_seg.methods import METHODS, patch_logits
+    from fsa_seg.models.window import METHODS, patch_logits
 
     device, _ = used_device(), _toy()
     for path in sorted(glob.glob(os.path.join(GOLDEN, '*.safetensors'))):
@@ -178,7 +178,7 @@ def dense(quick):
     needs(REFERENCE)
     import torch
 
-    from fsa_seg.methods import METHODS, resolve_feedback, token_logits
+    from fsa_seg.models.window import METHODS, resolve_feedback, token_logits
     from fsa_seg.ops.attention import find_attention
     from fsa_seg.smoke import compare
 
@@ -226,7 +226,7 @@ def sync(quick):
     from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
 
-    from fsa_seg.methods import METHODS
+    from fsa_seg.models.window import METHODS
 
     cells = list(itertools.product(METHODS, (None, 'fsa')))
     for size in (1, 4):

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fsa_seg import doctor, measurements, segmentor, self_checks
+from fsa_seg import doctor, measurements, self_checks
 from fsa_seg.doctor import CHECKS, Check, run_check
 from fsa_seg.fingerprint import sources_digest
+from fsa_seg.models import segmentor
 from fsa_seg.ops import feedback
 from fsa_seg.system import machine
 
@@ -106,7 +107,7 @@ def driver_without_torch(monkeypatch):
 
 
 def waiting_panel(monkeypatch):
-    from fsa_seg.panel import Panel
+    from fsa_seg.models.shared_pass import Panel
 
     own = Panel.predict
 

@@ -129,7 +129,7 @@ def test_cells_of_one_pass():
 
 OWN = """
 from mmseg.registry import MODELS
-from fsa_seg.segmentor import TrainingFreeSegmentor
+from fsa_seg.models.segmentor import TrainingFreeSegmentor
 
 @MODELS.register_module(force=True)
 class OwnSegmentor(TrainingFreeSegmentor):

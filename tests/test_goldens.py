@@ -14,7 +14,7 @@ from fsa_seg.config import compose
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import ExactIoUMetric
 from fsa_seg.goldens import compare, read_goldens, write_goldens
-from fsa_seg.segmentor import ImageListPreprocessor
+from fsa_seg.models.segmentor import ImageListPreprocessor
 
 from conftest import MINI, ROOT
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from fsa_seg import measurements
 from fsa_seg.measurements import SECTIONS, Cost, Measurements, plot_growth, report
+from fsa_seg.models.segmentor import check_compiler
 from fsa_seg.ops.device import tensor_peak
-from fsa_seg.segmentor import check_compiler
 
 from conftest import MINI
 

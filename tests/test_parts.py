@@ -14,10 +14,13 @@ from open_clip.transformer import QuickGELU
 from torchvision.transforms.functional import normalize
 
 from fsa_seg import patch_logits
-from fsa_seg.clip import check_tower, load_clip
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
-from fsa_seg.methods import resolve_feedback
+from fsa_seg.models.clip import check_tower, load_clip
+from fsa_seg.models.text import class_words
+from fsa_seg.models.vfm import TimmModel, TimmViT
+from fsa_seg.models.weights import parameters, path_of, weights_of
+from fsa_seg.models.window import resolve_feedback
 from fsa_seg.ops.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
 from fsa_seg.parts import (
     KINDS,
@@ -33,9 +36,6 @@ from fsa_seg.parts import (
 )
 from fsa_seg.smoke import DEFAULTS
 from fsa_seg.suites import load_suite, suite_cells
-from fsa_seg.text import class_words
-from fsa_seg.vfm import TimmModel, TimmViT
-from fsa_seg.weights import parameters, path_of, weights_of
 
 from conftest import ROOT
 

@@ -49,7 +49,7 @@ def test_places_are_checked_before_a_run(run_tool, tmp_path, monkeypatch, comman
     (tmp_path / 'file').write_text('not yours')
     os.mkfifo(tmp_path / 'pipe')
     monkeypatch.setattr('fsa_seg.benchmark.run_panel', lambda *_: pytest.fail('a cell was run'))
-    monkeypatch.setattr('fsa_seg.segmentor.load_clip', lambda **_: pytest.fail('a model was loaded'))
+    monkeypatch.setattr('fsa_seg.models.segmentor.load_clip', lambda **_: pytest.fail('a model was loaded'))
     status, printed = run_tool(*command)
     assert status == 1 and message in printed and 'Traceback' not in printed, printed
     assert (tmp_path / 'file').read_text() == 'not yours'
@@ -216,7 +216,7 @@ def test_the_error_of_several_processes_is_the_last_line_and_printed_once(tmp_pa
 def test_levels_of_the_libraries_logs_are_restored():
     import logging
 
-    from fsa_seg.clip import _quiet
+    from fsa_seg.models.clip import _quiet
 
     logging.disable(logging.INFO)
     try:

@@ -100,7 +100,7 @@ def test_a_file_that_is_no_result(tmp_path, text):
 def test_a_module_of_a_users_own_is_imported_where_it_is_allowed(saved, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / 'own_saved.py').write_text(
-        'from mmseg.registry import MODELS\nfrom fsa_seg.segmentor import TrainingFreeSegmentor\n\n\n'
+        'from mmseg.registry import MODELS\nfrom fsa_seg.models.segmentor import TrainingFreeSegmentor\n\n\n'
         "@MODELS.register_module()\nclass OwnSaved(TrainingFreeSegmentor):\n    own_method = 'clip'\n"
     )
     data = changed(changed(saved, 'model.type', 'OwnSaved'), 'custom_imports', dict(imports=['own_saved']))

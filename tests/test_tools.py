@@ -100,7 +100,7 @@ def test_processes_leave_their_group_before_python_ends():
 
 
 def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch):
-    from fsa_seg import segmentor
+    from fsa_seg.models import segmentor
 
     label_tiles, calls = segmentor.label_tiles, []
 

@@ -154,7 +154,7 @@ def run_windows(args, suite, cells, given):
     from mmengine.device import get_device
     from tqdm import tqdm
 
-    from fsa_seg.segmentor import resolve_precision
+    from fsa_seg.models.segmentor import resolve_precision
     from fsa_seg.smoke import Smoke, smoke_table
     from fsa_seg.system.paths import check_file, make_folder
 

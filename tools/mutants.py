@@ -56,7 +56,7 @@ def of(file, tests, *changes):
 MUTANTS = [
     *of(
         'fsa_seg/ops/attention.py',
-        'ops/test_attention.py test_methods.py::test_golden',
+        'ops/test_attention.py models/test_window.py::test_golden',
         ('proxy_beta', 'PROXY_BETA = 1.2', 'PROXY_BETA = 1.25'),
         ('proxy_gamma', 'PROXY_GAMMA = 3.0', 'PROXY_GAMMA = 3.1'),
         ('proxy_mean_of_the_batch', 'sum(1)[:, None, None]', 'sum(1)[:, None, None].mean()'),
@@ -70,7 +70,7 @@ MUTANTS = [
     ),
     *of(
         'fsa_seg/ops/feedback.py',
-        'ops/test_feedback.py test_methods.py::test_golden',
+        'ops/test_feedback.py models/test_window.py::test_golden',
         ('fsa_scale', 'SCALE = 20.0', 'SCALE = 21.0'),
         ('fsa_uniform_scale', 'UNIFORM_SCALE = 35.0', 'UNIFORM_SCALE = 36.0'),
         ('fsa_epsilon', 'EPSILON = 1e-10', 'EPSILON = 1e-9'),
@@ -91,8 +91,8 @@ MUTANTS = [
         ('mass_is_not_put_back', 'sum(mixed) * (attention.mass / len(mixed))', 'sum(mixed) / len(mixed)'),
     ),
     *of(
-        'fsa_seg/methods.py',
-        'test_methods.py::test_golden test_methods.py::test_ablations_agree_with_the_reference',
+        'fsa_seg/models/window.py',
+        'models/test_window.py::test_golden models/test_window.py::test_ablations_agree_with_the_reference',
         ('clearclip_has_a_residual', "attention='qq', residual=False", "attention='qq', residual=True"),
         ('maskclip_attends_values', "maskclip=dict(attention='identity'", "maskclip=dict(attention='vv'"),
         ('uniform_map_without_mass', 'self.attention.mass * self.values.mean(1', 'self.values.mean(1'),
@@ -100,14 +100,14 @@ MUTANTS = [
     ),
     *of(
         'fsa_seg/ops/readout.py',
-        'test_methods.py::test_golden',
+        'models/test_window.py::test_golden',
         ('no_ln_post', 'visual.ln_post(x) @', 'x @'),
         ('no_residual', 'x = tokens + x', 'pass'),
         ('mlp_without_ln_2', 'block.mlp(block.ln_2(x))', 'block.mlp(x)'),
     ),
     *of(
-        'fsa_seg/clip.py',
-        'test_clip.py',
+        'fsa_seg/models/clip.py',
+        'models/test_clip.py',
         ('position_offset', 'POSITION_OFFSET = 0.1', 'POSITION_OFFSET = 0.0'),
         ('trunk_runs_the_last_block', 'resblocks[:-1]:', 'resblocks:'),
         ('no_ln_pre', 'visual.ln_pre(x + position.to(x.dtype))', 'x + position.to(x.dtype)'),
@@ -117,8 +117,8 @@ MUTANTS = [
         ('digest_is_blind_to_values', '.numpy() if tensor.ndim else', '.numpy() * 0 if tensor.ndim else'),
     ),
     *of(
-        'fsa_seg/vfm.py',
-        'test_vfm.py test_parts.py::test_vfms_normalise_as_timm_says',
+        'fsa_seg/models/vfm.py',
+        'models/test_vfm.py test_parts.py::test_vfms_normalise_as_timm_says',
         ('vfm_mean', 'tuple(given or own[key])', 'tuple(given or (0.5, 0.5, 0.5))'),
         ('vfm_is_not_normalised', 'return (images - mean) / std', 'return images'),
         ('vfm_position_offset', 'offset=POSITION_OFFSET, size=0', 'offset=0, size=0'),
@@ -146,8 +146,8 @@ MUTANTS = [
         ('background_can_be_left_out', 'small[BACKGROUND].fill_(False)', 'pass'),
     ),
     *of(
-        'fsa_seg/text.py',
-        'test_text.py',
+        'fsa_seg/models/text.py',
+        'models/test_text.py',
         ('spaces_stay', "word.replace(' ', '') if join_spaces else word", 'word'),
         ('other_templates', 'open_clip.OPENAI_IMAGENET_TEMPLATES', 'open_clip.SIMPLE_IMAGENET_TEMPLATES'),
         ('text_cache_is_blind_to_weights', '        weights,\n', ''),
@@ -187,9 +187,9 @@ MUTANTS = [
         ('counts_of_one_process_alone', 'in all_gather_object(self.results):', 'in [self.results]:'),
     ),
     *of(
-        'fsa_seg/segmentor.py',
-        'test_segmentor.py::test_the_preprocessor_makes_rgb_with_the_backbones_mean_and_std '
-        'test_segmentor.py::test_the_vfm_gets_images_in_0_to_1 test_segmentor.py::test_half_precision',
+        'fsa_seg/models/segmentor.py',
+        'models/test_segmentor.py::test_the_preprocessor_makes_rgb_with_the_backbones_mean_and_std '
+        'models/test_segmentor.py::test_the_vfm_gets_images_in_0_to_1 models/test_segmentor.py::test_half_precision',
         ('red_and_blue_are_swapped', 'image.flip(0).float()', 'image.float()'),
         ('vfm_gets_clips_normalisation', '(images * normalise.std + normalise.mean) / 255', 'images'),
         ('precision_is_ignored', 'clip.visual.to(PRECISIONS[precision])', 'clip.visual.float()'),
@@ -217,15 +217,15 @@ MUTANTS = [
         ('lambda_of_a_vfm_is_ignored', "**(parts['vfm'] or {}).get('fsa', {}), ", ''),
     ),
     *of(
-        'fsa_seg/panel.py',
-        'test_panel.py::test_members_that_do_not_fit_together '
-        'test_panel.py::test_each_member_gives_what_it_gives_alone',
+        'fsa_seg/models/shared_pass.py',
+        'models/test_shared_pass.py::test_members_that_do_not_fit_together '
+        'models/test_shared_pass.py::test_each_member_gives_what_it_gives_alone',
         ('a_panel_of_two_precisions', "    'precision',\n    'window',", "    'window',"),
         ('members_share_other_words', '*s.method.values(), s.queries)', '*s.method.values())'),
     ),
     *of(
         'fsa_seg/ops/device.py',
-        'test_panel.py::test_automatic_batches_on_a_gpu',
+        'models/test_shared_pass.py::test_automatic_batches_on_a_gpu',
         ('batches_fill_a_gpu', 'free / 2 / max(peak, 1)', 'free / max(peak, 1)'),
     ),
     *of(
@@ -275,13 +275,13 @@ MUTANTS = [
         ('keys_are_carried_out', "key.startswith('_')", "key.startswith('?')"),
     ),
     *of(
-        'fsa_seg/clip.py',
-        'test_finite.py::test_weights',
+        'fsa_seg/models/clip.py',
+        'models/test_finite.py::test_weights',
         ('weights_may_be_nan', 'not tensor.isfinite().all()', 'False'),
     ),
     *of(
-        'fsa_seg/panel.py',
-        'test_finite.py',
+        'fsa_seg/models/shared_pass.py',
+        'models/test_finite.py',
         ('one_stage_is_not_looked_at', 'last.append(_finite(cosines))', 'last.append(_finite(cosines) | True)'),
         (
             'the_trunk_is_not_looked_at',
@@ -290,8 +290,8 @@ MUTANTS = [
         ),
     ),
     *of(
-        'fsa_seg/text.py',
-        'test_finite.py::test_text_embeddings',
+        'fsa_seg/models/text.py',
+        'models/test_finite.py::test_text_embeddings',
         ('embeddings_may_be_nan', 'return bool(((text.norm(dim=-1) - 1).abs() < 1e-3).all())', 'return True'),
     ),
     *of(
@@ -361,8 +361,8 @@ MUTANTS = [
         ('context_categories', 'DETAIL_CATEGORIES = (\n    2, 9, 18', 'DETAIL_CATEGORIES = (\n    2, 18, 9'),
     ),
     *of(
-        'fsa_seg/weights.py',
-        'test_weights.py::test_check_of_a_hash_in_the_url',
+        'fsa_seg/models/weights.py',
+        'models/test_weights.py::test_check_of_a_hash_in_the_url',
         ('damaged_weights_are_whole', 'if not found.startswith(expected):', 'if False:'),
     ),
     *of(

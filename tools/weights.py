@@ -30,7 +30,7 @@ def main(argv=None):
 
 
 def show_list(args):
-    from fsa_seg.weights import all_weights, parameters, path_of, size_of
+    from fsa_seg.models.weights import all_weights, parameters, path_of, size_of
 
     rows = []
     for weights in all_weights():
@@ -46,14 +46,14 @@ def show_list(args):
 
 
 def download(args):
-    from fsa_seg.weights import find_weights, get
+    from fsa_seg.models.weights import find_weights, get
 
     for weights in find_weights(args.names):
         print(f'{weights.kind} {weights.name}: {get(weights)}')
 
 
 def check_files(args):
-    from fsa_seg.weights import all_weights, check, find_weights, path_of
+    from fsa_seg.models.weights import all_weights, check, find_weights, path_of
 
     failed = False
     for weights in find_weights(args.names) if args.names else all_weights():
@@ -71,8 +71,8 @@ def check_files(args):
 
 
 def compare_positions(args):
+    from fsa_seg.models.vfm import position_differences
     from fsa_seg.parts import load_part, part_config, part_names
-    from fsa_seg.vfm import position_differences
 
     windows = (224, 336, 448)
     print(f'{"":16}{"rule":8}' + ''.join(f'{window:>8}' for window in windows))

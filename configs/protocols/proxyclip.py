@@ -1,5 +1,5 @@
 # ProxyCLIP's published settings. Lengths in pixels of the resized image.
-# `words` says how a data set's class names become queries: see fsa_seg.text.class_words.
+# `words` says how a data set's class names become queries: see fsa_seg.models.text.class_words.
 protocol = dict(
     name='proxyclip',
     default=dict(logit_scale=40, short=336, window=336, stride=112, prob_thd=0.0, area_thd=None),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fsa_seg.clip import check_tower, load_clip, resize_position_embedding, trunk, weights_digest
 from fsa_seg.errors import UserError
+from fsa_seg.models.clip import check_tower, load_clip, resize_position_embedding, trunk, weights_digest
 
 MODEL = dict(
     embed_dim=16,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fsa_seg.errors import UserError
+from fsa_seg.models.text import TEMPLATES, WORDS_AT_ONCE, class_words, encode_queries, read_classes, read_words
 from fsa_seg.parts import class_names, load_part, protocol_settings
-from fsa_seg.text import TEMPLATES, WORDS_AT_ONCE, class_words, encode_queries, read_classes, read_words
 
 CLASSES = ['background', 'boat', 'traffic light ', 'person']
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from fsa_seg.clip import architecture_digest
 from fsa_seg.errors import UserError, warn_once
+from fsa_seg.models.clip import architecture_digest
 from fsa_seg.ops.device import trim_memory
 from fsa_seg.system.paths import new_file
 

@@ -5,11 +5,11 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 import fsa_seg  # noqa: F401  (registration)
-from fsa_seg import segmentor
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
-from fsa_seg.methods import METHODS
-from fsa_seg.panel import window_cosines
+from fsa_seg.models import segmentor
+from fsa_seg.models.shared_pass import window_cosines
+from fsa_seg.models.window import METHODS
 
 WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
 

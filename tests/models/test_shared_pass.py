@@ -4,13 +4,13 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from fsa_seg import panel, segmentor
 from fsa_seg.benchmark import prepare, run_cells, run_panel
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
-from fsa_seg.methods import METHODS
+from fsa_seg.models import segmentor, shared_pass
+from fsa_seg.models.shared_pass import label_field
+from fsa_seg.models.window import METHODS
 from fsa_seg.ops import device
-from fsa_seg.panel import label_field
 
 from conftest import MINI
 
@@ -110,7 +110,7 @@ def test_an_image_is_complete_before_the_next_is_begun():
     model, events = MODELS.build(member('maskclip')), []
     model.visual.conv1.register_forward_hook(lambda *_: events.append('window'))
     images = [torch.zeros(3, 100, 164), torch.zeros(3, 100, 100)]
-    for _ in panel.overlap_adds([model], images, [(10, 10)] * 2):
+    for _ in shared_pass.overlap_adds([model], images, [(10, 10)] * 2):
         events.append('image')
     assert events == ['window', 'window', 'image', 'window', 'image']
 
@@ -269,7 +269,7 @@ def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
     for path in (tmp_path / 'results').iterdir():
         path.unlink()
     prepared = [prepare(config) for config in cells]
-    labels, calls = panel.Panel.predict, []
+    labels, calls = shared_pass.Panel.predict, []
 
     def interrupted(self, *arguments):
         if len(calls) == 2:
@@ -277,7 +277,7 @@ def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
         calls.append(1)
         return labels(self, *arguments)
 
-    monkeypatch.setattr(panel.Panel, 'predict', interrupted)
+    monkeypatch.setattr(shared_pass.Panel, 'predict', interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_panel(prepared)
     monkeypatch.undo()

@@ -8,10 +8,11 @@ import torch
 from mmseg.registry import MODELS
 from safetensors.torch import load_file, save_file
 
-from fsa_seg import Segmenter, panel, segmentor
+from fsa_seg import Segmenter
 from fsa_seg.config import compose
 from fsa_seg.errors import UserError
-from fsa_seg.text import encode_queries
+from fsa_seg.models import segmentor, shared_pass
+from fsa_seg.models.text import encode_queries
 
 from conftest import MINI
 
@@ -88,7 +89,7 @@ def spoil(monkeypatch, stage, calls):
             values[0, 0, 5] = float('nan')
         return values
 
-    trunk, features, cosines = segmentor.trunk, segmentor.TrainingFreeSegmentor.features, panel.LastBlock.cosines
+    trunk, features, cosines = segmentor.trunk, segmentor.TrainingFreeSegmentor.features, shared_pass.LastBlock.cosines
     if stage == 0:
         monkeypatch.setattr(segmentor, 'trunk', lambda *given: (lambda x, grid: (spoiled(x), grid))(*trunk(*given)))
     elif stage == 1:
@@ -96,7 +97,7 @@ def spoil(monkeypatch, stage, calls):
             segmentor.TrainingFreeSegmentor, 'features', lambda self, images: spoiled(features(self, images))
         )
     else:
-        monkeypatch.setattr(panel.LastBlock, 'cosines', lambda self, mixed: spoiled(cosines(self, mixed)))
+        monkeypatch.setattr(shared_pass.LastBlock, 'cosines', lambda self, mixed: spoiled(cosines(self, mixed)))
 
 
 @pytest.mark.parametrize('stage', [0, 1, 2])
@@ -106,9 +107,9 @@ def test_the_error_names_image_stage_and_setting(run_tool, monkeypatch, tmp_path
     command = ('test', 'voc21', '--mini', '--method', 'proxyclip', '--no-fsa', '--limit', 4)
     status, printed = run_tool(*command)
     assert status == 1 and 'Traceback' not in printed
-    assert f'{panel.STAGES[stage]} under proxyclip, fp32 gave numbers that are not finite'.lower() in printed.lower(), (
-        printed[-600:]
-    )
+    assert (
+        f'{shared_pass.STAGES[stage]} under proxyclip, fp32 gave numbers that are not finite'.lower() in printed.lower()
+    ), printed[-600:]
     assert '2007_' in printed.splitlines()[-1] and not list(tmp_path.rglob('results/*.json'))
     monkeypatch.undo()
     status, printed = run_tool(*command)
@@ -122,4 +123,7 @@ def test_a_single_picture_and_a_panel(monkeypatch):
     with pytest.raises(UserError, match="the image: CLIP's trunk under sclip . FSA, fp32"):
         segmenter.segment(image, ['cat', 'grass'])
     assert segmenter.segment(image, ['cat', 'grass']).labels.size
-    assert panel.finite_field('pred_sem_seg') == 'finite' and panel.finite_field(panel.label_field(3)) == 'finite_3'
+    assert (
+        shared_pass.finite_field('pred_sem_seg') == 'finite'
+        and shared_pass.finite_field(shared_pass.label_field(3)) == 'finite_3'
+    )

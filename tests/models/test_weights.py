@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fsa_seg.weights import Weights, check, get, path_of
+from fsa_seg.models.weights import Weights, check, get, path_of
 
 from conftest import ROOT
 

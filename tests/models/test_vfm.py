@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import normalize
 
 from fsa_seg.errors import UserError
-from fsa_seg.vfm import TimmSAM, TimmViT
+from fsa_seg.models.vfm import TimmSAM, TimmViT
 
 ARGS = dict(patch_size=8, embed_dim=24, depth=2, num_heads=2, img_size=32)
 

@@ -15,7 +15,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from fsa_seg.errors import UserError
-from fsa_seg.methods import LastBlock
+from fsa_seg.models.window import LastBlock
 from fsa_seg.ops.windows import OverlapAdd, cut_window, windows
 
 STAGES = ("CLIP's trunk", 'the VFM', 'the last block (attention, FSA, readout)')
@@ -39,7 +39,7 @@ class Panel(BaseSegmentor):
     their method's own map. `predict` puts the labels of member i into the field `label_field(i)` of a data sample.
 
     Args:
-        members (list of dict): configs of `fsa_seg.segmentor.TrainingFreeSegmentor`, alike in SHARED_KEYS.
+        members (list of dict): configs of `fsa_seg.models.segmentor.TrainingFreeSegmentor`, alike in SHARED_KEYS.
 
     Raises:
         ValueError: members that differ in one of SHARED_KEYS.

@@ -12,8 +12,8 @@ from mmseg.registry import MODELS
 from timm.models import load_pretrained, vision_transformer, vision_transformer_sam
 from torch import nn
 
-from fsa_seg.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
 from fsa_seg.errors import UserError, one_of
+from fsa_seg.models.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
 from fsa_seg.ops.device import constant
 from fsa_seg.settings import VFM, check_values
 from fsa_seg.system.paths import local_path

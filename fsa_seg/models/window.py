@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.models.clip import trunk
 from fsa_seg.ops.attention import Block, find_attention, map_rows, resize_tokens
 from fsa_seg.ops.feedback import FSA, adapt, ensemble, prune
 from fsa_seg.ops.readout import readout
@@ -54,7 +54,7 @@ def token_logits(visual, tokens, grid, text, *, method='proxyclip', feedback=Non
     """Return what `patch_logits` does, from the trunk's tokens: the last block under a method, and its feedback.
 
     Args:
-        tokens (B, 1 + h·w, D), grid (int, int): of `fsa_seg.clip.trunk`.
+        tokens (B, 1 + h·w, D), grid (int, int): of `fsa_seg.models.clip.trunk`.
         visual, text, method, feedback, vfm_features: as of `patch_logits`.
     """
     block = LastBlock(visual, tokens, grid, text, resolve_method(method), vfm_features)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fsa_seg import patch_logits
-from fsa_seg.clip import trunk
 from fsa_seg.errors import UserError
-from fsa_seg.methods import METHODS, LastBlock, inspect_patch
+from fsa_seg.models.clip import trunk
+from fsa_seg.models.window import METHODS, LastBlock, inspect_patch
 from fsa_seg.ops.attention import BUILT_IN
 from fsa_seg.self_checks import load_golden
 

@@ -15,16 +15,16 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from fsa_seg.clip import BACKBONE_KEYS, check_finite, load_clip, trunk, weights_digest
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.methods import METHODS, inspect_patch, resolve_method
+from fsa_seg.models.clip import BACKBONE_KEYS, check_finite, load_clip, trunk, weights_digest
+from fsa_seg.models.shared_pass import finite_field, original_sizes, overlap_adds
+from fsa_seg.models.text import encode_queries
+from fsa_seg.models.window import METHODS, inspect_patch, resolve_method
 from fsa_seg.ops.attention import find_attention
 from fsa_seg.ops.device import batch_that_fits, exact_float32
 from fsa_seg.ops.feedback import FSA
 from fsa_seg.ops.windows import class_scores, label_tiles
-from fsa_seg.panel import finite_field, original_sizes, overlap_adds
 from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
-from fsa_seg.text import encode_queries
 
 TILE_SCORES = dict(
     cpu=2**19, cuda=2**24
@@ -120,7 +120,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
     """Segments images into classes named by words, with CLIP's last block run under a chosen attention map.
 
     Args:
-        backbone (dict): `model` and `pretrained` of `fsa_seg.clip.load_clip`.
+        backbone (dict): `model` and `pretrained` of `fsa_seg.models.clip.load_clip`.
         words (list of lists of str): the query words of each class, in label order. Without them the text tower is
             kept, and `set_words` has to be called first.
         attention (str), residual (bool), mlp (bool): attention map (`fsa_seg.ops.attention.ATTENTIONS`) and readout; by
@@ -132,11 +132,11 @@ class TrainingFreeSegmentor(BaseSegmentor):
         prob_thd (float), area_thd (float): see `fsa_seg.ops.windows.label_map`.
         precision (str): of trunk and VFM: 'auto', 'fp32', 'fp16' or 'bf16'. FSA, cosines and scores are float32.
         keep_scores (bool): also put the class scores, (K, height, width), into each data sample's `seg_logits`.
-        text_cache (str): folder of the text embeddings' cache, see `fsa_seg.text.encode_queries`.
+        text_cache (str): folder of the text embeddings' cache, see `fsa_seg.models.text.encode_queries`.
         window_batch (int): how many windows go through trunk and VFM at once; 'auto' is 1 on a CPU, where more is no
             faster, and on a GPU what half of its free memory holds.
         compile (bool): whether trunk and VFM are compiled by `torch.compile`.
-        models (dict): the models of segmentors that share theirs, see `fsa_seg.panel.Panel`.
+        models (dict): the models of segmentors that share theirs, see `fsa_seg.models.shared_pass.Panel`.
 
     Raises:
         UserError: a setting that cannot be used, or weights that are missing or do not fit.
@@ -300,7 +300,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
 
     @torch.no_grad()
     def inspect(self, image, index):
-        """Return the `fsa_seg.methods.Inspection` of the patch at row and column `index` of one window (1, 3, h, w)."""
+        """Return the `fsa_seg.models.window.Inspection` of the patch at row and column `index` of one window (1, 3, h, w)."""
         return inspect_patch(
             self.visual,
             image,
