@@ -19,7 +19,15 @@ from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 from tqdm import tqdm
 
-from fsa_seg.datasets import check_count, check_images, file_classes, left_out, list_images, loading, read_as_loaded
+from fsa_seg.datasets.data_sets import (
+    check_count,
+    check_images,
+    file_classes,
+    left_out,
+    list_images,
+    loading,
+    read_as_loaded,
+)
 from fsa_seg.errors import UserError, built, warn_once
 from fsa_seg.evaluation import Journal
 from fsa_seg.fingerprint import Data, differences, fingerprint, shared_key, with_files

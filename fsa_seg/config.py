@@ -11,9 +11,9 @@ from mmengine import Config
 from mmengine.device import get_device
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
+from fsa_seg.datasets.label_images import VOID
 from fsa_seg.errors import UserError, built, check_keys
 from fsa_seg.fingerprint import differences, fingerprint, shown
-from fsa_seg.labels import VOID
 from fsa_seg.models.clip import BACKBONE_KEYS
 from fsa_seg.models.segmentor import check_settings, resolve_precision
 from fsa_seg.models.text import check_words, class_words, read_words

@@ -5,11 +5,19 @@ import os
 import numpy as np
 from mmseg.registry import DATASETS
 
-from fsa_seg.datasets import check_count, check_scan, file_classes, left_out, list_images, missing_files, scan_images
+from fsa_seg.datasets.data_sets import (
+    check_count,
+    check_scan,
+    file_classes,
+    left_out,
+    list_images,
+    missing_files,
+    scan_images,
+)
+from fsa_seg.datasets.images import read_image
+from fsa_seg.datasets.label_images import WIDE_VOID, check_rule, check_seen, read_labels, without_zero
+from fsa_seg.datasets.prepare.formats import PREPARATIONS
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.formats import PREPARATIONS
-from fsa_seg.images import read_image
-from fsa_seg.labels import WIDE_VOID, check_rule, check_seen, read_labels, without_zero
 from fsa_seg.parts import dataset_config, known_images, load_part, part_names, with_classes
 from fsa_seg.visualization import panel, picture_path, write_picture
 

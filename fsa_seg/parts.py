@@ -11,9 +11,9 @@ from mmengine import Config
 from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, MODELS
 
+from fsa_seg.datasets.images import WHITE
+from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.images import WHITE
-from fsa_seg.labels import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.models.clip import BACKBONE_KEYS
 from fsa_seg.models.text import read_classes
 from fsa_seg.models.window import METHODS, resolve_method

@@ -11,8 +11,8 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from fsa_seg.config import MAX_LONG_SIDE, model_config
+from fsa_seg.datasets.images import as_rgb
 from fsa_seg.errors import UserError
-from fsa_seg.images import as_rgb
 from fsa_seg.models.segmentor import resolve_precision
 from fsa_seg.models.shared_pass import check_finite_stages, finite_field
 from fsa_seg.models.text import check_distinct, split_words
@@ -100,7 +100,7 @@ class Segmenter:
             classes (list of str): one per class, synonyms separated by ';' ('cat; kitten').
             prob_thd (float): a pixel whose best score is under it gets the first class.
             scores (bool): keep the scores: 4 bytes for each pixel and class, which a photograph multiplies to gigabytes.
-            image_max (int): the value of white in a 16-bit image, see `fsa_seg.images.read_image`.
+            image_max (int): the value of white in a 16-bit image, see `fsa_seg.datasets.images.read_image`.
 
         Raises:
             UserError: no class, a class without a word, or an image that cannot be read.

@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmseg.registry import HOOKS
 from PIL import Image, ImageDraw, ImageFont
 
-from fsa_seg.datasets import read_as_loaded
+from fsa_seg.datasets.data_sets import read_as_loaded
 from fsa_seg.errors import UserError
 from fsa_seg.system.paths import check_file, new_file
 

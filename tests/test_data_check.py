@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from test_datasets import DAMAGE
+from test_data_sets import DAMAGE
 
 from fsa_seg.config import compose
 from fsa_seg.data_check import check_data, data_sets, report_table
-from fsa_seg.datasets import check_images, list_images
+from fsa_seg.datasets.data_sets import check_images, list_images
 from fsa_seg.errors import UserError
 from fsa_seg.system.paths import CONFIGS
 
@@ -161,7 +161,7 @@ def test_damaged_png_images(tmp_path, damage):
 
 def test_sixteen_bits(tmp_path):
     """Label 255 of Context's 459 is a class, and 0 is void."""
-    from fsa_seg.preparation import prepare
+    from fsa_seg.datasets.prepare.preparation import prepare
 
     sources.context_mat(str(tmp_path / 'downloads'))
     prepare('context459', [str(tmp_path / 'downloads')], str(tmp_path / 'root'))

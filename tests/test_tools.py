@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from test_datasets import DAMAGE
+from test_data_sets import DAMAGE
 
 from fsa_seg.errors import UserError
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsa_seg import images
-from fsa_seg.datasets import LoadImage
+from fsa_seg.datasets import images
+from fsa_seg.datasets.data_sets import LoadImage
+from fsa_seg.datasets.images import as_rgb, image_size, read_image
 from fsa_seg.errors import UserError
-from fsa_seg.images import as_rgb, image_size, read_image
 from fsa_seg.system import files
 from fsa_seg.visualization import GAP, TITLE
 

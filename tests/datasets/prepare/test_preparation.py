@@ -20,10 +20,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from fsa_seg.config import compose
-from fsa_seg.datasets import list_images
+from fsa_seg.datasets.data_sets import list_images
+from fsa_seg.datasets.prepare.formats import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS, read_matlab
+from fsa_seg.datasets.prepare.preparation import prepare
 from fsa_seg.errors import UserError
-from fsa_seg.formats import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS, read_matlab
-from fsa_seg.preparation import prepare
 from fsa_seg.system import files
 
 import sources

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsa_seg.datasets import check_images, scan_images
+from fsa_seg.datasets.data_sets import check_images, scan_images
+from fsa_seg.datasets.label_images import LoadLabels, check_rule, check_seen, read_label_map, read_labels
 from fsa_seg.errors import UserError
-from fsa_seg.labels import LoadLabels, check_rule, check_seen, read_label_map, read_labels
 from fsa_seg.system import files
 
 
@@ -172,7 +172,7 @@ def test_the_first_bad_file_ends_a_check(tmp_path, monkeypatch):
         time.sleep(0.002)
         return read_labels(path, *arguments)
 
-    monkeypatch.setattr('fsa_seg.datasets.read_labels', slow)
+    monkeypatch.setattr('fsa_seg.datasets.data_sets.read_labels', slow)
     with pytest.raises(UserError, match='bad.png cannot be decoded'):
         check_images(entries, 1)
     assert len(read) < 200

@@ -7,9 +7,9 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from fsa_seg.config import compose
-from fsa_seg.datasets import check_images, list_images
+from fsa_seg.datasets.data_sets import check_images, list_images
+from fsa_seg.datasets.label_images import LoadLabels, read_labels
 from fsa_seg.errors import UserError
-from fsa_seg.labels import LoadLabels, read_labels
 
 from conftest import MINI
 

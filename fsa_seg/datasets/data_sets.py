@@ -14,9 +14,9 @@ from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 from tqdm import tqdm
 
+from fsa_seg.datasets.images import image_size, open_image, read_image
+from fsa_seg.datasets.label_images import VOID, check_range, check_rule, check_seen, check_sizes, read_labels
 from fsa_seg.errors import UserError, built, warn_once
-from fsa_seg.images import image_size, open_image, read_image
-from fsa_seg.labels import VOID, check_range, check_rule, check_seen, check_sizes, read_labels
 from fsa_seg.system.files import walk_folders
 from fsa_seg.system.paths import file_digest
 
@@ -155,7 +155,7 @@ def folder_dataset(images, labels, classes, **more):
 
 @TRANSFORMS.register_module()
 class LoadImage(BaseTransform):
-    """Loads an image as `img`, (height, width, 3) uint8 BGR, see `fsa_seg.images.read_image`.
+    """Loads an image as `img`, (height, width, 3) uint8 BGR, see `fsa_seg.datasets.images.read_image`.
 
     Args:
         image_max (int): the value of white in 16-bit files, by default 65535.
@@ -252,8 +252,8 @@ def check_images(entries, classes, reduce_zero_label=False, void=VOID, void_said
         classes (int): number of classes; labels are 0 to classes − 1, or 0 to classes where 0 is made void.
         reduce_zero_label (bool): whether label 0 is made void and the others shift down by one.
         void (int): label of pixels that do not count.
-        void_said (bool): whether the user named `void`, see `fsa_seg.labels.check_seen`.
-        label_map (list), image_max (int): see `fsa_seg.labels.read_labels` and `fsa_seg.images.read_image`.
+        void_said (bool): whether the user named `void`, see `fsa_seg.datasets.label_images.check_seen`.
+        label_map (list), image_max (int): see `fsa_seg.datasets.label_images.read_labels` and `fsa_seg.datasets.images.read_image`.
     """
     check_rule(classes, reduce_zero_label, void, label_map)
     missing = missing_files(entries)

@@ -13,7 +13,7 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from fsa_seg.config import compose
-from fsa_seg.datasets import folder_dataset, list_images
+from fsa_seg.datasets.data_sets import folder_dataset, list_images
 from fsa_seg.errors import UserError
 from fsa_seg.visualization import picture_path
 

@@ -22,11 +22,11 @@ from typing import NamedTuple
 import numpy as np
 from mmseg.datasets import PascalContextDataset, PascalVOCDataset
 
-from fsa_seg.datasets import THINGS
-from fsa_seg.downloads import Download, File
+from fsa_seg.datasets.data_sets import THINGS
+from fsa_seg.datasets.images import open_image
+from fsa_seg.datasets.label_images import VOID, check_range, decode_labels
+from fsa_seg.datasets.prepare.downloads import Download, File
 from fsa_seg.errors import UserError
-from fsa_seg.images import open_image
-from fsa_seg.labels import VOID, check_range, decode_labels
 from fsa_seg.system.files import check_memory
 
 # PASCAL-Context's 59 classes among the categories of its Detail file, in the order of mmseg's names

@@ -9,11 +9,11 @@ import zipfile
 
 import pytest
 
-from fsa_seg import downloads
-from fsa_seg.downloads import Download, Downloads, fetch
+from fsa_seg.datasets.prepare import downloads
+from fsa_seg.datasets.prepare.downloads import Download, Downloads, fetch
+from fsa_seg.datasets.prepare.formats import PREPARATIONS
+from fsa_seg.datasets.prepare.preparation import prepare
 from fsa_seg.errors import UserError
-from fsa_seg.formats import PREPARATIONS
-from fsa_seg.preparation import prepare
 from fsa_seg.system import files
 
 import sources

@@ -11,8 +11,8 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
+from fsa_seg.datasets.images import open_image
 from fsa_seg.errors import UserError
-from fsa_seg.images import open_image
 from fsa_seg.system.files import check_memory, read_file
 
 VOID, WIDE_VOID = 255, 65535
