@@ -19,6 +19,9 @@ from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 from tqdm import tqdm
 
+from fsa_seg.config.components import known_images
+from fsa_seg.config.fingerprint import Data, differences, fingerprint, shared_key, with_files
+from fsa_seg.config.saved import to_json
 from fsa_seg.datasets.data_sets import (
     check_count,
     check_images,
@@ -30,14 +33,11 @@ from fsa_seg.datasets.data_sets import (
 )
 from fsa_seg.errors import UserError, built, warn_once
 from fsa_seg.evaluation import Journal
-from fsa_seg.fingerprint import Data, differences, fingerprint, shared_key, with_files
 from fsa_seg.models.clip import load_clip
 from fsa_seg.models.segmentor import check_window
 from fsa_seg.models.shared_pass import label_field
 from fsa_seg.ops.device import device_name, exact_float32
-from fsa_seg.parts import known_images
 from fsa_seg.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
-from fsa_seg.saved import to_json
 from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
 from fsa_seg.visualization import panel, picture_path
 

@@ -5,6 +5,7 @@ import os
 import numpy as np
 from mmseg.registry import DATASETS
 
+from fsa_seg.config.components import dataset_config, known_images, load_part, part_names, with_classes
 from fsa_seg.datasets.data_sets import (
     check_count,
     check_scan,
@@ -18,7 +19,6 @@ from fsa_seg.datasets.images import read_image
 from fsa_seg.datasets.label_images import WIDE_VOID, check_rule, check_seen, read_labels, without_zero
 from fsa_seg.datasets.prepare.formats import PREPARATIONS
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.parts import dataset_config, known_images, load_part, part_names, with_classes
 from fsa_seg.visualization import panel, picture_path, write_picture
 
 SAMPLES = 4  # pictures of each data set

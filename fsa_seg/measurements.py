@@ -23,7 +23,9 @@ from mmseg.structures import SegDataSample
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsa_seg.config import compose, model_config
+from fsa_seg.config.components import load_parts, load_protocol, protocol_settings
+from fsa_seg.config.compose import compose, model_config
+from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import confusion
 from fsa_seg.models.segmentor import PRECISIONS
@@ -32,10 +34,8 @@ from fsa_seg.models.window import LastBlock, token_logits
 from fsa_seg.ops.device import device_name, measured, tensor_peak
 from fsa_seg.ops.feedback import FSA, _threshold_by_histogram, _threshold_by_order
 from fsa_seg.ops.windows import OverlapAdd, cut_window, windows
-from fsa_seg.parts import load_parts, load_protocol, protocol_settings
 from fsa_seg.results import row_name
 from fsa_seg.smoke import load_reference
-from fsa_seg.suites import load_suite, suite_cells
 from fsa_seg.system.machine import cpu_name
 
 PROTOCOL = 'proxyclip'  # of all measurements: windows, stride

@@ -5,10 +5,10 @@ import math
 import re
 from typing import NamedTuple
 
+from fsa_seg.config.fingerprint import Data, Entry, cell_hash, differences, shown, sources_hash, weights_files
+from fsa_seg.config.saved import to_json
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import metrics, per_image_counts, sum_confusions
-from fsa_seg.fingerprint import Data, Entry, cell_hash, differences, shown, sources_hash, weights_files
-from fsa_seg.saved import to_json
 from fsa_seg.system.paths import cut_name, new_file
 
 SCHEMA = 2  # of a result's file; 1 held the config as a program
@@ -23,7 +23,7 @@ class Cell(NamedTuple):
 
     Attributes:
         config: composed config, its data looked at.
-        fingerprint (list of Entry): of `fsa_seg.fingerprint.fingerprint`.
+        fingerprint (list of Entry): of `fsa_seg.config.fingerprint.fingerprint`.
         data (Data): the images and label images.
     """
 

@@ -10,7 +10,8 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from fsa_seg.config import MAX_LONG_SIDE, model_config
+from fsa_seg.config.components import load_parts, load_protocol, protocol_settings
+from fsa_seg.config.compose import MAX_LONG_SIDE, model_config
 from fsa_seg.datasets.images import as_rgb
 from fsa_seg.errors import UserError
 from fsa_seg.models.segmentor import resolve_precision
@@ -18,7 +19,6 @@ from fsa_seg.models.shared_pass import check_finite_stages, finite_field
 from fsa_seg.models.text import check_distinct, split_words
 from fsa_seg.models.window import Inspection
 from fsa_seg.ops.windows import cut_window, patch_at, to_window, window_spans
-from fsa_seg.parts import load_parts, load_protocol, protocol_settings
 from fsa_seg.settings import SEGMENTOR, check_values
 from fsa_seg.visualization import attention_panel, even_palette, panel
 

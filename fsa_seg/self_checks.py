@@ -308,7 +308,7 @@ def needs(*paths):
 
 def _toy_config(method, feedback, precision):
     needs(MINI)
-    from fsa_seg.config import compose
+    from fsa_seg.config.compose import compose
 
     return compose('voc21', method, feedback, 'toy', 'toy', precision=precision, data_root=MINI).model
 

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
+from fsa_seg.config.components import feedback_of, load_parts, method_of, part_config
+from fsa_seg.config.fingerprint import sources_digest, versions
 from fsa_seg.errors import UserError
-from fsa_seg.fingerprint import sources_digest, versions
 from fsa_seg.models.clip import load_clip, trunk
 from fsa_seg.models.segmentor import PRECISIONS
 from fsa_seg.models.window import LastBlock, resolve_feedback, token_logits
 from fsa_seg.ops.device import device_name, exact_float32, measured
 from fsa_seg.ops.feedback import prune
-from fsa_seg.parts import feedback_of, load_parts, method_of, part_config
 from fsa_seg.results import row_name, write_result
 from fsa_seg.system.paths import ROOT
 
@@ -36,7 +36,7 @@ class Smoke:
     """Runs the cells of a suite that has a `window`, one row each.
 
     Args:
-        suite (dict): of `fsa_seg.suites.load_suite`: `window` in pixels, number of `queries`.
+        suite (dict): of `fsa_seg.config.suites.load_suite`: `window` in pixels, number of `queries`.
         seed (int): of weights, pixels and text rows.
         precision (str): 'fp32', 'fp16' or 'bf16', of trunk and VFM.
         device (str): where to run.
@@ -56,7 +56,7 @@ class Smoke:
         """Return the row of a cell as a JSON-ready dict; what the cell raises stands in its `error`.
 
         Args:
-            cell (dict): kind -> part, of `fsa_seg.suites.suite_cells`.
+            cell (dict): kind -> part, of `fsa_seg.config.suites.suite_cells`.
         """
         parts = load_parts(*({**DEFAULTS, **cell}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
         names = {kind: part and part.name for kind, part in parts.items()}

@@ -4,7 +4,7 @@ import pytest
 
 from fsa_seg import benchmark
 from fsa_seg.benchmark import prepare, run_cell, run_cells
-from fsa_seg.config import compose
+from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 
 from conftest import MINI

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from fsa_seg import doctor, measurements, self_checks
+from fsa_seg.config.fingerprint import sources_digest
 from fsa_seg.doctor import CHECKS, Check, run_check
-from fsa_seg.fingerprint import sources_digest
 from fsa_seg.models import segmentor
 from fsa_seg.ops import feedback
 from fsa_seg.system import machine

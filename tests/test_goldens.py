@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fsa_seg import Segmenter
-from fsa_seg.config import compose
+from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import ExactIoUMetric
 from fsa_seg.goldens import compare, read_goldens, write_goldens

@@ -13,7 +13,7 @@ import pytest
 
 from fsa_seg import evaluation
 from fsa_seg.benchmark import prepare, result_path, run_cell
-from fsa_seg.config import compose
+from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.system import paths
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fsa_seg.config import compose
+from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.results import TOY_NOTE, cell_id, read_result, table, write_result
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from fsa_seg.config import compose, merge_options
+from fsa_seg.config.compose import compose, merge_options
 from fsa_seg.errors import UserError
 from fsa_seg.settings import FLAG, TEXT, choice, dict_of, either, list_of, number, whole
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from fsa_seg import smoke
+from fsa_seg.config.suites import load_suite
 from fsa_seg.errors import UserError
 from fsa_seg.ops.attention import ATTENTIONS
 from fsa_seg.ops.feedback import FSA
-from fsa_seg.suites import load_suite
 
 CELL = dict(backbone='toy', vfm='toy', method=dict(attention='qq'), feedback='fsa', check=True)
 

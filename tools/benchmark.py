@@ -62,8 +62,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    from fsa_seg.config.suites import load_suite, suite_cells
     from fsa_seg.errors import UserError
-    from fsa_seg.suites import load_suite, suite_cells
 
     suite = load_suite(args.suite)
     if 'window' in suite:
@@ -113,7 +113,7 @@ def run_data(args, cells, given):
     from tqdm import tqdm
 
     from fsa_seg.benchmark import picture_of_rows, run_cells
-    from fsa_seg.config import compose
+    from fsa_seg.config.compose import compose
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.goldens import compare, read_goldens, write_goldens
     from fsa_seg.results import table

@@ -44,8 +44,8 @@ def main(argv=None):
     from mmengine.device import get_device
     from tqdm import tqdm
 
+    from fsa_seg.config.fingerprint import sources_digest, versions
     from fsa_seg.errors import UserError, one_of
-    from fsa_seg.fingerprint import sources_digest, versions
     from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.models.segmentor import resolve_precision
     from fsa_seg.results import write_result

@@ -118,7 +118,7 @@ MUTANTS = [
     ),
     *of(
         'fsa_seg/models/vfm.py',
-        'models/test_vfm.py test_parts.py::test_vfms_normalise_as_timm_says',
+        'models/test_vfm.py config/test_components.py::test_vfms_normalise_as_timm_says',
         ('vfm_mean', 'tuple(given or own[key])', 'tuple(given or (0.5, 0.5, 0.5))'),
         ('vfm_is_not_normalised', 'return (images - mean) / std', 'return images'),
         ('vfm_position_offset', 'offset=POSITION_OFFSET, size=0', 'offset=0, size=0'),
@@ -208,14 +208,14 @@ MUTANTS = [
         ('segmenter_distorts', "settings['short']), keep_ratio=True)", "settings['short']), keep_ratio=False)"),
     ),
     *of(
-        'fsa_seg/config.py',
+        'fsa_seg/config/compose.py',
         'test_goldens.py::test_images_are_resized_by_their_shorter_side_up_to_a_longest',
         ('longest_side', 'MAX_LONG_SIDE = 2048', 'MAX_LONG_SIDE = 400'),
         ('images_are_distorted', 'short), keep_ratio=True)', 'short), keep_ratio=False)'),
     ),
     *of(
-        'fsa_seg/parts.py',
-        'test_config.py::test_lambda_is_the_feedbacks_or_the_vfms_or_the_backbones',
+        'fsa_seg/config/components.py',
+        'config/test_compose.py::test_lambda_is_the_feedbacks_or_the_vfms_or_the_backbones',
         ('lambda_of_a_vfm_is_ignored', "**(parts['vfm'] or {}).get('fsa', {}), ", ''),
     ),
     *of(
@@ -239,8 +239,8 @@ MUTANTS = [
         ('an_old_schema_is_read', "if result.get('schema') != SCHEMA:", 'if False:'),
     ),
     *of(
-        'fsa_seg/fingerprint.py',
-        'test_fingerprint.py',
+        'fsa_seg/config/fingerprint.py',
+        'config/test_fingerprint.py',
         ('hash_is_blind_to_the_split', "_sha256(data.names), 'number')", "_sha256(data.names), 'none')"),
         ('hash_is_blind_to_the_contents', "_sha256(contents), 'number')", "_sha256(contents), 'none')"),
         (
@@ -252,8 +252,8 @@ MUTANTS = [
         ('defaults_are_not_filled_in', 'return {**defaults, **', 'return {**'),
     ),
     *of(
-        'fsa_seg/fingerprint.py',
-        'test_fingerprint.py',
+        'fsa_seg/config/fingerprint.py',
+        'config/test_fingerprint.py',
         ('a_users_class_shares_a_pass', 'if own or not entry.key', 'if not entry.key'),
         ('precision_is_not_resolved', "arguments['precision'] = resolve_precision(arguments['precision'])", 'pass'),
         ('code_behind_kept_counts_is_ignored', "if entry[2] == 'source' and not entry[0]", 'if False and entry[0]'),
@@ -270,8 +270,8 @@ MUTANTS = [
         ('what_is_unknown_is_a_difference', "not row[0].endswith('.file') or None not in row[1:]", 'True'),
     ),
     *of(
-        'fsa_seg/saved.py',
-        'test_saved.py',
+        'fsa_seg/config/saved.py',
+        'config/test_saved.py',
         ('any_class_is_built', "removeprefix('mmseg.') not in allowed)", "removeprefix('mmseg.') in ())"),
         ('modules_are_imported_unasked', 'if name not in modules]', 'if False]'),
         ('keys_are_carried_out', "key.startswith('_')", "key.startswith('?')"),
@@ -368,8 +368,8 @@ MUTANTS = [
         ('damaged_weights_are_whole', 'if not found.startswith(expected):', 'if False:'),
     ),
     *of(
-        'fsa_seg/suites.py',
-        'test_suites.py::test_all_stands_for_every_part_but_the_toys',
+        'fsa_seg/config/suites.py',
+        'config/test_suites.py::test_all_stands_for_every_part_but_the_toys',
         ('all_parts_hold_the_toys', "if not load_part(kind, name).get('toy')]", ']'),
     ),
     *of('fsa_seg/visualization.py', 'test_visualization.py', ('regions_without_edges', 'block[edge] = 255', 'pass')),

@@ -125,11 +125,11 @@ def main(argv=None):
 
 def build_config(args):
     """Return the complete config that the arguments stand for."""
-    from fsa_seg.config import compose, is_complete, merge_options, set_runtime
+    from fsa_seg.config.components import load_file
+    from fsa_seg.config.compose import compose, is_complete, merge_options, set_runtime
     from fsa_seg.datasets.data_sets import folder_dataset
     from fsa_seg.datasets.label_images import read_label_map
     from fsa_seg.errors import UserError
-    from fsa_seg.parts import load_file
     from fsa_seg.system.paths import make_folder
 
     given = model_options(args)

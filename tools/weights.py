@@ -71,8 +71,8 @@ def check_files(args):
 
 
 def compare_positions(args):
+    from fsa_seg.config.components import load_part, part_config, part_names
     from fsa_seg.models.vfm import position_differences
-    from fsa_seg.parts import load_part, part_config, part_names
 
     windows = (224, 336, 448)
     print(f'{"":16}{"rule":8}' + ''.join(f'{window:>8}' for window in windows))

@@ -18,9 +18,9 @@ from open_clip.pretrained import download_pretrained
 from safetensors import safe_open
 from tqdm import tqdm
 
+from fsa_seg.config.components import load_part, part_config, part_names
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.models.clip import load_clip, loading_weights
-from fsa_seg.parts import load_part, part_config, part_names
 from fsa_seg.system.paths import local_path
 
 KINDS = ('backbone', 'vfm')

@@ -233,7 +233,7 @@ def one_line(error):
 
 def _sources():
     try:
-        from fsa_seg.fingerprint import sources_digest
+        from fsa_seg.config.fingerprint import sources_digest
 
         return sources_digest()[:12]
     except Exception as error:  # the package needs libraries

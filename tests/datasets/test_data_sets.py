@@ -6,7 +6,7 @@ import pytest
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from fsa_seg.config import compose
+from fsa_seg.config.compose import compose
 from fsa_seg.datasets.data_sets import check_images, list_images
 from fsa_seg.datasets.label_images import LoadLabels, read_labels
 from fsa_seg.errors import UserError

@@ -12,7 +12,7 @@ from mmseg.datasets import PascalVOCDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from fsa_seg.config import compose
+from fsa_seg.config.compose import compose
 from fsa_seg.datasets.data_sets import folder_dataset, list_images
 from fsa_seg.errors import UserError
 from fsa_seg.visualization import picture_path

@@ -9,7 +9,7 @@ from mmseg.registry import MODELS
 from safetensors.torch import load_file, save_file
 
 from fsa_seg import Segmenter
-from fsa_seg.config import compose
+from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.models import segmentor, shared_pass
 from fsa_seg.models.text import encode_queries

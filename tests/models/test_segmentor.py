@@ -5,7 +5,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 import fsa_seg  # noqa: F401  (registration)
-from fsa_seg.config import compose
+from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.models import segmentor
 from fsa_seg.models.shared_pass import window_cosines

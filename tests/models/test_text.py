@@ -4,9 +4,9 @@ import open_clip
 import pytest
 import torch
 
+from fsa_seg.config.components import class_names, load_part, protocol_settings
 from fsa_seg.errors import UserError
 from fsa_seg.models.text import TEMPLATES, WORDS_AT_ONCE, class_words, encode_queries, read_classes, read_words
-from fsa_seg.parts import class_names, load_part, protocol_settings
 
 CLASSES = ['background', 'boat', 'traffic light ', 'person']
 
@@ -209,8 +209,8 @@ def test_names_that_are_one_text_to_clip(tmp_path, other):
 
 def test_words_of_a_protocol_and_of_a_segmenter(tmp_path, capsys):
     from fsa_seg import Segmenter
-    from fsa_seg.config import compose
-    from fsa_seg.parts import part_names
+    from fsa_seg.config.components import part_names
+    from fsa_seg.config.compose import compose
     from fsa_seg.system.paths import CONFIGS
 
     for protocol in part_names('protocol'):

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fsa_seg.config.components import class_names, load_part, part_names, protocol_settings
 from fsa_seg.models.text import class_words
-from fsa_seg.parts import class_names, load_part, part_names, protocol_settings
 
 from .world import STUFF, concept_of
 

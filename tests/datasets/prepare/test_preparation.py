@@ -19,7 +19,7 @@ from mmseg.datasets import PascalContextDataset
 from PIL import Image
 from scipy.io import savemat
 
-from fsa_seg.config import compose
+from fsa_seg.config.compose import compose
 from fsa_seg.datasets.data_sets import list_images
 from fsa_seg.datasets.prepare.formats import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS, read_matlab
 from fsa_seg.datasets.prepare.preparation import prepare

@@ -14,15 +14,7 @@ from open_clip.transformer import QuickGELU
 from torchvision.transforms.functional import normalize
 
 from fsa_seg import patch_logits
-from fsa_seg.config import compose
-from fsa_seg.errors import UserError
-from fsa_seg.models.clip import check_tower, load_clip
-from fsa_seg.models.text import class_words
-from fsa_seg.models.vfm import TimmModel, TimmViT
-from fsa_seg.models.weights import parameters, path_of, weights_of
-from fsa_seg.models.window import resolve_feedback
-from fsa_seg.ops.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
-from fsa_seg.parts import (
+from fsa_seg.config.components import (
     KINDS,
     class_names,
     feedback_of,
@@ -34,8 +26,16 @@ from fsa_seg.parts import (
     protocol_settings,
     with_classes,
 )
+from fsa_seg.config.compose import compose
+from fsa_seg.config.suites import load_suite, suite_cells
+from fsa_seg.errors import UserError
+from fsa_seg.models.clip import check_tower, load_clip
+from fsa_seg.models.text import class_words
+from fsa_seg.models.vfm import TimmModel, TimmViT
+from fsa_seg.models.weights import parameters, path_of, weights_of
+from fsa_seg.models.window import resolve_feedback
+from fsa_seg.ops.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
 from fsa_seg.smoke import DEFAULTS
-from fsa_seg.suites import load_suite, suite_cells
 
 from conftest import ROOT
 

@@ -7,8 +7,8 @@ one window with random weights by `fsa_seg.smoke`, and needs no data.
 import itertools
 import json
 
+from fsa_seg.config.components import load_part, part_names
 from fsa_seg.errors import UserError, check_keys
-from fsa_seg.parts import load_part, part_names
 
 KINDS = ('backbone', 'vfm', 'method', 'feedback', 'protocol', 'words', 'dataset')  # from the outermost loop inwards
 WINDOW_KINDS = ('backbone', 'vfm', 'method', 'feedback')  # those of a suite that runs on one window

@@ -3,11 +3,11 @@ import os
 
 import pytest
 
-from fsa_seg.config import check_config, compose, is_complete, merge_options, set_runtime
+from fsa_seg.config.components import load_file, load_part, method_of, part_names, protocol_settings
+from fsa_seg.config.compose import check_config, compose, is_complete, merge_options, set_runtime
+from fsa_seg.config.fingerprint import cell_hash, fingerprint
 from fsa_seg.errors import UserError
-from fsa_seg.fingerprint import cell_hash, fingerprint
 from fsa_seg.ops.attention import find_attention
-from fsa_seg.parts import load_file, load_part, method_of, part_names, protocol_settings
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
 PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scale, area_thd

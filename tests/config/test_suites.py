@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from fsa_seg.benchmark import prepare, run_cells
-from fsa_seg.config import compose
+from fsa_seg.config.components import part_names
+from fsa_seg.config.compose import compose
+from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
-from fsa_seg.parts import part_names
-from fsa_seg.suites import load_suite, suite_cells
 
 from conftest import MINI
 

@@ -11,6 +11,7 @@ from mmengine import Config
 from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, MODELS
 
+from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.images import WHITE
 from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.errors import UserError, check_keys, one_of
@@ -18,7 +19,6 @@ from fsa_seg.models.clip import BACKBONE_KEYS
 from fsa_seg.models.text import read_classes
 from fsa_seg.models.window import METHODS, resolve_method
 from fsa_seg.ops.attention import attention_files, find_attention
-from fsa_seg.saved import from_json
 from fsa_seg.settings import (
     BACKBONE,
     DATASET,

@@ -11,14 +11,7 @@ from mmengine import Config
 from mmengine.device import get_device
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
-from fsa_seg.datasets.label_images import VOID
-from fsa_seg.errors import UserError, built, check_keys
-from fsa_seg.fingerprint import differences, fingerprint, shown
-from fsa_seg.models.clip import BACKBONE_KEYS
-from fsa_seg.models.segmentor import check_settings, resolve_precision
-from fsa_seg.models.text import check_words, class_words, read_words
-from fsa_seg.ops.attention import find_attention
-from fsa_seg.parts import (
+from fsa_seg.config.components import (
     check_constructor,
     class_names,
     dataset_config,
@@ -33,6 +26,13 @@ from fsa_seg.parts import (
     shipped,
     with_classes,
 )
+from fsa_seg.config.fingerprint import differences, fingerprint, shown
+from fsa_seg.datasets.label_images import VOID
+from fsa_seg.errors import UserError, built, check_keys
+from fsa_seg.models.clip import BACKBONE_KEYS
+from fsa_seg.models.segmentor import check_settings, resolve_precision
+from fsa_seg.models.text import check_words, class_words, read_words
+from fsa_seg.ops.attention import find_attention
 from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, check_values, whole
 from fsa_seg.settings import RUNTIME as RUNTIME_RULES
 from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root
@@ -120,7 +120,7 @@ def compose(
 
     Args:
         dataset, method, backbone, vfm (str): name or file of a part; the VFM is used by proxy attention alone. A
-            data set and a method can be spelt out, see `fsa_seg.parts.load_part`.
+            data set and a method can be spelt out, see `fsa_seg.config.components.load_part`.
         feedback (str or dict): name or file of a feedback part, or settings of FSA; None for the bare method.
         protocol (str): 'own' (the method's publication's), or name or file of a protocol.
         words (str): a file of class words in place of the protocol's; see `fsa_seg.models.text.read_words`.
@@ -181,8 +181,8 @@ def model_config(parts, settings, precision='auto', device=None, random_weights=
     """Return the config of a segmentor, without its words.
 
     Args:
-        parts (dict): of `fsa_seg.parts.load_parts`.
-        settings (dict): of `fsa_seg.parts.protocol_settings`.
+        parts (dict): of `fsa_seg.config.components.load_parts`.
+        settings (dict): of `fsa_seg.config.components.protocol_settings`.
         precision (str), device (str): see `fsa_seg.models.segmentor.resolve_precision`; resolved here, since it can change a
             number.
         random_weights (int): seed of random weights in place of trained ones.

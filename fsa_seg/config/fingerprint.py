@@ -27,6 +27,7 @@ import torch
 from mmengine.device import get_device
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
+from fsa_seg.config.components import METHOD_KEYS
 from fsa_seg.errors import UserError
 from fsa_seg.models.clip import CONFIG_FILE, _config_beside, _pretrained_tag
 from fsa_seg.models.segmentor import resolve_precision
@@ -36,7 +37,6 @@ from fsa_seg.models.window import METHODS, resolve_method
 from fsa_seg.ops.attention import attention_files
 from fsa_seg.ops.device import device_name, tf32_state
 from fsa_seg.ops.feedback import FSA, TERMS
-from fsa_seg.parts import METHOD_KEYS
 from fsa_seg.system.paths import ROOT, file_digest, local_path
 
 LEVELS = ('number', 'source', 'rounding', 'none')

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from fsa_seg.benchmark import prepare, result_path, run_cells
-from fsa_seg.config import compose, merge_options
+from fsa_seg.config.compose import compose, merge_options
+from fsa_seg.config.fingerprint import Data, canonical, cell_hash, differences, fingerprint, shared_key
 from fsa_seg.errors import UserError
-from fsa_seg.fingerprint import Data, canonical, cell_hash, differences, fingerprint, shared_key
 
 from conftest import MINI, ROOT
 
