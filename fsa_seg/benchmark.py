@@ -39,7 +39,7 @@ from fsa_seg.models.shared_pass import label_field
 from fsa_seg.ops.device import device_name, exact_float32
 from fsa_seg.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
 from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
-from fsa_seg.visualization import panel, picture_path
+from fsa_seg.visualization.pictures import panel, picture_path
 
 LIMIT_SEED = 0
 LONG_LIST = 200  # elements that a list of the config has in a log

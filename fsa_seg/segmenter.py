@@ -20,7 +20,7 @@ from fsa_seg.models.text import check_distinct, split_words
 from fsa_seg.models.window import Inspection
 from fsa_seg.ops.windows import cut_window, patch_at, to_window, window_spans
 from fsa_seg.settings import SEGMENTOR, check_values
-from fsa_seg.visualization import attention_panel, even_palette, panel
+from fsa_seg.visualization.pictures import attention_panel, even_palette, panel
 
 
 class Segmentation(NamedTuple):

@@ -118,7 +118,7 @@ def run_data(args, cells, given):
     from fsa_seg.goldens import compare, read_goldens, write_goldens
     from fsa_seg.results import table
     from fsa_seg.system.paths import check_file
-    from fsa_seg.visualization import check_picture, write_picture
+    from fsa_seg.visualization.pictures import check_picture, write_picture
 
     if any('dataset' not in cell for cell in cells):
         raise UserError(f'the suite {args.suite} names no data set: add --datasets')

@@ -372,7 +372,11 @@ MUTANTS = [
         'config/test_suites.py::test_all_stands_for_every_part_but_the_toys',
         ('all_parts_hold_the_toys', "if not load_part(kind, name).get('toy')]", ']'),
     ),
-    *of('fsa_seg/visualization.py', 'test_visualization.py', ('regions_without_edges', 'block[edge] = 255', 'pass')),
+    *of(
+        'fsa_seg/visualization/pictures.py',
+        'visualization/test_pictures.py',
+        ('regions_without_edges', 'block[edge] = 255', 'pass'),
+    ),
     *of(
         'tools/toy_world/world.py',
         'test_toy_world.py::test_looks_differ_and_synonyms_share_theirs',

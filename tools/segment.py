@@ -48,7 +48,7 @@ def main(argv=None):
 
     from fsa_seg import Segmenter
     from fsa_seg.errors import UserError
-    from fsa_seg.visualization import check_picture, write_picture
+    from fsa_seg.visualization.pictures import check_picture, write_picture
 
     if args.attention and args.fsa is False:
         raise UserError('--attention shows what FSA makes of a patch: leave out --no-fsa')

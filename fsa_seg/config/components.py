@@ -34,7 +34,7 @@ from fsa_seg.settings import (
     list_of,
 )
 from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
-from fsa_seg.visualization import even_palette
+from fsa_seg.visualization.pictures import even_palette
 
 KINDS = dict(
     dataset='datasets',

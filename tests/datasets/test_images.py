@@ -15,7 +15,7 @@ from fsa_seg.datasets.data_sets import LoadImage
 from fsa_seg.datasets.images import as_rgb, image_size, read_image
 from fsa_seg.errors import UserError
 from fsa_seg.system import files
-from fsa_seg.visualization import GAP, TITLE
+from fsa_seg.visualization.pictures import GAP, TITLE
 
 from conftest import MINI
 

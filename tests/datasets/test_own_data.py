@@ -15,7 +15,7 @@ from PIL import Image
 from fsa_seg.config.compose import compose
 from fsa_seg.datasets.data_sets import folder_dataset, list_images
 from fsa_seg.errors import UserError
-from fsa_seg.visualization import picture_path
+from fsa_seg.visualization.pictures import picture_path
 
 from conftest import MINI
 

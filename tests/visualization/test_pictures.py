@@ -3,8 +3,8 @@ import tracemalloc
 import numpy as np
 from PIL import Image
 
-from fsa_seg import visualization
-from fsa_seg.visualization import GAP, TITLE, overlay, panel, write_picture
+from fsa_seg.visualization import pictures
+from fsa_seg.visualization.pictures import GAP, TITLE, overlay, panel, write_picture
 
 PALETTE = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
 
@@ -23,14 +23,14 @@ def test_an_overlay_is_drawn_in_blocks_of_rows(monkeypatch):
     """Whatever their height, the picture is the same, and no floating point numbers of the whole image are held."""
     rng = np.random.default_rng(0)
     image, labels = rng.integers(0, 256, (37, 50, 3), dtype=np.uint8), rng.integers(0, 5, (37, 50))
-    monkeypatch.setattr(visualization, 'ROWS', 10**6)
+    monkeypatch.setattr(pictures, 'ROWS', 10**6)
     whole, both = overlay(image, labels, PALETTE), dict(a=labels, b=labels // 2)
     picture = panel(image, both, 'abc', PALETTE)
     for rows in (1, 5, 36):
-        monkeypatch.setattr(visualization, 'ROWS', rows)
+        monkeypatch.setattr(pictures, 'ROWS', rows)
         assert np.array_equal(overlay(image, labels, PALETTE), whole)
         assert panel(image, both, 'abc', PALETTE).tobytes() == picture.tobytes()
-    monkeypatch.setattr(visualization, 'ROWS', 16)
+    monkeypatch.setattr(pictures, 'ROWS', 16)
     image, labels = np.zeros((1000, 500, 3), np.uint8), np.zeros((1000, 500), np.int64)
     tracemalloc.start()
     overlay(image, labels, PALETTE)
