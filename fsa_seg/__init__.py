@@ -1,7 +1,7 @@
 """Training-free open-vocabulary segmentation with CLIP, on MMSegmentation; importing it registers its parts."""
 
-from fsa_seg import evaluation  # noqa: F401  (registration)
 from fsa_seg.datasets import data_sets  # noqa: F401  (registration)
+from fsa_seg.evaluation import metric  # noqa: F401  (registration)
 from fsa_seg.models import vfm  # noqa: F401  (registration)
 from fsa_seg.models.window import patch_logits
 from fsa_seg.segmenter import Segmenter

@@ -27,14 +27,14 @@ from fsa_seg.config.components import load_parts, load_protocol, protocol_settin
 from fsa_seg.config.compose import compose, model_config
 from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation import confusion
+from fsa_seg.evaluation.metric import confusion
+from fsa_seg.evaluation.results import row_name
 from fsa_seg.models.segmentor import PRECISIONS
 from fsa_seg.models.shared_pass import overlap_adds, window_cosines
 from fsa_seg.models.window import LastBlock, token_logits
 from fsa_seg.ops.device import device_name, measured, tensor_peak
 from fsa_seg.ops.feedback import FSA, _threshold_by_histogram, _threshold_by_order
 from fsa_seg.ops.windows import OverlapAdd, cut_window, windows
-from fsa_seg.results import row_name
 from fsa_seg.smoke import load_reference
 from fsa_seg.system.machine import cpu_name
 

@@ -16,12 +16,12 @@ from mmseg.registry import MODELS
 from fsa_seg.config.components import feedback_of, load_parts, method_of, part_config
 from fsa_seg.config.fingerprint import sources_digest, versions
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation.results import row_name, write_result
 from fsa_seg.models.clip import load_clip, trunk
 from fsa_seg.models.segmentor import PRECISIONS
 from fsa_seg.models.window import LastBlock, resolve_feedback, token_logits
 from fsa_seg.ops.device import device_name, exact_float32, measured
 from fsa_seg.ops.feedback import prune
-from fsa_seg.results import row_name, write_result
 from fsa_seg.system.paths import ROOT
 
 REFERENCE = os.path.join(ROOT, 'tests', 'reference.py')  # a smoke run tests, and so needs a clone

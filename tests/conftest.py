@@ -33,7 +33,7 @@ def run_tool(monkeypatch, tmp_path, capsys):
     """Run a tool's main in this process, from an empty folder: returns (exit status, everything printed)."""
     import importlib
 
-    from fsa_seg.benchmark import _checked_images
+    from fsa_seg.evaluation.passes import _checked_images
 
     import cli
 

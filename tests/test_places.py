@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from fsa_seg import evaluation
-from fsa_seg.benchmark import prepare, result_path, run_cell
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation import metric
+from fsa_seg.evaluation.passes import prepare, result_path, run_cell
 from fsa_seg.system import paths
 
 from conftest import MINI, ROOT
@@ -48,7 +48,7 @@ def test_places_are_checked_before_a_run(run_tool, tmp_path, monkeypatch, comman
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / 'file').write_text('not yours')
     os.mkfifo(tmp_path / 'pipe')
-    monkeypatch.setattr('fsa_seg.benchmark.run_panel', lambda *_: pytest.fail('a cell was run'))
+    monkeypatch.setattr('fsa_seg.evaluation.passes.run_panel', lambda *_: pytest.fail('a cell was run'))
     monkeypatch.setattr('fsa_seg.models.segmentor.load_clip', lambda **_: pytest.fail('a model was loaded'))
     status, printed = run_tool(*command)
     assert status == 1 and message in printed and 'Traceback' not in printed, printed
@@ -100,7 +100,7 @@ def test_temporary_names_are_unique_and_short(tmp_path):
 
 def test_a_full_disk_is_one_line(run_tool, tmp_path, monkeypatch):
     """In the result, the journal and the text cache; the cache alone ends nothing."""
-    replace, keep, calls = os.replace, evaluation.Journal.keep, []
+    replace, keep, calls = os.replace, metric.Journal.keep, []
 
     def full(part, path):
         calls.append(path)
@@ -120,9 +120,7 @@ def test_a_full_disk_is_one_line(run_tool, tmp_path, monkeypatch):
     status, printed = run_tool(*TEST)
     assert status == 0 and 'the text embeddings are not kept' in printed, printed
     monkeypatch.setattr(
-        evaluation.Journal,
-        'keep',
-        lambda self, *given: keep(evaluation.Journal('/proc/none', 'cell', self._contents), *given),
+        metric.Journal, 'keep', lambda self, *given: keep(metric.Journal('/proc/none', 'cell', self._contents), *given)
     )
     status, printed = run_tool(*TEST, '--work-dir', 'other')
     assert status == 1 and 'cannot be written' in printed and 'Traceback' not in printed

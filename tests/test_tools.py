@@ -309,8 +309,8 @@ def test_mmsegs_own_metric_loading_and_visualization_hook(tmp_path):
     """The segmentors are mmseg's guests: its metric, its label loading and its hook work with them."""
     from mmengine.runner import Runner
 
-    from fsa_seg.benchmark import prepare, run_cell
     from fsa_seg.config.compose import compose
+    from fsa_seg.evaluation.passes import prepare, run_cell
 
     config = compose(
         'voc21', 'sclip', None, 'toy', data_root=MINI, limit=1, runtime=dict(workers=0, work_dir=str(tmp_path))

@@ -112,11 +112,11 @@ def run_data(args, cells, given):
     """Evaluate cells on data sets, and print their table."""
     from tqdm import tqdm
 
-    from fsa_seg.benchmark import picture_of_rows, run_cells
     from fsa_seg.config.compose import compose
     from fsa_seg.errors import UserError, one_of
-    from fsa_seg.goldens import compare, read_goldens, write_goldens
-    from fsa_seg.results import table
+    from fsa_seg.evaluation.goldens import compare, read_goldens, write_goldens
+    from fsa_seg.evaluation.passes import picture_of_rows, run_cells
+    from fsa_seg.evaluation.results import table
     from fsa_seg.system.paths import check_file
     from fsa_seg.visualization.pictures import check_picture, write_picture
 

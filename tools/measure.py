@@ -46,9 +46,9 @@ def main(argv=None):
 
     from fsa_seg.config.fingerprint import sources_digest, versions
     from fsa_seg.errors import UserError, one_of
+    from fsa_seg.evaluation.results import write_result
     from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.models.segmentor import resolve_precision
-    from fsa_seg.results import write_result
     from fsa_seg.smoke import reference_digest
     from fsa_seg.system.paths import make_folder, new_file
 

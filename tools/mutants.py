@@ -171,8 +171,8 @@ MUTANTS = [
         ('pictures_lie_as_stored', 'if not tiff and head.orientation in TURNS', 'if False'),
     ),
     *of(
-        'fsa_seg/evaluation.py',
-        'test_evaluation.py',
+        'fsa_seg/evaluation/metric.py',
+        'evaluation/test_metric.py',
         ('void_counts', 'torch.where(truth == ignore_index, size**2', 'torch.where(truth < 0, size**2'),
         ('union_holds_the_intersection_twice', '(label + predicted - intersect)', '(label + predicted)'),
         ('absent_classes_count', 'np.nanmean(iou)', 'np.nan_to_num(iou).mean()'),
@@ -184,7 +184,7 @@ MUTANTS = [
         ('counts_in_float32', 'np.zeros((classes, classes), np.int64)', 'np.zeros((classes, classes), np.float32)'),
     ),
     *of(
-        'fsa_seg/evaluation.py',
+        'fsa_seg/evaluation/metric.py',
         'test_tools.py::test_one_process_and_two_give_the_same_counts',
         ('counts_of_one_process_alone', 'in all_gather_object(self.results):', 'in [self.results]:'),
     ),
@@ -198,18 +198,18 @@ MUTANTS = [
     ),
     *of(
         'fsa_seg/segmenter.py',
-        'test_goldens.py::test_segmenter_gives_what_the_tool_gives',
+        'evaluation/test_goldens.py::test_segmenter_gives_what_the_tool_gives',
         ('segmenter_swaps_red_and_blue', 'rgb[..., ::-1]', 'rgb'),
         ('segmenter_without_feedback', 'load_parts(method, feedback, ', 'load_parts(method, False, '),
     ),
     *of(
         'fsa_seg/segmenter.py',
-        'test_goldens.py::test_images_are_resized_by_their_shorter_side_up_to_a_longest',
+        'evaluation/test_goldens.py::test_images_are_resized_by_their_shorter_side_up_to_a_longest',
         ('segmenter_distorts', "settings['short']), keep_ratio=True)", "settings['short']), keep_ratio=False)"),
     ),
     *of(
         'fsa_seg/config/compose.py',
-        'test_goldens.py::test_images_are_resized_by_their_shorter_side_up_to_a_longest',
+        'evaluation/test_goldens.py::test_images_are_resized_by_their_shorter_side_up_to_a_longest',
         ('longest_side', 'MAX_LONG_SIDE = 2048', 'MAX_LONG_SIDE = 400'),
         ('images_are_distorted', 'short), keep_ratio=True)', 'short), keep_ratio=False)'),
     ),
@@ -231,8 +231,8 @@ MUTANTS = [
         ('batches_fill_a_gpu', 'free / 2 / max(peak, 1)', 'free / max(peak, 1)'),
     ),
     *of(
-        'fsa_seg/results.py',
-        'test_results.py test_benchmark.py::test_a_limit_is_a_seeded_subset_and_partial',
+        'fsa_seg/evaluation/results.py',
+        'evaluation/test_results.py evaluation/test_passes.py::test_a_limit_is_a_seeded_subset_and_partial',
         ('partial_results_enter_tables', "if result['partial'] or", 'if'),
         ('rows_are_blind_to_words', '*words, *cell', '*cell'),
         ('two_cells_share_a_row', "several |= bool(found) or first['hash'] != result['hash']", 'several |= False'),
@@ -307,7 +307,7 @@ MUTANTS = [
     ),
     *of(
         'fsa_seg/system/paths.py',
-        'test_results.py::test_a_half_written_result_never_appears',
+        'evaluation/test_results.py::test_a_half_written_result_never_appears',
         (
             'half_written_files_appear',
             'except BaseException as error:\n        with',
@@ -315,17 +315,17 @@ MUTANTS = [
         ),
     ),
     *of(
-        'fsa_seg/goldens.py',
-        'test_goldens.py::test_comparison',
+        'fsa_seg/evaluation/goldens.py',
+        'evaluation/test_goldens.py::test_comparison',
         ('missing_cells_are_as_expected', 'differences.get(cell, math.inf)', 'differences.get(cell, 0)'),
     ),
     *of(
-        'fsa_seg/benchmark.py',
-        'test_benchmark.py::test_a_limit_is_a_seeded_subset_and_partial',
+        'fsa_seg/evaluation/passes.py',
+        'evaluation/test_passes.py::test_a_limit_is_a_seeded_subset_and_partial',
         ('another_subset', 'LIMIT_SEED = 0', 'LIMIT_SEED = 1'),
     ),
     *of(
-        'fsa_seg/benchmark.py',
+        'fsa_seg/evaluation/passes.py',
         'test_tools.py::test_benchmark_skips_what_is_there_but_by_force',
         ('runs_ignore_force', '{} if force else _kept_results(cells)', '_kept_results(cells)'),
     ),

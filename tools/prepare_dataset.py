@@ -78,7 +78,7 @@ def main(argv=None):
 def check(root, names, out):
     """Check data sets of a data root, and print the report; a run that would be wrong is status 1."""
     from fsa_seg.data_check import check_data, report_table
-    from fsa_seg.results import write_result
+    from fsa_seg.evaluation.results import write_result
 
     reports = check_data(root, names, os.path.join(out, 'pictures'))
     path = os.path.join(out, 'report.json')

@@ -97,8 +97,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from fsa_seg.benchmark import check_out, prepare, result_path, run_cell
-    from fsa_seg.results import TOY_NOTE, row_name
+    from fsa_seg.evaluation.passes import check_out, prepare, result_path, run_cell
+    from fsa_seg.evaluation.results import TOY_NOTE, row_name
     from fsa_seg.system.paths import make_folder
 
     start_processes(args.launcher)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsa_seg.benchmark import prepare, result_path, run_cells
 from fsa_seg.config.compose import compose, merge_options
 from fsa_seg.config.fingerprint import Data, canonical, cell_hash, differences, fingerprint, shared_key
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation.passes import prepare, result_path, run_cells
 
 from conftest import MINI, ROOT
 
@@ -282,9 +282,9 @@ def test_other_labels_of_a_named_data_set_are_another_cell(tmp_path):
     labels = np.array(Image.open(path))
     labels[0, 0] = 5 if labels[0, 0] != 5 else 6
     Image.fromarray(labels).save(path)
-    from fsa_seg import benchmark
+    from fsa_seg.evaluation import passes
 
-    benchmark._checked_images.cache_clear()
+    passes._checked_images.cache_clear()
     assert prepare(compose('voc21', **{**TOY, 'data_root': str(root)})).hash not in hashes
 
 
@@ -308,7 +308,7 @@ def test_differences():
 
 def test_counts_by_other_code_of_a_users_own_are_not_taken_over(own, tmp_path, monkeypatch):
     """A run is cut after one image, the class is changed, and the same command counts that image anew."""
-    from fsa_seg.evaluation import Journal
+    from fsa_seg.evaluation.metric import Journal
 
     keep = Journal.keep
 

@@ -10,7 +10,7 @@ from fsa_seg.config.components import load_file
 from fsa_seg.config.compose import compose, is_complete
 from fsa_seg.config.saved import from_json, to_json
 from fsa_seg.errors import UserError
-from fsa_seg.results import read_result
+from fsa_seg.evaluation.results import read_result
 
 from conftest import MINI
 

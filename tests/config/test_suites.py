@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsa_seg.benchmark import prepare, run_cells
 from fsa_seg.config.components import part_names
 from fsa_seg.config.compose import compose
 from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation.passes import prepare, run_cells
 
 from conftest import MINI
 
@@ -181,10 +181,10 @@ def test_cells_that_differ_in_name_alone_run_once(tmp_path, monkeypatch):
         for protocol in ('proxyclip', 'fsa')
     ]
     assert prepare(configs[0]).hash == prepare(configs[1]).hash
-    from fsa_seg import benchmark
+    from fsa_seg.evaluation import passes
 
-    run, runs = benchmark.run_panel, []
-    monkeypatch.setattr(benchmark, 'run_panel', lambda cells: runs.extend(cells) or run(cells))
+    run, runs = passes.run_panel, []
+    monkeypatch.setattr(passes, 'run_panel', lambda cells: runs.extend(cells) or run(cells))
     results = run_cells(configs, list)
     assert len(runs) == 1
     assert [result['cell']['protocol'] for result in results] == ['proxyclip', 'fsa']

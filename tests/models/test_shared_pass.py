@@ -4,9 +4,9 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from fsa_seg.benchmark import prepare, run_cells, run_panel
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation.passes import prepare, run_cells, run_panel
 from fsa_seg.models import segmentor, shared_pass
 from fsa_seg.models.shared_pass import label_field
 from fsa_seg.models.window import METHODS

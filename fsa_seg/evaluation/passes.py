@@ -32,12 +32,12 @@ from fsa_seg.datasets.data_sets import (
     read_as_loaded,
 )
 from fsa_seg.errors import UserError, built, warn_once
-from fsa_seg.evaluation import Journal
+from fsa_seg.evaluation.metric import Journal
+from fsa_seg.evaluation.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
 from fsa_seg.models.clip import load_clip
 from fsa_seg.models.segmentor import check_window
 from fsa_seg.models.shared_pass import label_field
 from fsa_seg.ops.device import device_name, exact_float32
-from fsa_seg.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
 from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
 from fsa_seg.visualization.pictures import panel, picture_path
 

@@ -12,8 +12,8 @@ from PIL import Image
 from fsa_seg import Segmenter
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation import ExactIoUMetric
-from fsa_seg.goldens import compare, read_goldens, write_goldens
+from fsa_seg.evaluation.goldens import compare, read_goldens, write_goldens
+from fsa_seg.evaluation.metric import ExactIoUMetric
 from fsa_seg.models.segmentor import ImageListPreprocessor
 
 from conftest import MINI, ROOT

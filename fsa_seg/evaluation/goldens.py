@@ -4,7 +4,7 @@ import json
 import math
 
 from fsa_seg.errors import UserError
-from fsa_seg.results import table_rows
+from fsa_seg.evaluation.results import table_rows
 from fsa_seg.system.paths import new_file
 
 TOLERANCE = 0.1  # mIoU, in percent points
@@ -15,7 +15,7 @@ def write_goldens(results, command, path):
     """Write the mIoU of results as expected numbers.
 
     Args:
-        results (list of dict): of `fsa_seg.results.read_result`; those that enter no table are left out.
+        results (list of dict): of `fsa_seg.evaluation.results.read_result`; those that enter no table are left out.
         command (str): that made them.
         path (str): of the file.
 
@@ -79,7 +79,7 @@ def compare(results, expected, tolerance=TOLERANCE):
     without an expected number are counted, and wrong nothing.
 
     Args:
-        results (list of dict): of `fsa_seg.results.read_result`; those that enter no table count as missing.
+        results (list of dict): of `fsa_seg.evaluation.results.read_result`; those that enter no table count as missing.
         expected (dict): of `read_goldens`.
         tolerance (float): in percent points.
     """

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fsa_seg.config.fingerprint import Data, Entry, cell_hash, differences, shown, sources_hash, weights_files
 from fsa_seg.config.saved import to_json
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation import metrics, per_image_counts, sum_confusions
+from fsa_seg.evaluation.metric import metrics, per_image_counts, sum_confusions
 from fsa_seg.system.paths import cut_name, new_file
 
 SCHEMA = 2  # of a result's file; 1 held the config as a program

@@ -2,10 +2,10 @@ import functools
 
 import pytest
 
-from fsa_seg import benchmark
-from fsa_seg.benchmark import prepare, run_cell, run_cells
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation import passes
+from fsa_seg.evaluation.passes import prepare, run_cell, run_cells
 
 from conftest import MINI
 
@@ -65,7 +65,7 @@ def test_long_lists_of_a_config_are_in_no_log(tmp_path, monkeypatch):
     """The runner works with all of the config, and logs and writes one of a few hundred lines, whatever the classes."""
 
     class Recorder:
-        @functools.wraps(benchmark.Runner.__init__)
+        @functools.wraps(passes.Runner.__init__)
         def __init__(self, **given):
             self.given = given
 
@@ -77,11 +77,11 @@ def test_long_lists_of_a_config_are_in_no_log(tmp_path, monkeypatch):
         data_prefix=dict(img_path='a', seg_map_path='b'),
         metainfo=dict(classes=names, palette=[[0, 0, 0]] * 1000),
     )
-    monkeypatch.setattr(benchmark, 'Runner', Recorder)
+    monkeypatch.setattr(passes, 'Runner', Recorder)
     for classes, cut in ((1000, True), (21, False)):
         data['metainfo'] = {key: values[:classes] for key, values in data['metainfo'].items()}
         whole = config(tmp_path, dataset=data)
-        given = benchmark._runner(whole).given
+        given = passes._runner(whole).given
         assert given['model'].words == [[name] for name in names[:classes]]
         assert given['test_dataloader'].dataset.metainfo.classes == names[:classes]
         assert {'test_cfg', 'test_evaluator', 'default_hooks', 'default_scope', 'log_level', 'launcher'} <= set(given)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from fsa_seg import evaluation
+import fsa_seg.evaluation.metric as metric_module
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation import (
+from fsa_seg.evaluation.metric import (
     ExactIoUMetric,
     Journal,
     _occurring,
@@ -55,7 +55,7 @@ def test_counts_of_many_classes_are_sparse(classes, monkeypatch):
     expected = sorted(Counter(zip(truth[valid].tolist(), predicted[valid].tolist())).items())
     tables = []
     monkeypatch.setattr(
-        evaluation, 'count_labels', lambda labels, count: tables.append(count) or count_labels(labels, count)
+        metric_module, 'count_labels', lambda labels, count: tables.append(count) or count_labels(labels, count)
     )
     found = confusion(truth, predicted, classes, ignored)
     assert [((t, p), n) for t, p, n in found.T.tolist()] == expected and found.dtype == np.int64
@@ -77,7 +77,7 @@ def test_memory_of_an_images_counts_does_not_grow_with_the_pairs_of_classes():
 
 def test_the_log_has_the_first_classes_of_many(monkeypatch):
     shown = []
-    monkeypatch.setattr(evaluation, 'print_log', lambda text, *_: shown.append(text))
+    monkeypatch.setattr(metric_module, 'print_log', lambda text, *_: shown.append(text))
     for count in (4, 1000):
         metric = ExactIoUMetric()
         metric.dataset_meta = dict(classes=[f'thing {i}' for i in range(count)])
@@ -236,9 +236,9 @@ def test_counts_that_are_read_later_are_the_same(tmp_path, monkeypatch):
     for late in (False, True):
         metric = ExactIoUMetric()
         metric.dataset_meta = dict(classes='abc')
-        settle = metric._settle
+        settle = metric_module._settle
         if late:
-            monkeypatch.setattr(metric, '_settle', lambda count: settle(max(0, len(metric._pending) - 2)))
+            monkeypatch.setattr(metric, '_settle', lambda count: settle(max(0, len(metric_module._pending) - 2)))
         for step in steps:
             metric.process(None, step)
         assert len(metric.results) == (4 if late else 6)

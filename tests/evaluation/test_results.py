@@ -4,7 +4,7 @@ import pytest
 
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
-from fsa_seg.results import TOY_NOTE, cell_id, read_result, table, write_result
+from fsa_seg.evaluation.results import TOY_NOTE, cell_id, read_result, table, write_result
 
 TOY = dict(method='sclip', backbone='toy', vfm='toy', data_root='data/mini')
 
