@@ -197,13 +197,13 @@ MUTANTS = [
         ('precision_is_ignored', 'clip.visual.to(PRECISIONS[precision])', 'clip.visual.float()'),
     ),
     *of(
-        'fsa_seg/segmenter.py',
+        'fsa_seg/apps/segmenter.py',
         'evaluation/test_goldens.py::test_segmenter_gives_what_the_tool_gives',
         ('segmenter_swaps_red_and_blue', 'rgb[..., ::-1]', 'rgb'),
         ('segmenter_without_feedback', 'load_parts(method, feedback, ', 'load_parts(method, False, '),
     ),
     *of(
-        'fsa_seg/segmenter.py',
+        'fsa_seg/apps/segmenter.py',
         'evaluation/test_goldens.py::test_images_are_resized_by_their_shorter_side_up_to_a_longest',
         ('segmenter_distorts', "settings['short']), keep_ratio=True)", "settings['short']), keep_ratio=False)"),
     ),

@@ -58,7 +58,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from fsa_seg.data_check import data_sets
+    from fsa_seg.apps.data_check import data_sets
     from fsa_seg.datasets.prepare.formats import PREPARATIONS
     from fsa_seg.datasets.prepare.preparation import prepare
     from fsa_seg.errors import one_of
@@ -77,7 +77,7 @@ def main(argv=None):
 
 def check(root, names, out):
     """Check data sets of a data root, and print the report; a run that would be wrong is status 1."""
-    from fsa_seg.data_check import check_data, report_table
+    from fsa_seg.apps.data_check import check_data, report_table
     from fsa_seg.evaluation.results import write_result
 
     reports = check_data(root, names, os.path.join(out, 'pictures'))

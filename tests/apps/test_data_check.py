@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from test_data_sets import DAMAGE
 
+from fsa_seg.apps.data_check import check_data, data_sets, report_table
 from fsa_seg.config.compose import compose
-from fsa_seg.data_check import check_data, data_sets, report_table
 from fsa_seg.datasets.data_sets import check_images, list_images
 from fsa_seg.errors import UserError
 from fsa_seg.system.paths import CONFIGS
