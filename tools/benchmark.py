@@ -155,7 +155,7 @@ def run_windows(args, suite, cells, given):
     from tqdm import tqdm
 
     from fsa_seg.models.segmentor import resolve_precision
-    from fsa_seg.smoke import Smoke, smoke_table
+    from fsa_seg.profiling.architectures import Smoke, smoke_table
     from fsa_seg.system.paths import check_file, make_folder
 
     work_dir = args.work_dir or 'work_dirs'

@@ -36,8 +36,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from fsa_seg.doctor import CHECKS, Verdict, run_check
     from fsa_seg.errors import one_of
+    from fsa_seg.profiling.doctor import CHECKS, Verdict, run_check
     from fsa_seg.system import machine
     from fsa_seg.system.paths import new_file
 

@@ -18,7 +18,7 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler, which memor
 
 
 def parse_args(argv=None):
-    from fsa_seg.measurements import SECTIONS
+    from fsa_seg.profiling.costs import SECTIONS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -47,9 +47,9 @@ def main(argv=None):
     from fsa_seg.config.fingerprint import sources_digest, versions
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.evaluation.results import write_result
-    from fsa_seg.measurements import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.models.segmentor import resolve_precision
-    from fsa_seg.smoke import reference_digest
+    from fsa_seg.profiling.architectures import reference_digest
+    from fsa_seg.profiling.costs import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.system.paths import make_folder, new_file
 
     names = args.sections or [name for name in SECTIONS if name != 'throughput' or get_device() == 'cuda']

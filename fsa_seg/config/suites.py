@@ -1,7 +1,7 @@
 """Suites: lists of cells as small data files, configs/suites/NAME.py.
 
 A suite is dict(name, groups); a group is the product of its lists, by kind of part. A suite with a `window` is run on
-one window with random weights by `fsa_seg.smoke`, and needs no data.
+one window with random weights by `fsa_seg.profiling.architectures`, and needs no data.
 """
 
 import itertools

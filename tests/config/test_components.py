@@ -35,7 +35,7 @@ from fsa_seg.models.vfm import TimmModel, TimmViT
 from fsa_seg.models.weights import parameters, path_of, weights_of
 from fsa_seg.models.window import resolve_feedback
 from fsa_seg.ops.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
-from fsa_seg.smoke import DEFAULTS
+from fsa_seg.profiling.architectures import DEFAULTS
 
 from conftest import ROOT
 

@@ -9,7 +9,7 @@ from fsa_seg.errors import UserError
 from fsa_seg.models.clip import trunk
 from fsa_seg.models.window import METHODS, LastBlock, inspect_patch
 from fsa_seg.ops.attention import BUILT_IN
-from fsa_seg.self_checks import load_golden
+from fsa_seg.profiling.self_checks import load_golden
 
 import reference
 

@@ -35,7 +35,7 @@ from fsa_seg.models.window import LastBlock, token_logits
 from fsa_seg.ops.device import device_name, measured, tensor_peak
 from fsa_seg.ops.feedback import FSA, _threshold_by_histogram, _threshold_by_order
 from fsa_seg.ops.windows import OverlapAdd, cut_window, windows
-from fsa_seg.smoke import load_reference
+from fsa_seg.profiling.architectures import load_reference
 from fsa_seg.system.machine import cpu_name
 
 PROTOCOL = 'proxyclip'  # of all measurements: windows, stride

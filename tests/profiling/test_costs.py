@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fsa_seg import measurements
-from fsa_seg.measurements import SECTIONS, Cost, Measurements, plot_growth, report
 from fsa_seg.models.segmentor import check_compiler
 from fsa_seg.ops.device import tensor_peak
+from fsa_seg.profiling import costs
+from fsa_seg.profiling.costs import SECTIONS, Cost, Measurements, plot_growth, report
 
 from conftest import MINI
 
@@ -17,8 +17,8 @@ from conftest import MINI
 @pytest.fixture
 def small_windows(monkeypatch):
     """Windows of 112 pixels, on images that are resized as ever."""
-    own = measurements.protocol_settings
-    monkeypatch.setattr(measurements, 'protocol_settings', lambda *which: {**own(*which), 'window': 112})
+    own = costs.protocol_settings
+    monkeypatch.setattr(costs, 'protocol_settings', lambda *which: {**own(*which), 'window': 112})
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_flops_are_those_of_the_formula(toy):
 
 
 def test_ways_to_prune_agree(toy, monkeypatch):
-    monkeypatch.setattr(measurements, 'PRUNED', (12, 5))
+    monkeypatch.setattr(costs, 'PRUNED', (12, 5))
     rows = toy.pruning()
     assert rows[0]['way'].startswith('histogram') and rows[0]['entries kept unlike sort'] == 0
     assert all(row['entries kept unlike sort'] <= 144 for row in rows)  # bisection ends at its last step
@@ -51,15 +51,15 @@ def test_ways_to_prune_agree(toy, monkeypatch):
 
 def test_half_precision_runs(small_windows, monkeypatch):
     """On a GPU it is the default; the dense references are left out."""
-    monkeypatch.setattr(measurements, 'QUERIES', (3, 9))
-    monkeypatch.setattr(measurements, 'GROWTH', dict(N=[(4, 3), (6, 3), (8, 3)]))
+    monkeypatch.setattr(costs, 'QUERIES', (3, 9))
+    monkeypatch.setattr(costs, 'GROWTH', dict(N=[(4, 3), (6, 3), (8, 3)]))
     half = Measurements('toy', 'toy', 'bf16', 'cpu', 1, MINI, ['toy'])
     assert [row['dense'] for row in half.fsa()] == ['–', '–']
     assert half.growth() and half.stages()
 
 
 def test_fsa_is_set_against_the_floor_and_the_dense_evaluation(toy, monkeypatch):
-    monkeypatch.setattr(measurements, 'QUERIES', (3, 9, 30))
+    monkeypatch.setattr(costs, 'QUERIES', (3, 9, 30))
     rows = toy.fsa()
     assert [row['Q'] for row in rows] == [3, 9, 30]
     assert all(row['dense'].endswith(' s') and float(row['per head: times faster'].split()[0]) > 0 for row in rows[:2])
@@ -70,15 +70,15 @@ def test_panels_batches_and_growth(toy, monkeypatch):
     column, maps = toy.panel()
     assert column['rows'].startswith('8: ') and maps['rows'].startswith('14: ')  # seven maps with the one VFM there is
     assert [row['windows at once'] for row in toy.batches()] == [1, 2, 4]
-    monkeypatch.setattr(measurements, 'GROWTH', dict(N=[(4, 3), (6, 3), (8, 3)], Q=[(6, 2), (6, 4), (6, 8)]))
-    monkeypatch.setattr(measurements, 'LARGE', (16, 5))
+    monkeypatch.setattr(costs, 'GROWTH', dict(N=[(4, 3), (6, 3), (8, 3)], Q=[(6, 2), (6, 4), (6, 8)]))
+    monkeypatch.setattr(costs, 'LARGE', (16, 5))
     assert toy.large()[0]['N'] == 256
     assert [(row['N'], row['Q']) for row in toy.growth()] == [(16, 3), (36, 3), (64, 3), (36, 2), (36, 4), (36, 8)]
 
 
 def test_half_precision_gives_almost_all_of_float32s_labels(toy, monkeypatch):
     """With the toy models fp16 agrees on 99.5 % of the pixels at least."""
-    monkeypatch.setattr(measurements, 'AGREEMENT', 2)
+    monkeypatch.setattr(costs, 'AGREEMENT', 2)
     for row in toy.precision_agreement():
         assert float(row['fp16 as fp32'].rstrip(' %')) >= 99.5, row
         assert float(row['bf16 as fp32'].rstrip(' %')) >= 90, row
@@ -109,7 +109,7 @@ def test_the_peak_of_tensors():
 
 
 def test_exponents_costs_and_tables(tmp_path):
-    assert measurements._exponent([1, 2, 4, 8], [9, 4, 16, 64]) == '2.00'
+    assert costs._exponent([1, 2, 4, 8], [9, 4, 16, 64]) == '2.00'
     cost = Cost([0.3, 0.1, 0.2], 3 * 2**20)
     assert (str(cost), cost.mebibytes) == ('0.200 s (0.100–0.300)', '3')
     assert (

@@ -180,7 +180,7 @@ def dense(quick):
 
     from fsa_seg.models.window import METHODS, resolve_feedback, token_logits
     from fsa_seg.ops.attention import find_attention
-    from fsa_seg.smoke import compare
+    from fsa_seg.profiling.architectures import compare
 
     device, model = used_device(), _toy('proxyclip')
     squares = torch.randn(1, 3, 7, 7, generator=torch.Generator().manual_seed(0))  # features of noise would be alike
@@ -323,7 +323,7 @@ def _toy(method='maskclip'):
 def moved_labels(rows, images, precisions):
     """Yield what `Measurements.moved_labels` does on the used device; `rows` None stands for its default."""
     needs(MINI)
-    from fsa_seg.measurements import AGREEING, Measurements
+    from fsa_seg.profiling.costs import AGREEING, Measurements
 
     toy = Measurements('toy', 'toy', 'fp32', used_device(), 1, MINI)
     yield from toy.moved_labels(rows or AGREEING, images, precisions)

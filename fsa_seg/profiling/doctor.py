@@ -1,6 +1,6 @@
 """The doctor: what `tools/doctor.py` runs. `CHECKS` names the checks; `run_check` runs one and returns its verdicts.
 
-Checks of speed and memory are here, checks of what is computed in `fsa_seg.self_checks`, which says what a check is.
+Checks of speed and memory are here, checks of what is computed in `fsa_seg.profiling.self_checks`, which says what a check is.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fsa_seg.self_checks import (
+from fsa_seg.profiling.self_checks import (
     LABELS,
     MINI,
     Skip,
@@ -88,8 +88,8 @@ def run_check(name, quick=False, hint=lambda error: ''):
 
 def window(quick):
     """One real-size window of each backbone with DINO B/8, random weights: memory, images per second."""
-    from fsa_seg.measurements import Measurements
     from fsa_seg.models.segmentor import resolve_precision
+    from fsa_seg.profiling.costs import Measurements
 
     device, precision = used_device(), resolve_precision('auto')
     _, free = memory()
@@ -153,7 +153,7 @@ def bf16(quick):
         raise Skip('a GPU is used here')
     if not flags:
         raise Skip('this CPU has no bf16 matrix units')
-    from fsa_seg.measurements import Measurements
+    from fsa_seg.profiling.costs import Measurements
 
     backbone = next(iter(BACKBONES))
     for row in Measurements(backbone, VFM, 'fp32', device, 2, MINI).bf16():

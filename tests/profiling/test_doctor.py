@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fsa_seg import doctor, measurements, self_checks
 from fsa_seg.config.fingerprint import sources_digest
-from fsa_seg.doctor import CHECKS, Check, run_check
 from fsa_seg.models import segmentor
 from fsa_seg.ops import feedback
+from fsa_seg.profiling import costs, doctor, self_checks
+from fsa_seg.profiling.doctor import CHECKS, Check, run_check
 from fsa_seg.system import machine
 
 from conftest import ROOT
@@ -96,9 +96,9 @@ def wrong_sum(monkeypatch):
 
 
 def cosines_that_are_no_numbers(monkeypatch):
-    own = measurements.window_cosines
+    own = costs.window_cosines
     nan = lambda *given: ((i, z * float('nan'), *more) for i, z, *more in own(*given))  # noqa: E731
-    monkeypatch.setattr(measurements, 'window_cosines', nan)
+    monkeypatch.setattr(costs, 'window_cosines', nan)
 
 
 def driver_without_torch(monkeypatch):

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from fsa_seg import smoke
 from fsa_seg.config.suites import load_suite
 from fsa_seg.errors import UserError
 from fsa_seg.ops.attention import ATTENTIONS
 from fsa_seg.ops.feedback import FSA
+from fsa_seg.profiling import architectures
 
 CELL = dict(backbone='toy', vfm='toy', method=dict(attention='qq'), feedback='fsa', check=True)
 
@@ -14,7 +14,7 @@ CELL = dict(backbone='toy', vfm='toy', method=dict(attention='qq'), feedback='fs
 def run(tmp_path):
     suite = load_suite('smoke')
     suite.window = 96
-    return lambda cell: smoke.Smoke(suite, 0, 'fp32', 'cpu', str(tmp_path)).row(cell)
+    return lambda cell: architectures.Smoke(suite, 0, 'fp32', 'cpu', str(tmp_path)).row(cell)
 
 
 @pytest.mark.parametrize('attention', ['qk', 'qq', 'kk', 'vv', 'qq+kk', 'identity', 'proxy'])
@@ -34,13 +34,13 @@ def test_a_wrong_constant_is_found(run, monkeypatch):
 
 def test_a_row_is_kept_and_a_failed_one_is_not(run, monkeypatch):
     row = run(CELL)
-    monkeypatch.setattr(smoke, 'token_logits', lambda *_, **__: pytest.fail('it was run again'))
+    monkeypatch.setattr(architectures, 'token_logits', lambda *_, **__: pytest.fail('it was run again'))
     assert run(CELL) == row
-    monkeypatch.setattr(smoke, 'token_logits', lambda *_, **__: (torch.full((1, 1, 1), float('nan')), (1, 1)))
+    monkeypatch.setattr(architectures, 'token_logits', lambda *_, **__: (torch.full((1, 1, 1), float('nan')), (1, 1)))
     other = dict(CELL, method='clip')
     failed = run(other)
     assert failed['error'] == 'RuntimeError: some cosines are not finite'
-    assert 'FAILED: RuntimeError' in smoke.smoke_table([row, failed], '')
+    assert 'FAILED: RuntimeError' in architectures.smoke_table([row, failed], '')
     monkeypatch.undo()
     assert run(other)['error'] is None
 
@@ -76,7 +76,7 @@ def test_a_part_that_does_not_exist_ends_the_run(run):
 
 def test_measured_memory():
     """A tensor of 64 MiB that is freed again is seen (where the system tells)."""
-    (result, (seconds, peak)) = smoke.measured(lambda: float(torch.ones(2**24).sum()), 'cpu')
+    (result, (seconds, peak)) = architectures.measured(lambda: float(torch.ones(2**24).sum()), 'cpu')
     assert result == 2**24 and seconds > 0
     assert peak == 0 or 60 * 2**20 < peak < 200 * 2**20
 
