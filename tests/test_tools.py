@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from test_data_sets import DAMAGE
 
 from fsa_seg.errors import UserError
 
 from conftest import MINI, ROOT
+from damage import DAMAGE
 
 IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')
 

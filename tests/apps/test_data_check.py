@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from test_data_sets import DAMAGE
 
 from fsa_seg.apps.data_check import check_data, data_sets, report_table
 from fsa_seg.config.compose import compose
@@ -17,6 +16,7 @@ from fsa_seg.system.paths import CONFIGS
 
 import sources
 from conftest import MINI
+from damage import DAMAGE
 
 VOC = os.path.join('VOCdevkit', 'VOC2012')
 

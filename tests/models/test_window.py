@@ -2,6 +2,7 @@ import glob
 import os
 
 import pytest
+import reference
 import torch
 
 from fsa_seg import patch_logits
@@ -10,8 +11,6 @@ from fsa_seg.models.clip import trunk
 from fsa_seg.models.window import METHODS, LastBlock, inspect_patch
 from fsa_seg.ops.attention import BUILT_IN
 from fsa_seg.profiling.self_checks import load_golden
-
-import reference
 
 GOLDEN = sorted(glob.glob(os.path.join(os.path.dirname(__file__), 'golden', '*.safetensors')))
 
