@@ -48,7 +48,6 @@ def main(argv=None):
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.evaluation.results import write_result
     from fsa_seg.models.segmentor import resolve_precision
-    from fsa_seg.profiling.architectures import reference_digest
     from fsa_seg.profiling.costs import SECTIONS, Measurements, machine, plot_growth, report
     from fsa_seg.system.paths import make_folder, new_file
 
@@ -60,7 +59,7 @@ def main(argv=None):
     device, precision = get_device(), resolve_precision(args.precision)
     where, folder = machine(device, precision), os.path.join(args.work_dir, 'measure')
     make_folder(folder)
-    settings = [args.backbone, args.vfm, args.repeats, where, sources_digest(), reference_digest(), versions()]
+    settings = [args.backbone, args.vfm, args.repeats, where, sources_digest(), versions()]
 
     def path_of(name):
         key = hashlib.sha256(json.dumps([name, *settings]).encode()).hexdigest()[:12]

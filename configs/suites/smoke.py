@@ -1,6 +1,6 @@
 # Every backbone × VFM × method × feedback on one window with random weights: does it run, how large is its grid, what
 # does it cost? A suite with a `window` (in pixels) needs no data. `check` compares with the dense evaluation of
-# tests/reference.py, at so many `queries`.
+# fsa_seg/ops/reference.py, at so many `queries`.
 BASES = dict(backbone=['all'], feedback=[None, 'fsa'])
 THREE = ['clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14']
 suite = dict(

@@ -4,7 +4,6 @@ Trunk and VFM run once each and are shared; what a row adds is the last block un
 """
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -15,16 +14,14 @@ from mmseg.registry import MODELS
 
 from fsa_seg.config.components import feedback_of, load_parts, method_of, part_config
 from fsa_seg.config.fingerprint import sources_digest, versions
-from fsa_seg.errors import UserError
 from fsa_seg.evaluation.results import row_name, write_result
 from fsa_seg.models.clip import load_clip, trunk
 from fsa_seg.models.segmentor import PRECISIONS
 from fsa_seg.models.window import LastBlock, resolve_feedback, token_logits
+from fsa_seg.ops import reference
 from fsa_seg.ops.device import device_name, exact_float32, measured
 from fsa_seg.ops.feedback import prune
-from fsa_seg.system.paths import ROOT
 
-REFERENCE = os.path.join(ROOT, 'tests', 'reference.py')  # a smoke run tests, and so needs a clone
 DEFAULTS = dict(method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8')
 HEAD = (
     '| backbone | VFM | method | grid | trunk, s | VFM, s | last block, s | weights, MiB | memory, MiB | from dense |\n'
@@ -49,7 +46,7 @@ class Smoke:
         self.folder, self.force = folder, force
         self._backbone, self._features = (None, None), {}
         exact_float32()
-        self._state = [seed, precision, self.where(), suite.queries, sources_digest(), reference_digest(), versions()]
+        self._state = [seed, precision, self.where(), suite.queries, sources_digest(), versions()]
 
     @torch.no_grad()
     def row(self, cell):
@@ -140,27 +137,8 @@ class Smoke:
         return self._features[key]
 
 
-def reference_digest():
-    """Return the SHA-256 of tests/reference.py, as a hexadecimal string; without that file it is a UserError."""
-    try:
-        with open(REFERENCE, 'rb') as f:
-            return hashlib.sha256(f.read()).hexdigest()
-    except OSError:
-        raise UserError(
-            f'{REFERENCE} is missing: results are compared with it, which needs a clone of the repository'
-        ) from None
-
-
-def load_reference():
-    """Return the module tests/reference.py, the dense evaluation of the formulae."""
-    spec = importlib.util.spec_from_file_location('reference', REFERENCE)
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
-    return reference
-
-
 def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
-    """Return how far logits are from the dense evaluation of tests/reference.py, as a dict for a smoke row.
+    """Return how far logits are from the dense evaluation of `fsa_seg.ops.reference`, as a dict for a smoke row.
 
     Pruning is a threshold, and so is the zero below which a proxy map has no entries: the dense evaluation is given the
     choices that were made here, after it has found that those which it would make otherwise lie at the threshold.
@@ -173,7 +151,7 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
         uniform, (*before, _) = block.uniform_cosines, block.rounds(feedback)
         keep = [prune(feedback.similarities(z, uniform), feedback.p).isfinite() for z in before]
         fsa = {key: value for key, value in vars(feedback).items() if key != 'block'}
-    expected = load_reference().logits(
+    expected = reference.logits(
         visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support, fsa=fsa
     )
     difference = float((logits - expected).abs().max())

@@ -32,10 +32,10 @@ from fsa_seg.evaluation.results import row_name
 from fsa_seg.models.segmentor import PRECISIONS
 from fsa_seg.models.shared_pass import overlap_adds, window_cosines
 from fsa_seg.models.window import LastBlock, token_logits
+from fsa_seg.ops import reference
 from fsa_seg.ops.device import device_name, measured, tensor_peak
 from fsa_seg.ops.feedback import FSA, _threshold_by_histogram, _threshold_by_order
 from fsa_seg.ops.windows import OverlapAdd, cut_window, windows
-from fsa_seg.profiling.architectures import load_reference
 from fsa_seg.system.machine import cpu_name
 
 PROTOCOL = 'proxyclip'  # of all measurements: windows, stride
@@ -172,7 +172,7 @@ class Measurements:
         return rows
 
     def fsa(self):
-        """The last block with FSA on one window, against trunk + VFM, and against the dense evaluation of tests/reference.py.
+        """The last block with FSA on one window, against trunk + VFM, and against the dense evaluation of `fsa_seg.ops.reference`.
 
         The latter, in float32 alone, has two forms: one map where all heads share it; and a map per head throughout, and
         pruning by a sort whose indices are scattered back, as direct implementations do.
@@ -208,9 +208,7 @@ class Measurements:
                 },
             }
             if queries != QUERIES[-1] and self.precision == 'fp32':  # at the last it would hold 20 GiB
-                dense = functools.partial(
-                    load_reference().logits, *arguments, **model.method, features=features, fsa={}
-                )
+                dense = functools.partial(reference.logits, *arguments, **model.method, features=features, fsa={})
                 sides = self._costs(
                     {'ours': functions[True], 'dense': dense, 'per head': functools.partial(dense, per_head=True)},
                     most=3,

@@ -16,7 +16,6 @@ import os
 from fsa_seg.system.machine import ROOT, nvidia_smi, one_line
 
 GOLDEN = os.path.join(ROOT, 'tests', 'golden')
-REFERENCE = os.path.join(ROOT, 'tests', 'reference.py')
 MINI = os.path.join(ROOT, 'data', 'mini')
 LIBRARIES = (
     'torch',
@@ -174,12 +173,12 @@ def load_golden(path):
 
 
 def dense(quick):
-    """The methods, with and without FSA, agree with the dense evaluation, tests/reference.py: toy models, a window."""
-    needs(REFERENCE)
+    """The methods, with and without FSA, agree with the dense reference: toy models, a window."""
     import torch
 
     from fsa_seg.models.window import METHODS, resolve_feedback, token_logits
     from fsa_seg.ops.attention import find_attention
+    from fsa_seg.ops.reference import Disagreement
     from fsa_seg.profiling.architectures import compare
 
     device, model = used_device(), _toy('proxyclip')
@@ -198,7 +197,7 @@ def dense(quick):
             logits, _ = token_logits(model.visual, tokens, grid, model.text, **arguments)
             try:
                 found = compare(model.visual, tokens, grid, model.text, logits, **arguments)['difference']
-            except (AssertionError, RuntimeError) as error:  # entries that cannot be kept, or a large difference
+            except (Disagreement, RuntimeError) as error:  # entries that cannot be kept, or a large difference
                 found = one_line(error)
             differences[name + ('+fsa' if fsa else '')] = found
     yield '', *_within(differences, EXACT)

@@ -2,17 +2,19 @@ import glob
 import os
 
 import pytest
-import reference
 import torch
 
 from fsa_seg import patch_logits
 from fsa_seg.errors import UserError
 from fsa_seg.models.clip import trunk
 from fsa_seg.models.window import METHODS, LastBlock, inspect_patch
+from fsa_seg.ops import reference
 from fsa_seg.ops.attention import BUILT_IN
 from fsa_seg.profiling.self_checks import load_golden
 
-GOLDEN = sorted(glob.glob(os.path.join(os.path.dirname(__file__), 'golden', '*.safetensors')))
+from conftest import ROOT
+
+GOLDEN = sorted(glob.glob(os.path.join(ROOT, 'tests', 'golden', '*.safetensors')))
 
 
 @pytest.fixture(params=GOLDEN, ids=[os.path.basename(path)[:-12] for path in GOLDEN])

@@ -1,11 +1,10 @@
 import math
 
 import pytest
-import reference
 import torch
 
 from fsa_seg.errors import UserError
-from fsa_seg.ops import feedback
+from fsa_seg.ops import feedback, reference
 from fsa_seg.ops.attention import AttentionMap, map_rows, proxy_map, self_map
 from fsa_seg.ops.feedback import FSA, adapt, coherence, ensemble, isolate, prune
 

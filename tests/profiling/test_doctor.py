@@ -214,9 +214,7 @@ def test_a_back_end_may_lack_a_kernel_but_not_fail(error, verdict, monkeypatch):
     assert found[0] == verdict and (error in found[1] or 'float16' in found[1] and 'bfloat16' not in found[1])
 
 
-@pytest.mark.parametrize(
-    'name, constant', [('golden', 'GOLDEN'), ('dense', 'REFERENCE'), ('labels', 'MINI'), ('tf32', 'MINI')]
-)
+@pytest.mark.parametrize('name, constant', [('golden', 'GOLDEN'), ('labels', 'MINI'), ('tf32', 'MINI')])
 def test_without_a_clone_checks_are_skipped(name, constant, monkeypatch, tmp_path):
     monkeypatch.setattr(self_checks, constant, str(tmp_path / 'missing'))
     missing = os.path.relpath(tmp_path / 'missing', ROOT)

@@ -1,10 +1,14 @@
-"""The methods and FSA evaluated densely, step by step from the formulae: slow, and written apart from the package.
+"""The dense reference: methods and FSA step by step from the formulae, slow, and written apart from the fast code.
 
 Every map is a (B, H, T, T) matrix, KL a (B, N, N, Q) tensor, pruning a walk down each sorted row.
 """
 
 import torch
 import torch.nn.functional as F
+
+
+class Disagreement(ValueError):
+    """Entries were kept or left out that no correct evaluation keeps or leaves out."""
 
 
 def attention_matrix(name, q, k, v, heads, features=None, support=None, tolerance=1e-5):
@@ -17,7 +21,8 @@ def attention_matrix(name, q, k, v, heads, features=None, support=None, toleranc
         s = torch.einsum('bcn,bcm->bnm', f, f)
         s = (s - 1.2 * s.mean((1, 2), keepdim=True)) * 3.0
         if support is not None:
-            assert not ((s >= 0) != support)[s.abs() > tolerance].any(), 'the proxy map has other entries'
+            if ((s >= 0) != support)[s.abs() > tolerance].any():
+                raise Disagreement('the proxy map has other entries')
             s[~support] = float('-inf')
         else:
             s[s < 0] = float('-inf')
@@ -70,14 +75,16 @@ def kept_by_order(similarity, p):
 
 
 def check_kept(similarity, keep, p, tolerance=1e-5):
-    """Raise an AssertionError unless `keep` (B, N, N) is a mask that a correct evaluation may come to.
+    """Raise a `Disagreement` unless `keep` (B, N, N) is a mask that a correct evaluation may give.
 
     Two correct evaluations agree on entries that a mass of p ± tolerance keeps or prunes alike, but for those whose
     values are within the tolerance of such a threshold.
     """
     least, most = threshold(similarity, p + tolerance) - tolerance, threshold(similarity, p - tolerance) + tolerance
-    assert keep[similarity > most].all(), 'an entry above the threshold was pruned'
-    assert not keep[similarity < least].any(), 'an entry below the threshold was kept'
+    if not keep[similarity > most].all():
+        raise Disagreement('an entry above the threshold was pruned')
+    if keep[similarity < least].any():
+        raise Disagreement('an entry below the threshold was kept')
 
 
 def similarities(z, z_uniform, isolation=True, scale=20, uniform_scale=35, similarity='kl'):
@@ -177,6 +184,6 @@ def logits(
             extended = torch.zeros(*w.shape[:2], count, count, device=v.device)
             extended[..., 0, 0], extended[..., 1:, 1:] = 1, w
             w = extended
-        products = dict(WA=lambda: w @ (a / mass), AW=lambda: (a / mass) @ w, W=lambda: w)
+        products = dict(WA=lambda w=w: w @ (a / mass), AW=lambda w=w: (a / mass) @ w, W=lambda w=w: w)
         z = cosines(mass * sum(products[term]() for term in terms) / len(terms))
     return z
