@@ -26,20 +26,9 @@ def test_mutant_fits(mutant):
 
 def test_names_are_unique_and_all_files_of_the_maths_have_mutants():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
-    maths = (
-        'attention',
-        'feedback',
-        'methods',
-        'readout',
-        'clip',
-        'vfm',
-        'windows',
-        'text',
-        'datasets',
-        'evaluation',
-        'segmentor',
-        'segmenter',
-    )
+    maths = [f'ops/{name}' for name in ('attention', 'feedback', 'readout', 'windows')]
+    maths += [f'models/{name}' for name in ('window', 'clip', 'vfm', 'text', 'segmentor')]
+    maths += ['datasets/data_sets', 'evaluation/metric', 'apps/segmenter']
     assert {f'fsa_seg/{name}.py' for name in maths} <= {mutant.file for mutant in MUTANTS}
 
 

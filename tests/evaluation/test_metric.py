@@ -236,9 +236,9 @@ def test_counts_that_are_read_later_are_the_same(tmp_path, monkeypatch):
     for late in (False, True):
         metric = ExactIoUMetric()
         metric.dataset_meta = dict(classes='abc')
-        settle = metric_module._settle
+        settle = metric._settle
         if late:
-            monkeypatch.setattr(metric, '_settle', lambda count: settle(max(0, len(metric_module._pending) - 2)))
+            monkeypatch.setattr(metric, '_settle', lambda count: settle(max(0, len(metric._pending) - 2)))
         for step in steps:
             metric.process(None, step)
         assert len(metric.results) == (4 if late else 6)
