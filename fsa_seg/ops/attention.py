@@ -3,13 +3,9 @@
 A map is held as what it does to values, not as a matrix: softmax maps run through `scaled_dot_product_attention`, the
 identity costs nothing, and a proxy map, which all heads share, is one (N, N) matrix for all of them.
 
-Each map is registered under its name by `attention_map`; a file configs/attentions/NAME.py that does the same adds one.
-
 Shape legend: B images, H heads, T tokens (CLS included), N patches, D width, C feature channels, (h, w) a grid.
 """
 
-import functools
-import runpy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.system.paths import part_files
 
 PROXY_BETA = 1.2  # ProxyCLIP's published default
 PROXY_GAMMA = 3.0  # ProxyCLIP's published default
@@ -27,36 +22,7 @@ GPU_KEPT_ENTRIES = 2**28  # the same on a GPU, of all images of a batch: 1 GiB
 MIN_BLOCK = 256  # rows of a block, at least
 BLOCK_ENTRIES = 2**19  # of the rows that are held at once of any other map: 2 MiB in float32, which a CPU's caches hold
 GPU_BLOCK_ENTRIES = 2**25  # the same on a GPU: 128 MiB
-SELF_MAPS = dict(qk=('q', 'k'), qq=('q', 'q'), kk=('k', 'k'), vv=('v', 'v'))
-ATTENTIONS = {}  # name -> (function of a `Block` that returns an AttentionMap, whether it needs VFM features)
-
-
-class Block:
-    """What an attention map can be made of: each projection is computed when it is asked for.
-
-    Attributes:
-        q, k, v (B, T, D): projections of the last block's ln_1(tokens), biases included, CLS first.
-        heads (int): number of heads.
-        grid (int, int): (h, w) of CLIP's patches.
-        features (B, C, I, J): of the VFM; None without one.
-
-    Args:
-        tokens (B, T, D): ln_1 of the tokens that enter the block.
-        attn: the block's `nn.MultiheadAttention`.
-        grid, features: see above.
-    """
-
-    def __init__(self, tokens, attn, grid, features=None):
-        self.heads, self.grid, self.features = attn.num_heads, grid, features
-        self._tokens, self._attn = tokens, attn
-
-    q = functools.cached_property(lambda self: self._project(0))
-    k = functools.cached_property(lambda self: self._project(1))
-    v = functools.cached_property(lambda self: self._project(2))
-
-    def _project(self, index):
-        weight, bias = (p.chunk(3)[index] for p in (self._attn.in_proj_weight, self._attn.in_proj_bias))
-        return F.linear(self._tokens, weight, bias)
+PAIRS = dict(qk=('q', 'k'), qq=('q', 'q'), kk=('k', 'k'), vv=('v', 'v'))
 
 
 class AttentionMap(NamedTuple):
@@ -64,104 +30,87 @@ class AttentionMap(NamedTuple):
 
     Attributes:
         apply: values (B, T, D) -> A·values (B, T, D), each head on its own D/H columns.
-        mass: the sum of every row of A (1, or 2 for a sum of two softmax maps).
-        cls: whether the first token is CLS; a proxy map attends patches alone.
+        row_sum: the sum of every row of A (1, or 2 for a sum of two softmax maps).
+        covers_cls: whether the first token is CLS; a proxy map attends patches alone.
         shared: whether all heads share the map, so that values may have any number of columns.
+        grid (int, int): (h, w) of the patches it attends; None for CLIP's own. Values come resized to another grid.
     """
 
     apply: Callable[[Tensor], Tensor]
-    mass: float
-    cls: bool
+    row_sum: float
+    covers_cls: bool
     shared: bool = False
+    grid: tuple[int, int] | None = None
 
 
-def attention_map(name, vfm=False):
-    """Return a decorator that registers a function (block: `Block`) -> `AttentionMap` under a name.
-
-    Args:
-        name (str): by which a config asks for the map.
-        vfm (bool): whether it needs a VFM's features. Such a map attends patches alone, on the VFM's grid, and the
-            values come resized to it.
-    """
-
-    def register(function):
-        if name in ATTENTIONS:
-            raise UserError(f'there is an attention map {name!r} already; give another name')
-        ATTENTIONS[name] = (function, vfm)
-        return function
-
-    return register
-
-
-def find_attention(name):
-    """Return the function of the attention map `name`, and whether it needs a VFM.
-
-    Raises:
-        UserError: no such map (the nearest name is given), or a file that registers none of its own name.
-    """
-    if name in ATTENTIONS:  # no look at the disk: it is asked for at every window
-        return ATTENTIONS[name]
-    files = attention_files()
-    if name in files:
-        try:
-            runpy.run_path(files[name])
-        except Exception as error:  # the file is executed: anything can be raised
-            raise UserError(f'{files[name]} cannot be run: {type(error).__name__}: {error}') from error
-        if name not in ATTENTIONS:
-            raise UserError(
-                f'{files[name]} registers no attention map {name!r}; decorate its function with '
-                f'@fsa_seg.ops.attention.attention_map({name!r})'
-            )
-    return ATTENTIONS[one_of(name, {*ATTENTIONS, *files}, 'attention map')]
-
-
-def attention_files():
-    """Return the files that add attention maps, as a dict of name -> path; one named as a built-in map is a UserError."""
-    files = part_files('attentions')
-    for name in BUILT_IN:
-        if name in files:
-            raise UserError(f'{files[name]}: {name!r} is the name of a built-in attention map; rename the file')
-    return files
-
-
-def map_rows(apply, index, values, heads):
+def map_rows(apply: Callable[[Tensor], Tensor], index: int, values: Tensor, heads: int) -> Tensor:
     """Return row `index` of the matrix that an operator on values stands for: (H, T).
 
-    The operator is applied to unit vectors, as many at once as a head has columns, so that it is seen as it acts.
+    The operator is applied to unit vectors, as many at once as a head has columns.
 
     Args:
-        apply: function of values (1, T, D), linear and on each head's D/H columns apart.
-        index (int): of the row, from 0 to T − 1.
+        apply: function of values (1, T, D), linear, which treats each head's D/H columns apart.
+        index: of the row, from 0 to T − 1.
         values (1, T, D): any, of the shape and type that the operator takes.
-        heads (int): H.
+        heads: H.
     """
     count, size = values.shape[1], values.shape[2] // heads
     rows = []
     for start in range(0, count, size):
-        some = min(size, count - start)
+        columns = min(size, count - start)
         unit = values.new_zeros(1, count, heads, size)
-        unit[0, start : start + some, :, :some] = torch.eye(some)[:, None].to(unit)
-        rows.append(apply(unit.flatten(2))[0, index].unflatten(0, (heads, size))[:, :some])
+        unit[0, start : start + columns, :, :columns] = torch.eye(columns)[:, None].to(unit)
+        rows.append(apply(unit.flatten(2))[0, index].unflatten(0, (heads, size))[:, :columns])
     return torch.cat(rows, 1).float()
 
 
-def self_map(name, q, k, v, heads):
+def named_map(name: str, block, bias: Tensor | None = None) -> AttentionMap:
+    """Return an attention map by its name.
+
+    Args:
+        name: a sum such as 'qq+kk' of 'qk', 'qq', 'kk' and 'vv', or 'identity'; see `self_map`.
+        block: anything with q, k, v (B, T, D) and `heads`, such as `fsa_seg.ops.last_block.LastBlock`.
+        bias: as of `self_map`.
+
+    Raises:
+        UserError: another name.
+    """
+    check_map_name(name)
+    letters = {letter: getattr(block, letter) for letter in 'qkv' if name != 'identity' and letter in name}
+    return self_map(name, letters, block.heads, bias)
+
+
+def check_map_name(name: str) -> None:
+    """Raise a UserError unless `named_map` knows the name."""
+    if name == 'identity':
+        return
+    if not isinstance(name, str):
+        raise UserError(f'the attention map is {name!r}; name it by a text, such as "qq"')
+    pairs = name.split('+')
+    for pair in pairs:
+        one_of(pair, {*PAIRS, *(['identity'] if len(pairs) == 1 else [])}, 'attention map')
+
+
+def self_map(name: str, projections: dict[str, Tensor], heads: int, bias: Tensor | None = None) -> AttentionMap:
     """Return the attention map `name` made of the block's own queries, keys and values.
 
     Args:
-        name (str): 'qk', 'qq', 'kk', 'vv' (softmax(xyᵀ/√d) per head), 'qq+kk' (their sum) or 'identity'.
-        q, k, v (B, T, D): projections of ln_1 of the tokens, biases included; None where the name does not ask for it.
-        heads (int): number of heads.
+        name: a sum of softmax(xyᵀ/√d) per head, such as 'qk', 'qq' or 'qq+kk', or 'identity'.
+        projections: 'q', 'k', 'v' -> (B, T, D), as many as the name asks for: of ln_1 of the tokens, biases included.
+        heads: H.
+        bias (T, T): added inside each softmax after the scaling by 1/√d, shared by heads and images.
     """
     if name == 'identity':
         return AttentionMap(lambda values: values, 1.0, True)
-    parts = dict(q=q, k=k, v=v)
-    pairs = [SELF_MAPS[part] for part in name.split('+')]
+    pairs = [PAIRS[pair] for pair in name.split('+')]
 
-    def apply(values):
+    def apply(values: Tensor) -> Tensor:
         values = _split_heads(values, heads)
+        mask = None if bias is None else bias.to(values.dtype)
         mixed = sum(
-            F.scaled_dot_product_attention(_split_heads(parts[x], heads), _split_heads(parts[y], heads), values)
+            F.scaled_dot_product_attention(
+                _split_heads(projections[x], heads), _split_heads(projections[y], heads), values, mask
+            )
             for x, y in pairs
         )
         return mixed.transpose(1, 2).flatten(2)
@@ -169,7 +118,25 @@ def self_map(name, q, k, v, heads):
     return AttentionMap(apply, float(len(pairs)), True)
 
 
-def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA, block=None):
+def neighbour_bias(grid: tuple[int, int], sigma: float, device=None) -> Tensor:
+    """Return NACLIP's bias (1 + h·w, 1 + h·w): exp(−‖p_i − p_j‖² / 2σ²) of patches, 0 in CLS's row and column.
+
+    Args:
+        grid (int, int): (h, w) of the patches.
+        sigma: σ, in patches.
+        device: of the result.
+    """
+    bumps = []
+    for side in grid:  # the exponential of a sum is a product: one factor for rows, one for columns
+        place = torch.arange(side, dtype=torch.float32, device=device)
+        bumps.append((-(place[:, None] - place).square() / (2 * sigma**2)).exp())
+    bias = torch.einsum('ab,cd->acbd', *bumps).flatten(2).flatten(0, 1)
+    return F.pad(bias, (1, 0, 1, 0))
+
+
+def proxy_map(
+    features: Tensor, beta: float = PROXY_BETA, gamma: float = PROXY_GAMMA, block: int | None = None
+) -> AttentionMap:
     """Return ProxyCLIP's attention map of VFM features, one for all heads.
 
     s = FᵀF of unit columns; s ← (s − β·mean(s))·γ; entries below 0 become −∞; row softmax. The mean is each image's
@@ -194,14 +161,13 @@ def proxy_map(features, beta=PROXY_BETA, gamma=PROXY_GAMMA, block=None):
 
     count, kept = unit.shape[2], KEPT_ENTRIES if unit.device.type == 'cpu' else GPU_KEPT_ENTRIES
     operator = by_rows(rows, unit.transpose(1, 2), block or (count if len(unit) * count**2 <= kept else None))
-    return AttentionMap(lambda values: operator(values)[0], 1.0, False, True)
+    return AttentionMap(lambda values: operator(values)[0], 1.0, False, True, tuple(features.shape[2:]))
 
 
-def by_rows(rows, like, block=None):
+def by_rows(rows: Callable, like: Tensor, block: int | None = None) -> Callable:
     """Return the operator (values (B, N, D), ...) -> [A·values, ...] of a map that is made in blocks of rows.
 
-    A map of one block is made once and kept; otherwise no more than a block of it is ever held, and each is made once for
-    all values that are given.
+    A map of one block is made once and kept. Of a larger map one block is held at a time, made once for all values.
 
     Args:
         rows: function of a slice of rows -> these rows of A, (B, n, N).
@@ -213,21 +179,21 @@ def by_rows(rows, like, block=None):
     block = block or max(MIN_BLOCK, entries // (images * count))
     if block >= count:
         matrix = rows(slice(0, count))
-        return lambda *values: [matrix.to(one.dtype) @ one for one in values]
+        return lambda *values: [matrix.to(tensor.dtype) @ tensor for tensor in values]
 
     def apply(*values):
-        out = [torch.empty_like(one) for one in values]
+        products = [torch.empty_like(tensor) for tensor in values]
         for start in range(0, count, block):
             span = slice(start, min(start + block, count))
-            some = rows(span).to(values[0].dtype)
-            for one, value in zip(out, values):
-                one[:, span] = some @ value
-        return out
+            block_rows = rows(span).to(values[0].dtype)
+            for product, tensor in zip(products, values):
+                product[:, span] = block_rows @ tensor
+        return products
 
     return apply
 
 
-def resize_tokens(tokens, grid, new_grid):
+def resize_tokens(tokens: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Return patch tokens (B, N, D) of grid (h, w) on another grid, resized bilinearly (align_corners=False)."""
     if tuple(grid) == tuple(new_grid):
         return tokens
@@ -238,13 +204,3 @@ def resize_tokens(tokens, grid, new_grid):
 
 def _split_heads(x, heads):
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-for _name in (*SELF_MAPS, 'qq+kk', 'identity'):
-    attention_map(_name)(
-        lambda block, name=_name: self_map(
-            name, *(getattr(block, part) if part in name else None for part in 'qkv'), block.heads
-        )
-    )
-attention_map('proxy', vfm=True)(lambda block: proxy_map(block.features))
-BUILT_IN = tuple(ATTENTIONS)

@@ -8,6 +8,7 @@ Shape legend: B images, N patches, T tokens attended, D width, Q queries.
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,10 @@ UNIFORM_SCALE = 35.0  # of z(U) in step 1; published default
 EPSILON = 1e-10  # inside the logarithms of step 2
 MAX_LAMBDA = 80  # float32 ends at exp(88.7)
 SIMILARITIES = ('kl', 'jeffreys', 'cosine')
-BINS = 256  # of the histogram that pruning uses on a CPU
 TERMS = ('WA', 'AW', 'W')  # of step 5
 
 
-def isolate(z: Tensor, z_uniform: Tensor, scale=SCALE, uniform_scale=UNIFORM_SCALE):
+def isolate(z: Tensor, z_uniform: Tensor | None, scale: float = SCALE, uniform_scale: float = UNIFORM_SCALE) -> Tensor:
     """Return Δ = 20·z(A) − 35·z(U), what attention itself contributes (FSA, step 1).
 
     Args:
@@ -38,7 +38,7 @@ def isolate(z: Tensor, z_uniform: Tensor, scale=SCALE, uniform_scale=UNIFORM_SCA
     return (scale * z.float()).sub_(uniform_scale * z_uniform.float())
 
 
-def coherence(delta: Tensor, similarity='kl'):
+def coherence(delta: Tensor, similarity: str = 'kl') -> Tensor:
     """Return how alike the patches' distributions P = softmax(Δ) over queries are: S (B, N, N) (FSA, step 2).
 
     S = 1 / (1 + KL(i‖j)), in (0, 1]. KL is an entropy term less P·log Pᵀ, so that no (N, N, Q) tensor is needed.
@@ -51,7 +51,7 @@ def coherence(delta: Tensor, similarity='kl'):
     return coherence_rows(delta, similarity)(slice(None))
 
 
-def coherence_rows(delta: Tensor, similarity='kl'):
+def coherence_rows(delta: Tensor, similarity: str = 'kl') -> Callable[[slice], Tensor]:
     """Return a function of a slice of rows -> these rows of S, (B, n, N); see `coherence`."""
     probs = delta.softmax(-1)
     del delta
@@ -61,18 +61,18 @@ def coherence_rows(delta: Tensor, similarity='kl'):
     log_probs = (probs + EPSILON).log_()
     negentropy = (probs * log_probs).sum(-1, keepdim=True)
 
-    def some(rows):
+    def similarity_rows(rows: slice) -> Tensor:
         divergence = torch.baddbmm(negentropy[:, rows], probs[:, rows], log_probs.transpose(1, 2), alpha=-1)
         divergence.clamp_(min=0)
         if similarity == 'jeffreys':
-            other = torch.baddbmm(negentropy.transpose(1, 2), log_probs[:, rows], probs.transpose(1, 2), alpha=-1)
-            divergence = divergence.add_(other.clamp_(min=0)).div_(2)
+            reverse = torch.baddbmm(negentropy.transpose(1, 2), log_probs[:, rows], probs.transpose(1, 2), alpha=-1)
+            divergence = divergence.add_(reverse.clamp_(min=0)).div_(2)
         return divergence.add_(1).reciprocal_()
 
-    return some
+    return similarity_rows
 
 
-def prune(similarity: Tensor, p: float):
+def prune(similarity: Tensor, p: float) -> Tensor:
     """Return S with all but each row's most probable entries at −∞ (FSA, step 3).
 
     Per row, entries are kept in falling order while the sum of their softmax is at most p: always the first, and all
@@ -85,49 +85,21 @@ def prune(similarity: Tensor, p: float):
     return similarity.masked_fill(similarity < threshold(similarity, p), float('-inf'))
 
 
-def threshold(similarity: Tensor, p: float):
-    """Return a value that parts what pruning keeps of each row from the rest, (B, N, 1); see `prune`."""
+def threshold(similarity: Tensor, p: float) -> Tensor:
+    """Return each row's pruning threshold (B, N, 1): the least value that `prune` keeps.
+
+    The n most probable entries of N weigh at least n/N together, so that at most p·N of them are kept.
+    """
     if p >= 1:
         return similarity.new_full((1, 1, 1), float('-inf'))
-    return (_threshold_by_histogram if similarity.device.type == 'cpu' else _threshold_by_order)(similarity, p)
-
-
-def _threshold_by_order(similarity, p):
-    """Return the least value that each row keeps, (B, N, 1), by ordering its greatest entries."""
     count = similarity.shape[-1]
-    # the n most probable entries weigh at least n/N together, so that no more than p·N of them can be kept
     ordered = similarity.topk(min(count, int(p * count) + 2), -1).values
     probs = (ordered - similarity.logsumexp(-1, keepdim=True)).exp_()
     kept = (probs.cumsum(-1) <= p).sum(-1, keepdim=True).clamp_(min=1)
     return ordered.gather(-1, kept - 1)
 
 
-def _threshold_by_histogram(similarity, p):
-    """Return a value that parts what each row keeps from the rest, (B, N, 1): the bin it lies in, then its entries.
-
-    A histogram of the row's mass, from its greatest value down, says in which bin the sum passes p; the few entries of
-    that bin alone are put in order. How many they are has to be known on the host, for which a GPU would have to wait:
-    this form is for CPUs.
-    """
-    low, high = similarity.aminmax(dim=-1, keepdim=True)
-    weight = similarity - high
-    bins = (weight * ((1 - BINS) / (high - low).clamp_(min=1e-30))).long()  # no greater value has a later bin
-    mass = similarity.new_zeros(*similarity.shape[:-1], BINS).scatter_add_(-1, bins, weight.exp_()).cumsum(-1)
-    del weight
-    target = p * mass[..., -1:]
-    crossing = (mass <= target).sum(-1, keepdim=True)
-    before = torch.where(crossing > 0, mass.gather(-1, (crossing - 1).clamp_(min=0)), 0)
-    inside = bins == crossing
-    ordered = similarity.masked_fill(~inside, float('-inf')).topk(int(inside.sum(-1).max()), -1).values
-    kept = (
-        (before + (ordered - high).exp_().cumsum(-1) <= target).logical_and_(ordered.isfinite()).sum(-1, keepdim=True)
-    )
-    kept = torch.where(crossing == 0, kept.clamp(min=1), kept)  # always the first
-    least = ordered.gather(-1, (kept - 1).clamp(min=0))
-    return torch.where(kept > 0, least, least.nextafter(torch.full_like(least, float('inf'))))
-
-
-def adapt(similarity: Tensor, lam: float, p: float):
+def adapt(similarity: Tensor, lam: float, p: float) -> Tensor:
     """Return W, the row softmax of S·exp(λ·S) over what pruning keeps: (B, N, N), rows sum to 1 (FSA, step 4).
 
     Args:
@@ -139,7 +111,7 @@ def adapt(similarity: Tensor, lam: float, p: float):
     return weighted.masked_fill_(similarity < threshold(similarity, p), float('-inf')).softmax(-1)
 
 
-def ensemble(attention: AttentionMap, apply_adapted, values: Tensor, terms=TERMS, attended=None):
+def ensemble(attention: AttentionMap, apply_adapted: Callable, values: Tensor, terms: Sequence[str] = TERMS) -> Tensor:
     """Return Â·values with Â = (W·A + A·W + W)/3, without the product of two maps (FSA, step 5).
 
     Where A covers CLS, W is extended to it by the identity. Where A's rows sum to g ≠ 1, Â is that of A/g, times g.
@@ -149,22 +121,21 @@ def ensemble(attention: AttentionMap, apply_adapted, values: Tensor, terms=TERMS
         apply_adapted: (patches (B, N, any), ...) -> [W·patches, ...].
         values (B, T, D): T = N, or N + 1 where A covers CLS.
         terms (sequence of str): those of 'WA', 'AW' and 'W' whose mean is taken.
-        attended (B, T, D): A·values, where it is known already.
     """
     inputs = []
     if 'WA' in terms:
-        attended = attention.apply(values) if attended is None else attended
-        inputs.append(attended if attention.mass == 1 else attended / attention.mass)
+        attended = attention.apply(values)
+        inputs.append(attended if attention.row_sum == 1 else attended / attention.row_sum)
     if 'AW' in terms or 'W' in terms:
         inputs.append(values)
-    mixed = apply_adapted(*(one[:, int(attention.cls) :] for one in inputs))  # so that W is gone through once
-    if attention.cls:
-        mixed = [torch.cat([one[:, :1], patches], 1) for one, patches in zip(inputs, mixed)]
+    mixed = apply_adapted(*(tokens[:, int(attention.covers_cls) :] for tokens in inputs))  # W is gone through once
+    if attention.covers_cls:
+        mixed = [torch.cat([tokens[:, :1], patches], 1) for tokens, patches in zip(inputs, mixed)]
     if 'AW' in terms:
-        mixed.append(attention.apply(mixed[-1]) / attention.mass)
+        mixed.append(attention.apply(mixed[-1]) / attention.row_sum)
         if 'W' not in terms:
             del mixed[-2]
-    return sum(mixed) * (attention.mass / len(mixed))
+    return sum(mixed) * (attention.row_sum / len(mixed))
 
 
 class FSA:
@@ -215,9 +186,12 @@ class FSA:
         )
         one_of(similarity, SIMILARITIES, 'similarity of FSA')
         terms = (terms,) if isinstance(terms, str) else terms
-        some = isinstance(terms, (list, tuple)) and [term for term in TERMS if term in terms]
+        known = isinstance(terms, (list, tuple)) and [term for term in TERMS if term in terms]
         _check(
-            some and len(some) == len(terms), 'terms', terms, f'a choice of {", ".join(TERMS)}, at least one, each once'
+            known and len(known) == len(terms),
+            'terms',
+            terms,
+            f'a choice of {", ".join(TERMS)}, at least one, each once',
         )
         _check(
             isinstance(rounds, int) and rounds >= 1 and rounds is not True,
@@ -230,20 +204,40 @@ class FSA:
         self.lam, self.p, self.isolation, self.similarity = lam, p, isolation, similarity
         self.scale, self.uniform_scale, self.terms, self.rounds = scale, uniform_scale, tuple(terms), rounds
 
-    def similarities(self, z, z_uniform):
-        """Return S (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform one."""
-        return coherence(self._isolated(z, z_uniform), self.similarity)
-
-    def attend(self, attention, z, z_uniform, values, attended=None):
-        """Return Â·values, see `ensemble`; of S and W, no more than a block of rows is held.
+    def loop(
+        self,
+        attention: AttentionMap,
+        first: Tensor,
+        uniform: Callable[[], Tensor],
+        cosines: Callable[[AttentionMap], Tensor],
+    ) -> Iterator[Tensor]:
+        """Yield the cosines (B, N, Q) after each round.
 
         Args:
-            attention, values, attended: as of `ensemble`.
-            z, z_uniform: as of `similarities`.
+            attention: the method's map A.
+            first (B, N, Q): z(A).
+            uniform: function that returns z(U), (B, N or 1, Q); it is called where isolation is on.
+            cosines: function of a map that returns the patches' cosines under it, (B, N, Q).
+        """
+        z, z_uniform = first, uniform() if self.isolation else None
+        for _ in range(self.rounds):
+            z = cosines(self.adapted_map(attention, z, z_uniform))
+            yield z
+
+    def adapted_map(self, attention: AttentionMap, z: Tensor, z_uniform: Tensor | None) -> AttentionMap:
+        """Return Â as a map, see `ensemble`; of S and W, no more than a block of rows is held.
+
+        Args:
+            attention: the method's map A.
+            z (B, N, Q), z_uniform (B, N or 1, Q): as of `isolate`.
         """
         rows = coherence_rows(self._isolated(z, z_uniform), self.similarity)
         apply_adapted = by_rows(lambda span: adapt(rows(span), self.lam, self.p), z, self.block)
-        return ensemble(attention, apply_adapted, values, self.terms, attended)
+        return attention._replace(apply=lambda values: ensemble(attention, apply_adapted, values, self.terms))
+
+    def similarities(self, z: Tensor, z_uniform: Tensor | None) -> Tensor:
+        """Return S (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform map."""
+        return coherence(self._isolated(z, z_uniform), self.similarity)
 
     def _isolated(self, z, z_uniform):
         """Return Δ without NaN, which pruning could not order; what came of NaN stays NaN in the values."""

@@ -11,10 +11,20 @@ class Disagreement(ValueError):
     """Entries were kept or left out that no correct evaluation keeps or leaves out."""
 
 
-def attention_matrix(name, q, k, v, heads, features=None, support=None, tolerance=1e-5):
+METHODS = dict(  # name -> attention map, readout, and constants
+    clip=dict(attention='qk', residual=True, mlp=True),
+    maskclip=dict(attention='identity'),
+    sclip=dict(attention='qq+kk', residual=True, mlp=True),
+    clearclip=dict(attention='qq'),
+    proxyclip=dict(attention='proxy'),
+    naclip=dict(attention='kk', sigma=5.0),
+)
+
+
+def attention_matrix(name, q, k, v, heads, features=None, support=None, tolerance=1e-5, grid=None, sigma=None):
     """Return the attention map (B, H or 1, T, T).
 
-    `support` (B, N, N) says which entries of a proxy map are above 0, where they lie within the tolerance of it.
+    With `sigma` each softmax is of the logits plus exp(−‖p_i − p_j‖² / 2σ²) between patches of the grid. `support` (B, N, N) says which entries of a proxy map are above 0, where they lie within the tolerance of it.
     """
     if name == 'proxy':
         f = features.flatten(2) / features.flatten(2).norm(dim=1, keepdim=True)
@@ -32,7 +42,11 @@ def attention_matrix(name, q, k, v, heads, features=None, support=None, toleranc
     split = lambda x: x.reshape(*x.shape[:2], heads, -1).permute(0, 2, 1, 3)  # noqa: E731
     parts = dict(q=split(q), k=split(k), v=split(v))
     pairs = [tuple(part) for part in name.split('+')]
-    return sum((parts[a] @ parts[b].transpose(2, 3) / parts[a].shape[-1] ** 0.5).softmax(-1) for a, b in pairs)
+    bias = torch.zeros(q.shape[1], q.shape[1], device=q.device)
+    if sigma is not None:
+        place = torch.cartesian_prod(*(torch.arange(float(side)) for side in grid)).to(bias)
+        bias[1:, 1:] = (-(place[:, None] - place[None]).pow(2).sum(-1) / (2 * sigma**2)).exp()
+    return sum((parts[a] @ parts[b].transpose(2, 3) / parts[a].shape[-1] ** 0.5 + bias).softmax(-1) for a, b in pairs)
 
 
 def kl(probs):
@@ -126,6 +140,7 @@ def logits(
     keep=None,
     support=None,
     per_head=False,
+    sigma=None,
 ):
     """Return the cosines (B, N, Q) of a method, from the trunk's tokens (B, 1 + N, D).
 
@@ -138,7 +153,7 @@ def logits(
     block = visual.transformer.resblocks[-1]
     heads = block.attn.num_heads
     q, k, v = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
-    a = attention_matrix(attention, q, k, v, heads, features, support)
+    a = attention_matrix(attention, q, k, v, heads, features, support, grid=grid, sigma=sigma)
     cls = attention != 'proxy'
     if per_head:
         a = a.repeat(1, heads // a.shape[1], 1, 1)
@@ -149,7 +164,7 @@ def logits(
             return F.interpolate(image, features.shape[2:], mode='bilinear').flatten(2).transpose(1, 2)
 
         v, tokens = resize(v), resize(tokens)
-    mass = 2.0 if '+' in attention else 1.0
+    mass = 1.0 + attention.count('+')
 
     def cosines(matrix):
         """R(matrix) as cosines with the text; the matrix is (B, H or 1, T, T)."""

@@ -1,34 +1,41 @@
-"""Sliding windows, and from cosines to labels.
+"""Sliding windows: where they lie, what is cut out, and the overlap-add of their cosines.
 
-Shape legend: Q queries, K classes; height and width in pixels.
+A window of 0 pixels stands for the whole image. Then nothing is padded: patches that do not fit are left out at the right
+and below, and the patches' cosines are stretched over the whole image.
+
+Shape legend: Q queries; height and width in pixels.
 """
 
 import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from fsa_seg.ops.device import count_labels, to_device
-
-BACKGROUND = 0  # the class of pixels whose best score is below `prob_thd`, and the one that `area_thd` leaves out
+from fsa_seg.ops.device import to_device
 
 
-def window_spans(side, window, stride):
+def window_spans(side: int, window: int, stride: int) -> list[tuple[int, int]]:
     """Return the windows (start, end) in pixels along one side of an image.
 
-    Windows start at multiples of the stride; the last is shifted inside; a side shorter than the window is one window.
+    Windows start at multiples of the stride; the last is shifted inside; a side shorter than the window is one window. A
+    window of 0 is the whole side.
 
     >>> window_spans(448, 336, 112)
     [(0, 336), (112, 448)]
     >>> window_spans(500, 336, 112)
     [(0, 336), (112, 448), (164, 500)]
     """
+    if window == 0:
+        return [(0, side)]
     count = max(0, -(-(side - window) // stride)) + 1
     starts = [max(0, min(i * stride, side - window)) for i in range(count)]
     return [(start, min(start + window, side)) for start in starts]
 
 
-def windows(height, width, window, stride):
+def windows(height: int, width: int, window: int, stride: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Return the windows of an image, row by row, as ((top, bottom), (left, right)) in pixels."""
     return [
         (rows, columns)
@@ -37,63 +44,81 @@ def windows(height, width, window, stride):
     ]
 
 
+class Window(NamedTuple):
+    """One window of an image.
+
+    Attributes:
+        rows (top, bottom), columns (left, right): in pixels of the resized image; first, and last + 1.
+        cosines (N, Q): of its patches.
+        grid (int, int): (h, w) of the patches.
+        kept: what the method keeps of the window for its merge.
+    """
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    cosines: Tensor
+    grid: tuple[int, int]
+    kept: object = None
+
+
+class Layout(NamedTuple):
+    """How an image is cut into windows.
+
+    Attributes:
+        shape (int, int): height and width of the resized image, in pixels.
+        size (int, int): height and width of the result.
+        window, stride: in pixels; a window of 0 is the whole image.
+        multiple (int, int): what a window's height and width are brought to multiples of.
+        image_features (dict): role -> features (1, C, I, J) of the VFM that sees the whole image.
+    """
+
+    shape: tuple[int, int]
+    size: tuple[int, int]
+    window: int
+    stride: int
+    multiple: tuple[int, int] = (1, 1)
+    image_features: dict[str, Tensor] | None = None
+
+
 class OverlapAdd:
     """The cosines of an image's pixels: the mean over the windows that cover each.
 
     Each window's cosines are resized bilinearly (align_corners=False) to its pixels, summed over windows, divided by
-    coverage, and resized bilinearly to `size`. All of that is linear, and apart for rows and columns, so that it is
-    two products with small matrices. What is held are the windows' own cosines, and nothing of the size in pixels; the
-    result is made tile by tile. The sum is taken in the order in which windows are added.
+    coverage, and resized bilinearly to `size`. All of that is linear, and apart for rows and columns: two products with
+    small matrices. The windows' own cosines are held, and nothing of the size in pixels; the result is made tile by
+    tile. The sum is taken in the order in which windows are added.
 
     Args:
-        shape (int, int): height and width of the image, in pixels.
-        window (int), stride (int): in pixels.
-        multiple (int, int): what a window's height and width are padded to multiples of; the padding is cropped back.
-        size (int, int): height and width of the result; by default the image's.
+        layout: how the image is cut.
     """
 
-    def __init__(self, shape, window, stride, multiple=(1, 1), size=None):
-        self.shape, self.size = tuple(shape), tuple(size or shape)
-        self._spans = [window_spans(side, window, stride) for side in shape]
+    def __init__(self, layout: Layout):
+        self.size, self._shape = tuple(layout.size), tuple(layout.shape)
+        self._spans = [window_spans(side, layout.window, layout.stride) for side in layout.shape]
         self._pads = [
-            _padding(spans[0], side) for spans, side in zip(self._spans, multiple)
+            _padding(spans[0], side, layout.window == 0) for spans, side in zip(self._spans, layout.multiple)
         ]  # all windows are of one size
         self._windows, self._matrices = {}, None  # windows by their first row: (first column, cosines (h, w, Q))
-        self.finite = None
 
-    def add(self, rows, columns, cosines, grid, finite=None):
-        """Add one window.
-
-        Args:
-            rows (int, int), columns (int, int): its first and last + 1 row and column, of `windows`.
-            cosines (N, Q): of its patches.
-            grid (int, int): (h, w) of the patches.
-            finite (any): bool flags of the stages behind the cosines; `self.finite` is those that all windows have.
-        """
-        self.finite = finite if self.finite is None or finite is None else self.finite & finite
+    def add(self, window: Window) -> None:
+        """Add one window of the layout."""
         if self._matrices is None:
-            self._matrices = [
-                _to_pixels(
-                    grid[axis],
-                    tuple(self._spans[axis]),
-                    self._pads[axis],
-                    self.shape[axis],
-                    self.size[axis],
-                    cosines.device,
-                )
-                for axis in (0, 1)
-            ]
-        cosines = cosines.float().unflatten(0, tuple(grid))
-        self._windows.setdefault(rows[0], []).append((columns[0], cosines))
+            self._matrices = [self._to_pixels(axis, window.grid[axis], window.cosines.device) for axis in (0, 1)]
+        cosines = window.cosines.float().unflatten(0, tuple(window.grid))
+        self._windows.setdefault(window.rows[0], []).append((window.columns[0], cosines))
 
-    def strip(self, columns=slice(None)):
+    def _to_pixels(self, axis: int, count: int, device) -> dict[int, Tensor]:
+        spans, pad = tuple(self._spans[axis]), self._pads[axis]
+        return _to_pixels(count, spans, pad, self._shape[axis], self.size[axis], device)
+
+    def strip(self, columns: slice = slice(None)) -> Callable[..., Tensor]:
         """Return a function of a slice of pixel rows, which gives the result there: (Q, rows, columns) float32.
 
         The products over the strip's columns, (h, columns, Q) for each row of windows, are made once and held. Queries
         lie side by side in memory, so that the products are few and large, however many there are.
 
         Args:
-            columns (slice): of the result's pixels.
+            columns: of the result's pixels.
         """
         to_rows, to_columns = self._matrices
         parts = {
@@ -107,11 +132,11 @@ class OverlapAdd:
             .permute(2, 0, 1)
         )
 
-    def tiles(self, most):
+    def tiles(self, most: int) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
         """Yield the result in tiles, strip by strip: ((rows, columns), cosines (Q, rows, columns)), slices of pixels.
 
         Args:
-            most (int): numbers of a tile, and twice as many of what a strip holds; a pixel at least.
+            most: numbers of a tile, and twice as many of what a strip holds; a pixel at least.
         """
         height, width = self.size
         grid_rows, _, queries = next(iter(self._windows.values()))[0][1].shape
@@ -125,93 +150,58 @@ class OverlapAdd:
                 yield (rows, columns), strip(rows)
 
 
-def cut_window(image, rows, columns, multiple=(1, 1)):
-    """Return a window (1, 3, h', w') of an image, padded with zeros, split evenly, to multiples of `multiple`.
+def cut_window(
+    image: Tensor,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    multiple: tuple[int, int] = (1, 1),
+    whole: bool = False,
+) -> Tensor:
+    """Return a window (1, 3, h', w') of an image, its sides brought to multiples of `multiple`.
+
+    A window is padded with zeros, split evenly. A whole image is cut at the right and below, but a side shorter than the
+    multiple is padded to it.
 
     Args:
         image (3, height, width): normalised.
         rows (int, int), columns (int, int): the window's first and last + 1 row and column.
         multiple (int, int): what its height and width have to be multiples of.
+        whole: whether the window is the whole image, by a window of 0.
     """
-    pads = _padding(rows, multiple[0]), _padding(columns, multiple[1])
-    return F.pad(image[None, :, rows[0] : rows[1], columns[0] : columns[1]], (*_halves(pads[1]), *_halves(pads[0])))
+    pads = []
+    for span, side in zip((columns, rows), multiple[::-1]):
+        surplus = (span[1] - span[0]) % side if whole and span[1] - span[0] > side else 0
+        pads += (0, -surplus) if surplus else _halves(_padding(span, side, whole))
+    return F.pad(image[None, :, rows[0] : rows[1], columns[0] : columns[1]], pads)
 
 
-def patch_at(pixel, span, multiple, count):
+def patch_at(pixel: float, span: tuple[int, int], multiple: int, count: int, whole: bool = False) -> int:
     """Return the patch, from 0 to count − 1 along one side, that shows a pixel of an image.
 
     Args:
-        pixel (float): in pixels from the image's edge.
+        pixel: in pixels from the image's edge.
         span (int, int): the window along that side.
-        multiple (int): as of `cut_window`.
-        count (int): patches of the window's grid along that side.
+        multiple, whole: as of `cut_window`, along that side.
+        count: patches of the window's grid along that side.
     """
-    pad = _padding(span, multiple)
+    pad = _padding(span, multiple, whole)
     place = (pixel - span[0] + _halves(pad)[0]) / (span[1] - span[0] + pad)
     return min(max(int(place * count), 0), count - 1)
 
 
-def to_window(values, rows, columns, multiple=(1, 1)):
+def to_window(
+    values: Tensor,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    multiple: tuple[int, int] = (1, 1),
+    whole: bool = False,
+) -> Tensor:
     """Return a window's values (h, w) at its pixels (height, width), each patch as a block; the padding is left out."""
-    pads = _padding(rows, multiple[0]), _padding(columns, multiple[1])
+    pads = _padding(rows, multiple[0], whole), _padding(columns, multiple[1], whole)
     height, width = rows[1] - rows[0], columns[1] - columns[0]
     values = F.interpolate(values[None, None], (height + pads[0], width + pads[1]), mode='nearest-exact')[0, 0]
     top, left = _halves(pads[0])[0], _halves(pads[1])[0]
     return values[top : top + height, left : left + width]
-
-
-def class_scores(cosines, words_per_class, logit_scale):
-    """Return the scores of the classes, (K, height, width): softmax over queries, then the best query of a class.
-
-    Args:
-        cosines (Q, height, width): queries of one class side by side, in class order.
-        words_per_class (list of int): how many queries each class has.
-        logit_scale (float): factor on the cosines before the softmax.
-    """
-    probs = (logit_scale * cosines.movedim(0, -1)).softmax(-1).movedim(-1, 0)  # quickest where queries lie side by side
-    if len(words_per_class) == len(probs):
-        return probs
-    return torch.stack([queries.amax(0) for queries in probs.split(list(words_per_class))])
-
-
-def label_map(scores, prob_thd=0.0, area_thd=None):
-    """Return the label of each pixel, (height, width) int64.
-
-    Args:
-        scores (K, height, width): at original size; not changed.
-        prob_thd (float): a pixel whose best score is under it becomes class 0.
-        area_thd (float): acts first: a foreground class whose share of all foreground pixels is at most this gives
-            its pixels to their next-best class. None switches it off.
-    """
-    return label_tiles(lambda: [((slice(None), slice(None)), scores)], scores.shape[1:], prob_thd, area_thd)
-
-
-def label_tiles(tiles, size, prob_thd=0.0, area_thd=None):
-    """Return what `label_map` does, from scores that are made tile by tile.
-
-    Args:
-        tiles: function that yields each tile's place (slices of rows and columns) and scores (K, rows, columns). With
-            `area_thd` several tiles are made twice: the areas are known only when all has been seen.
-        size (int, int): height and width.
-        prob_thd (float), area_thd (float): see `label_map`.
-    """
-    small, labels = None, None
-    if area_thd is not None:
-        areas, count = 0, 0
-        for tile in tiles():
-            areas, count = areas + count_labels(tile[1].argmax(0), len(tile[1])), count + 1
-        small = areas <= area_thd * (areas.sum() - areas[BACKGROUND])
-        small[BACKGROUND].fill_(False)  # without a copy from the host
-        if count == 1:  # made once, though it is asked for twice
-            tiles = lambda: [tile]  # noqa: E731
-    for place, scores in tiles():
-        if small is not None:
-            scores = scores.masked_fill(small[:, None, None], 0)
-        best, label = scores.max(0)
-        if labels is None:
-            labels = label.new_empty(tuple(size))
-        labels[place] = label.masked_fill_(best < prob_thd, BACKGROUND)
-    return labels
 
 
 def _total(terms):
@@ -222,8 +212,10 @@ def _total(terms):
     return total
 
 
-def _padding(span, multiple):
-    return -(span[1] - span[0]) % multiple
+def _padding(span, multiple, whole=False):
+    """Return the pixels that a side is padded by; a whole image only where it is shorter than the multiple."""
+    length = span[1] - span[0]
+    return 0 if whole and length > multiple else -length % multiple
 
 
 def _halves(count):

@@ -1,2 +1,0 @@
-# ClearCLIP (arXiv 2407.12442).
-method = dict(name='clearclip', segmentor=dict(type='ClearCLIP'), protocol='clearclip')
