@@ -1,11 +1,17 @@
-"""Training-free open-vocabulary segmentation with CLIP, on MMSegmentation; importing it registers its parts."""
+"""Training-free open-vocabulary segmentation with CLIP, on MMSegmentation.
 
-from fsa_seg.apps.segmenter import Segmenter
-from fsa_seg.datasets import data_sets  # noqa: F401  (registration)
-from fsa_seg.evaluation import metric  # noqa: F401  (registration)
-from fsa_seg.models import vfm  # noqa: F401  (registration)
-from fsa_seg.models.window import patch_logits
-from fsa_seg.visualization import pictures  # noqa: F401  (registration)
+`import fsa_seg` loads no library and registers nothing: `fsa_seg.register` does that, or the first use of a name below.
+"""
+
+import importlib
 
 __version__ = '0.1.0'
 __all__ = ['Segmenter', 'patch_logits']
+_PLACES = dict(Segmenter='fsa_seg.apps.segmenter', patch_logits='fsa_seg.models.window')
+
+
+def __getattr__(name: str):
+    """Return a public name, whose module is imported when the name is first used."""
+    if name not in _PLACES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(_PLACES[name]), name)

@@ -106,14 +106,13 @@ IMPORTS = dict_of(list_of(TEXT))
 
 SEGMENTOR = dict(
     type=TEXT,
-    attention=either(TEXT, NONE),
-    residual=either(FLAG, NONE),
-    mlp=either(FLAG, NONE),
+    method=either(MAPPING, TEXT, NONE),
     backbone=MAPPING,
     vfm=either(MAPPING, NONE),
     feedback=either(MAPPING, NONE),
+    refinement=either(MAPPING, NONE),
     words=either(list_of(list_of(TEXT)), NONE),
-    window=whole(1, LARGEST_SIDE),
+    window=whole(0, LARGEST_SIDE),
     stride=whole(1, LARGEST_SIDE),
     logit_scale=number(0, 1e6, above=True),
     prob_thd=number(0, 1),
@@ -182,6 +181,7 @@ PROTOCOL = dict(
     logit_scale=SEGMENTOR['logit_scale'],
     prob_thd=SEGMENTOR['prob_thd'],
     area_thd=SEGMENTOR['area_thd'],
+    refinement=SEGMENTOR['refinement'],
     words=MAPPING,
 )
 WORD_RULES = dict(
@@ -225,6 +225,7 @@ LOOP = dict(type=TEXT, fp16=FLAG)
 CELL = dict(
     dataset=TEXT,
     method=TEXT,
+    title=TEXT,
     feedback=either(TEXT, NONE),
     backbone=TEXT,
     vfm=either(TEXT, NONE),

@@ -1,5 +1,7 @@
 """One image, words given on the spot: `Segmenter`."""
 
+import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +9,6 @@ import torch
 from mmcv.transforms import Resize
 from mmengine.device import get_device
 from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 from PIL import Image
 
 from fsa_seg.config.components import load_parts, load_protocol, protocol_settings
@@ -15,12 +16,16 @@ from fsa_seg.config.compose import MAX_LONG_SIDE, model_config
 from fsa_seg.datasets.images import as_rgb
 from fsa_seg.errors import UserError
 from fsa_seg.models.segmentor import resolve_precision
-from fsa_seg.models.shared_pass import check_finite_stages, finite_field
-from fsa_seg.models.text import check_distinct, split_words
+from fsa_seg.models.shared_pass import Member, check_finite_stages, merged_images
+from fsa_seg.models.text import Text, check_distinct, split_words
 from fsa_seg.models.window import Inspection
 from fsa_seg.ops.windows import cut_window, patch_at, to_window, window_spans
 from fsa_seg.settings import SEGMENTOR, check_values
-from fsa_seg.visualization.pictures import attention_panel, even_palette, panel
+from fsa_seg.visualization.pictures import attention_panel as attention_picture
+from fsa_seg.visualization.pictures import even_palette
+from fsa_seg.visualization.pictures import panel as picture_grid
+
+Picture = str | Image.Image | np.ndarray
 
 
 class Segmentation(NamedTuple):
@@ -92,95 +97,124 @@ class Segmenter:
         self.model = MODELS.build(model_config(parts, settings, precision, device)).to(device)
 
     @torch.no_grad()
-    def segment(self, image, classes, prob_thd=0.0, scores=False, image_max=None):
-        """Return the `Segmentation` of one image.
+    def segment(
+        self,
+        image: Picture | list[Picture],
+        classes: Sequence[str],
+        prob_thd: float = 0.0,
+        scores: bool = False,
+        image_max: int | None = None,
+    ) -> Segmentation | list[Segmentation]:
+        """Return the `Segmentation` of an image, or a list of them for a list of images.
+
+        Several threads may call at a time, with different words.
 
         Args:
-            image (str, PIL.Image or (height, width, 3) uint8 RGB array).
-            classes (list of str): one per class, synonyms separated by ';' ('cat; kitten').
-            prob_thd (float): a pixel whose best score is under it gets the first class.
-            scores (bool): keep the scores: 4 bytes for each pixel and class, which a photograph multiplies to gigabytes.
-            image_max (int): the value of white in a 16-bit image, see `fsa_seg.datasets.images.read_image`.
+            image: a path, a PIL image, an array (height, width, 3) of uint8 RGB, or a list of them.
+            classes: one per class, synonyms separated by ';' ('cat; kitten').
+            prob_thd: a pixel whose best score is under it gets the first class.
+            scores: keep the scores: 4 bytes for each pixel and class, which a photograph multiplies to gigabytes.
+            image_max: the value of white in a 16-bit image, see `fsa_seg.datasets.images.read_image`.
 
         Raises:
-            UserError: no class, a class without a word, or an image that cannot be read.
+            UserError: classes that are one text, no class, a class without a word, or an image that cannot be read.
         """
-        rgb, data = self._prepared(image, classes, prob_thd, image_max)
-        sample = self._segmented(data, prob_thd, scores)
-        labels = sample.pred_sem_seg.data[0].cpu().numpy()
-        kept = sample.seg_logits.data.cpu().numpy() if scores else None
-        picture = panel(
-            rgb, dict(labels=labels), [split_words(line)[0] for line in classes], even_palette(len(classes))
-        )
-        return Segmentation(labels, kept, picture)
+        words = self._words(classes, prob_thd)
+        pictures = image if isinstance(image, (list, tuple)) else [image]
+        arrays = [as_rgb(picture, image_max) for picture in pictures]  # a bad image is found before time is spent
+        text, names = self.model.encode(words), [group[0] for group in words]
+        done = []
+        for rgb in arrays:
+            labels, kept = self._labels(self.model, rgb, self._resized(rgb), text, prob_thd, scores)
+            drawn = picture_grid(rgb, dict(labels=labels), names, even_palette(len(names)))
+            done.append(Segmentation(labels, kept, drawn))
+        return done if isinstance(image, (list, tuple)) else done[0]
 
     @torch.no_grad()
-    def attention(self, image, classes, x, y, prob_thd=0.0, image_max=None):
+    def attention(
+        self,
+        image: Picture,
+        classes: Sequence[str],
+        x: int,
+        y: int,
+        prob_thd: float = 0.0,
+        image_max: int | None = None,
+    ) -> AttentionRows:
         """Return the `AttentionRows` of the patch at column x and row y (pixels from the upper left corner).
 
-        Of the windows that cover the pixel, the one whose centre is nearest to it is looked at.
+        Of the windows that cover the pixel, the window whose centre is nearest to it is looked at.
 
         Args:
-            image, classes, prob_thd, image_max: as of `segment`.
+            image, classes, prob_thd, image_max: as of `segment`; one image.
 
         Raises:
             UserError: a pixel outside the image, a segmenter without feedback, or as of `segment`.
         """
-        rgb, data = self._prepared(image, classes, prob_thd, image_max)
-        model, (height, width) = self.model, rgb.shape[:2]
+        words, rgb = self._words(classes, prob_thd), as_rgb(image, image_max)
+        height, width = rgb.shape[:2]
         if not (0 <= x < width and 0 <= y < height):
             raise UserError(
                 f'the pixel {x},{y} lies outside the image, which has {width}×{height} (x from 0 to '
                 f'{width - 1}, y from 0 to {height - 1})'
             )
-        feedback = model.feedback
-        if feedback is None:
+        if self.model.feedback is None:
             raise UserError('there is no feedback to look at: the segmenter was made without FSA')
-        labels = self._segmented(data, prob_thd).pred_sem_seg.data[0].cpu().numpy()
-        model.feedback = None
-        try:
-            without = self._segmented(data, prob_thd).pred_sem_seg.data[0].cpu().numpy()
-        finally:
-            model.feedback = feedback
-        inputs = model.data_preprocessor(dict(inputs=data['inputs']))['inputs'][0]
+        text, inputs, bare = self.model.encode(words), self._resized(rgb), copy.copy(self.model)
+        bare.feedback = None
+        labels, without = (self._labels(model, rgb, inputs, text, prob_thd)[0] for model in (self.model, bare))
         scale = inputs.shape[1] / height, inputs.shape[2] / width
-        pixel = (y + 0.5) * scale[0], (x + 0.5) * scale[1]
-        rows, columns = (
-            min(window_spans(side, model.window, model.stride), key=lambda s: abs(sum(s) / 2 - place))
-            for side, place in zip(inputs.shape[1:], pixel)
+        rows, columns, patch, inspection, shown = self._inspected(
+            inputs, text, (y + 0.5) * scale[0], (x + 0.5) * scale[1]
         )
-        crop = cut_window(inputs, rows, columns, model.multiple)
-        patch = tuple(
-            patch_at(place, span, multiple, count)
-            for place, span, multiple, count in zip(pixel, (rows, columns), model.multiple, model.grid(*crop.shape[2:]))
-        )
-        found = Inspection(*(row.cpu() for row in model.inspect(crop, patch)))
-        shown = {name: to_window(row, rows, columns, model.multiple).numpy() for name, row in found._asdict().items()}
-        window = tuple(
-            round(edge)
-            for edge in (columns[0] / scale[1], rows[0] / scale[0], columns[1] / scale[1], rows[1] / scale[0])
-        )
-        names = [split_words(line)[0] for line in classes]
-        picture = attention_panel(
-            rgb, (x, y), window, shown, {'without FSA': without, 'with FSA': labels}, names, even_palette(len(classes))
-        )
-        return AttentionRows(Inspection(*(row.numpy() for row in found)), window, patch, without, labels, picture)
+        edges = columns[0] / scale[1], rows[0] / scale[0], columns[1] / scale[1], rows[1] / scale[0]
+        window = tuple(round(edge) for edge in edges)
+        names, maps = [group[0] for group in words], {'without FSA': without, 'with FSA': labels}
+        drawn = attention_picture(rgb, (x, y), window, shown, maps, names, even_palette(len(names)))
+        return AttentionRows(inspection, window, patch, without, labels, drawn)
 
-    def _prepared(self, image, classes, prob_thd, image_max):
-        """Return an image as an array, and as the model's input; the model's words are set to the classes'."""
+    def _inspected(self, inputs: torch.Tensor, text: Text, row: float, column: float):
+        """Return window, patch, `Inspection` of arrays, and its maps at the window's pixels, at a place in pixels."""
+        model, whole = self.model, self.model.window == 0
+        rows, columns = (
+            min(window_spans(side, model.window, model.stride), key=lambda span: abs(sum(span) / 2 - place))
+            for side, place in zip(inputs.shape[1:], (row, column))
+        )
+        crop = cut_window(inputs, rows, columns, model.multiple, whole)
+        patch = tuple(
+            patch_at(place, span, multiple, count, whole)
+            for place, span, multiple, count in zip(
+                (row, column), (rows, columns), model.multiple, model.grid(*crop.shape[2:])
+            )
+        )
+        maps = [values.cpu() for values in model.inspect(crop, patch, text)]
+        shown = {
+            name: to_window(values, rows, columns, model.multiple, whole).numpy()
+            for name, values in zip(Inspection._fields, maps)
+        }
+        return rows, columns, patch, Inspection(*(values.numpy() for values in maps)), shown
+
+    def _words(self, classes: Sequence[str], prob_thd: float) -> list[list[str]]:
+        """Return the words of each class; what cannot be segmented into is a UserError."""
         check_values(dict(prob_thd=prob_thd), SEGMENTOR, 'options')
+        if isinstance(classes, str) or not all(isinstance(line, str) for line in classes):
+            raise UserError(
+                f'classes is {classes!r}; give a list with a text for each class, such as ["cat; kitten", "grass"]'
+            )
         words = [split_words(line) for line in classes]
         if not words or not all(words):
             raise UserError(f'classes {list(classes)!r}: give at least one, each with a word, such as "cat; kitten"')
         check_distinct(words, classes, 'classes')
-        rgb = as_rgb(image, image_max)
-        resized = self.resize(dict(img=np.ascontiguousarray(rgb[..., ::-1])))['img']
-        self.model.set_words(words)
-        sample = SegDataSample(metainfo=dict(ori_shape=rgb.shape[:2]))
-        return rgb, dict(inputs=[torch.from_numpy(resized.transpose(2, 0, 1).copy())], data_samples=[sample])
+        return words
 
-    def _segmented(self, data, prob_thd, keep_scores=False):
-        self.model.prob_thd, self.model.keep_scores = prob_thd, keep_scores
-        sample = self.model.test_step(data)[0]
-        check_finite_stages(sample.get(finite_field('pred_sem_seg')), 'the image', self.settings)
-        return sample
+    def _resized(self, rgb: np.ndarray) -> torch.Tensor:
+        """Return an image (height, width, 3) as the model takes it: resized and normalised, (3, h, w)."""
+        resized = self.resize(dict(img=np.ascontiguousarray(rgb[..., ::-1])))['img']
+        pixels = torch.from_numpy(resized.transpose(2, 0, 1).copy())
+        return self.model.data_preprocessor(dict(inputs=[pixels]))['inputs'][0]
+
+    def _labels(self, model, rgb: np.ndarray, inputs: torch.Tensor, text: Text, prob_thd: float, scores: bool = False):
+        """Return the labels (height, width) and scores (K, height, width) of an image, as arrays; None for no scores."""
+        [(pixels,)] = merged_images([Member(model, text)], [inputs], [rgb.shape[:2]])
+        labels, kept = model.labels(pixels.cosines, text, inputs, prob_thd, scores)
+        check_finite_stages(pixels.finite, 'the image', self.settings)
+        return labels.cpu().numpy(), None if kept is None else kept.cpu().numpy()

@@ -15,24 +15,12 @@ from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.images import WHITE
 from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.methods import SPELLED_OUT, make_method, method_names
+from fsa_seg.methods.base import Method, check_feedback
 from fsa_seg.models.clip import BACKBONE_KEYS
+from fsa_seg.models.segmentor import register_method, vfms_by_role
 from fsa_seg.models.text import read_classes
-from fsa_seg.models.window import METHODS, resolve_method
-from fsa_seg.ops.attention import attention_files, find_attention
-from fsa_seg.settings import (
-    BACKBONE,
-    DATASET,
-    IMPORTS,
-    MAPPING,
-    PROTOCOL,
-    SEGMENTOR,
-    TEXT,
-    VFM,
-    WORD_RULES,
-    check_values,
-    dict_of,
-    list_of,
-)
+from fsa_seg.settings import BACKBONE, DATASET, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values, dict_of, list_of
 from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
 from fsa_seg.visualization.pictures import even_palette
 
@@ -47,7 +35,6 @@ KINDS = dict(
 )
 REQUIRED = dict(
     dataset=('name', 'type', 'data_root', 'data_prefix'),
-    method=('name', 'segmentor', 'protocol'),
     backbone=('name', 'model'),
     vfm=('name', 'type'),
     feedback=('name', 'type'),
@@ -65,10 +52,9 @@ RULES = dict(
     protocol=dict(name=TEXT, default=MAPPING, datasets=dict_of(MAPPING)),
     feedback=dict(name=TEXT, type=TEXT),
     suite=dict(name=TEXT, groups=list_of(MAPPING)),
-    method=dict(name=TEXT, protocol=TEXT, fsa_protocol=TEXT, segmentor=MAPPING, custom_imports=IMPORTS),
 )
-METHOD_KEYS = ('attention', 'residual', 'mlp')
-SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 'words')
+DEFAULTS = dict(words={}, refinement=None)  # settings that a protocol may leave out
+SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', *DEFAULTS)
 
 
 def part_names(kind):
@@ -77,18 +63,20 @@ def part_names(kind):
         raise UserError(
             f'{CONFIGS} is missing: run from a clone of the repository (pip install -e), which has configs/'
         )
-    return sorted(part_files(KINDS[kind]))
+    return method_names() if kind == 'method' else sorted(part_files(KINDS[kind]))
 
 
 def load_part(kind, name):
     """Return the part's dict, given its name or the path of its file, or spelt out (a method, settings of FSA, a data set).
 
-    A method that is spelt out is dict(attention=..., residual=..., mlp=...), and may have a `name` and a `protocol`;
-    settings of FSA may have a `name`; a data set has all that its file would have.
+    A method is a `Method`, see `load_method`. Settings of FSA may have a `name`; a data set that is spelt out has all that
+    its file would have.
 
     Raises:
         UserError: no such part (the nearest name is given), or a file that lacks the kind's dict or one of its keys.
     """
+    if kind == 'method':
+        return load_method(name)
     if isinstance(name, dict):
         return _spelt_out(kind, name)
     if str(name).endswith(('.py', '.json')) or os.sep in str(name):
@@ -102,6 +90,35 @@ def load_part(kind, name):
     if config.get('custom_imports'):
         part.custom_imports = config.custom_imports  # a composed config needs them too
     return _checked(part, kind, path)
+
+
+def load_method(method: str | dict | Method) -> Method:
+    """Return a method, whose `name` and `row_title` tell its settings.
+
+    Args:
+        method: a name, the path of a file, dict(type=NAME, key=value) or dict(attention=..., residual=..., mlp=...). A dict
+            may have a `name` and a `protocol` of its own.
+
+    Raises:
+        UserError: as of `fsa_seg.methods.make_method`.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, dict):
+        path = str(method)
+        return make_method(local_path(path, 'method file') if path.endswith('.py') else path)
+    settings = dict(method)
+    name, protocol = settings.pop('name', None), settings.pop('protocol', None)
+    made = make_method(settings)
+    changed = [f'{key}={value}' for key, value in settings.items() if key != 'type']
+    if 'type' in settings and changed:
+        made.row_title = name or ' '.join([made.title, *changed])
+    made.name = name or (' '.join([made.name, *changed]) if 'type' in settings else made.row_title)
+    if name:
+        made.row_title = name
+    if protocol:
+        made.protocol = protocol
+    return made
 
 
 def load_file(path, modules=()):
@@ -123,33 +140,59 @@ def load_file(path, modules=()):
 
 
 def load_parts(method, feedback, backbone, vfm):
-    """Return the parts of a model as a dict of kind -> dict; None for no feedback, or a VFM that no proxy map asks for.
+    """Return the parts of a model: `method`, `backbone`, `feedback` (None without one), and `vfm`, a dict of role -> part.
 
     Args:
-        method (str or dict): name or file of a part, or spelt out, see `load_part`.
-        backbone, vfm (str): name or file of a part.
+        method (str or dict): see `load_method`.
+        backbone (str): name or file of a part.
+        vfm (str or dict): of the method's only role: name or file of a part; of several: 'role=name,role=name', or a dict.
         feedback (None, bool, str or dict): off; FSA's part; name or file of a part; or FSA's part with these settings.
 
     Raises:
-        UserError: as of `load_part`.
+        UserError: as of `load_part`; a role without a VFM, or FSA on a method that has no attention map.
     """
-    attention_files()  # one that would hide a built-in map is an error, though it is never asked for
-    method, backbone = load_part('method', method), load_part('backbone', backbone)
+    method, backbone = load_method(method), load_part('backbone', backbone)
     feedback = load_part('feedback', 'fsa' if feedback is True else feedback) if feedback not in (None, False) else None
+    check_feedback(method, feedback)
+    names = vfms_by_role(method, _vfm_names(method, vfm))
     return dict(
         method=method,
         backbone=backbone,
         feedback=feedback,
-        vfm=load_part('vfm', vfm) if find_attention(method_of(method)['attention'])[1] else None,
+        vfm={role: load_part('vfm', vfm) for role, vfm in names.items()},
     )
 
 
-def method_of(part):
-    """Return the dict(attention, residual, mlp) that a method's part stands for."""
-    segmentor = part.segmentor
-    name = one_of(segmentor.get('type'), MODELS.module_dict, 'segmentor')
-    own = METHODS.get(getattr(MODELS.get(name), 'own_method', None), {})
-    return resolve_method({**own, **{key: segmentor[key] for key in METHOD_KEYS if segmentor.get(key) is not None}})
+def part_titles(parts) -> dict[str, str | None]:
+    """Return what a cell calls its parts: kind -> name, None for a part that it does not have."""
+    vfms = [vfm.name for vfm in parts['vfm'].values()]
+    several = ','.join(f'{role}={vfm.name}' for role, vfm in parts['vfm'].items())
+    return dict(
+        method=parts['method'].name,
+        title=parts['method'].row_title,
+        backbone=parts['backbone'].name,
+        feedback=parts['feedback'] and parts['feedback'].name,
+        vfm=several if len(vfms) > 1 else vfms[0] if vfms else None,
+    )
+
+
+def _vfm_names(method: Method, vfm) -> dict:
+    """Return role -> name of a VFM part, as it was given."""
+    if not method.roles:
+        return {}
+    if isinstance(vfm, str) and '=' in vfm:
+        return dict(pair.split('=', 1) for pair in vfm.split(',') if '=' in pair)
+    if isinstance(vfm, str) and len(method.roles) == 1:
+        return dict.fromkeys(method.roles, vfm)
+    return dict(vfm) if isinstance(vfm, dict) else {}
+
+
+def segmentor_config(method: Method) -> dict:
+    """Return `type` and `method` of a segmentor's config."""
+    title = register_method(type(method))
+    if type(method).name == SPELLED_OUT:
+        return dict(type='TrainingFreeSegmentor', method=dict(type=SPELLED_OUT, **method.settings))
+    return dict(type=title, method=dict(method.settings))
 
 
 def feedback_of(parts):
@@ -161,14 +204,15 @@ def feedback_of(parts):
     if not parts['feedback']:
         return None
     own = {key: value for key, value in parts['feedback'].items() if key not in ('name', 'custom_imports')}
-    return {**parts['backbone'].get('fsa', {}), **(parts['vfm'] or {}).get('fsa', {}), **own}
+    of_vfms = {key: value for vfm in parts['vfm'].values() for key, value in vfm.get('fsa', {}).items()}
+    return {**parts['backbone'].get('fsa', {}), **of_vfms, **own}
 
 
 def load_protocol(name, parts):
     """Return a protocol, given its name or file, or 'own': that of the method's publication, with FSA or without."""
     if name == 'own':
         method = parts['method']
-        name = method.get('fsa_protocol', method.protocol) if parts['feedback'] else method.protocol
+        name = parts['feedback'] and method.fsa_protocol or method.protocol
     return load_part('protocol', name)
 
 
@@ -182,13 +226,13 @@ def protocol_settings(protocol, dataset):
     Raises:
         UserError: a key that is no setting, or a setting that is missing.
     """
-    settings = {'words': {}, **protocol['default'], **protocol['datasets'].get(dataset, {})}
+    settings = {**DEFAULTS, **protocol['default'], **protocol['datasets'].get(dataset, {})}
     where = f'protocol {protocol["name"]!r} for {dataset!r}'
     _check_protocol(settings, where)
     missing = [key for key in SETTINGS if key not in settings]
     if missing:
         raise UserError(f'protocol {protocol["name"]!r} has no {", ".join(missing)} for {dataset!r}')
-    if settings['stride'] > settings['window']:
+    if 0 < settings['window'] < settings['stride']:
         raise UserError(
             f'{where}: stride is {settings["stride"]}; it has to be at most the window, {settings["window"]}'
         )
@@ -309,14 +353,12 @@ def _check_protocol(settings, where):
 
 def _checked(part, kind, path):
     """Return a part of a file; keys that it cannot have are UserErrors."""
-    if kind in ('method', 'protocol'):
-        check_keys(part, (*REQUIRED[kind], 'fsa_protocol', 'custom_imports'), f'{kind} in {path}')
+    if kind == 'protocol':
+        check_keys(part, (*REQUIRED[kind], 'custom_imports'), f'{kind} in {path}')
     missing = [key for key in REQUIRED[kind] if key not in part]
     if missing:
         raise UserError(f'{kind} in {path} lacks the keys {", ".join(missing)}')
     check_values(part, RULES[kind], f'{kind} in {path}')
-    if kind == 'method':
-        check_values(part.segmentor, SEGMENTOR, f'segmentor of {kind} in {path}')
     for settings in (part.default, *part.datasets.values()) if kind == 'protocol' else ():
         _check_protocol(settings, f'protocol in {path}')
     if kind in ('backbone', 'vfm') and 'random_weights' in part:
@@ -341,16 +383,6 @@ def _spelt_out(kind, given):
             for key, value in given.items()
         )
         return ConfigDict(load_part('feedback', 'fsa'), name=own or f'fsa {settings}'.strip(), **given)
-    if kind != 'method':
-        raise UserError(
-            f'{kind} {given}: give a name or a file; only methods, settings of FSA and data sets can be spelt out'
-        )
-    check_keys(given, ('name', 'protocol', *METHOD_KEYS), 'method')
-    segmentor = {key: given[key] for key in METHOD_KEYS if key in given}
-    resolve_method(segmentor)
-    name = '_'.join([segmentor['attention'], *(key for key in ('residual', 'mlp') if segmentor.get(key))])
-    return ConfigDict(
-        name=given.get('name', name),
-        protocol=given.get('protocol', 'proxyclip'),
-        segmentor=dict(segmentor, type='TrainingFreeSegmentor'),
+    raise UserError(
+        f'{kind} {given}: give a name or a file; only methods, settings of FSA and data sets can be spelt out'
     )

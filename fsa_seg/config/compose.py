@@ -6,9 +6,11 @@ A composed config is complete: it is saved with its result and can be run again 
 import hashlib
 import json
 import os
+import re
 
 from mmengine import Config
 from mmengine.device import get_device
+from mmengine.utils import import_modules_from_strings
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.config.components import (
@@ -22,24 +24,34 @@ from fsa_seg.config.components import (
     load_parts,
     load_protocol,
     part_config,
+    part_titles,
     protocol_settings,
+    segmentor_config,
     shipped,
     with_classes,
 )
 from fsa_seg.config.fingerprint import differences, fingerprint, shown
+from fsa_seg.config.saved import REGISTER
 from fsa_seg.datasets.label_images import VOID
 from fsa_seg.errors import UserError, built, check_keys
 from fsa_seg.models.clip import BACKBONE_KEYS
-from fsa_seg.models.segmentor import check_settings, resolve_precision
+from fsa_seg.models.segmentor import (
+    check_settings,
+    configured_method,
+    register_own_methods,
+    resolve_precision,
+    vfms_by_role,
+)
 from fsa_seg.models.text import check_words, class_words, read_words
-from fsa_seg.ops.attention import find_attention
 from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, check_values, whole
 from fsa_seg.settings import RUNTIME as RUNTIME_RULES
 from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
+
 RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # of configs/runtime.py that a tool's option sets
 MAX_LONG_SIDE = 2048  # of the resized image, in every published configuration
+FROM_PROTOCOL = ('logit_scale', 'window', 'stride', 'prob_thd', 'area_thd', 'refinement')
 ABOUT = ('cell', 'known_images')  # what a run is, not how it is carried out
 REQUIRED = {  # keys that a complete config has
     '': (
@@ -86,15 +98,10 @@ REQUIRED = {  # keys that a complete config has
     'test_dataloader.dataset': ('type', 'data_root', 'data_prefix', 'pipeline'),
     'default_hooks': ('logger',),
 }
-CHECKED = (
-    'model',
-    'model.backbone',
-    'model.vfm',
-    'model.vfm.model_args',
-    'model.feedback',
-    'test_dataloader.dataset',
-    'test_evaluator',
-)  # dicts that --cfg-options may add a key to: it is checked
+# dicts that --cfg-options may add a key to: it is checked
+CHECKED = re.compile(
+    r'model(\.(backbone|method|feedback|refinement|vfm\.\w+(\.model_args)?))?|test_dataloader\.dataset|test_evaluator'
+)
 
 
 def is_complete(config):
@@ -147,11 +154,10 @@ def compose(
     classes = class_names(data)
     queries = read_words(words, classes) if words is not None else class_words(classes, **settings['words'])
     model = dict(model_config(parts, settings, precision, random_weights=random_weights), words=queries)
-    names = {kind: part and part.name for kind, part in parts.items()}
-    toy = any((parts[kind] or {}).get('toy', False) for kind in ('backbone', 'vfm'))
+    toy = any(part.get('toy', False) for part in (parts['backbone'], *parts['vfm'].values()))
     drawn = os.path.exists(os.path.join(find_root(data_root), TOY_MARK))
     cell = dict(
-        names,
+        part_titles(parts),
         dataset=data.name,
         protocol=protocol.name,
         limit=limit,
@@ -164,14 +170,10 @@ def compose(
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
     known = known_images(data.name, data.get('images'), find_root(data_root))
     config.merge_from_dict(dict(cell=cell, model=model, known_images=known))
-    imports = [
-        name
-        for part in (*parts.values(), data, protocol)
-        if part
-        for name in part.get('custom_imports', {}).get('imports', [])
-    ]  # what registers the parts' own classes
-    if imports:
-        config.custom_imports = dict(imports=imports)
+    named = (parts['backbone'], parts['feedback'], *parts['vfm'].values(), data, protocol)
+    imports = [name for part in named if part for name in part.get('custom_imports', {}).get('imports', [])]
+    config.custom_imports = dict(imports=[REGISTER, *imports])
+    import_modules_from_strings(config.custom_imports.imports)
     _add_loop(config, dataset_config(data, data_root), settings['short'], data.get('label_map'), data.get('image_max'))
     check_config(config)
     return config
@@ -188,12 +190,12 @@ def model_config(parts, settings, precision='auto', device=None, random_weights=
         random_weights (int): seed of random weights in place of trained ones.
     """
     return dict(
-        parts['method'].segmentor,
+        segmentor_config(parts['method']),
         backbone=part_config(parts['backbone'], random_weights),
-        vfm=parts['vfm'] and part_config(parts['vfm'], random_weights),
+        vfm={role: part_config(vfm, random_weights) for role, vfm in parts['vfm'].items()} or None,
         feedback=feedback_of(parts),
         precision=resolve_precision(precision, device),
-        **{key: settings[key] for key in ('logit_scale', 'window', 'stride', 'prob_thd', 'area_thd')},
+        **{key: settings[key] for key in FROM_PROTOCOL},
     )
 
 
@@ -217,15 +219,7 @@ def check_config(config):
     dataset = _without(config.test_dataloader.dataset, 'pipeline')
     _check_void(config)
     check_values(config.test_dataloader.dataset, DATASET, 'the data set')
-    check_constructor(config.model, MODELS, 'model')
-    check_settings(config.model)
-    if config.model.get('attention'):
-        find_attention(config.model.attention)
-    for key in ('vfm', 'feedback'):
-        if config.model.get(key):
-            check_constructor(config.model[key], MODELS, f'model.{key}')
-    if config.model.get('feedback'):
-        MODELS.build(config.model.feedback)  # its values
+    _check_model(config.model)
     check_constructor(dataset, DATASETS, 'dataset')
     check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
     check_keys(config.model.backbone, BACKBONE_KEYS, 'model.backbone')
@@ -233,6 +227,21 @@ def check_config(config):
     published = cell.words == cell.protocol and shipped('protocol', cell.protocol) and shipped('dataset', cell.dataset)
     check_words(config.model.words, class_names(dataset), f'the words ({cell.words}) of {cell.dataset}', published)
     built('the pipeline', lambda: [TRANSFORMS.build(step) for step in config.test_dataloader.dataset.pipeline])
+
+
+def _check_model(model):
+    """Raise a UserError if a segmentor's config has a key or a value that the class, method, VFM or feedback refuses."""
+    register_own_methods(model.type)
+    check_constructor(model, MODELS, 'model')
+    method = configured_method(model)
+    check_settings(model, method)
+    vfms = vfms_by_role(method, model.get('vfm')) if method is not None else {}
+    for role, vfm in vfms.items():
+        check_constructor(vfm, MODELS, f'model.vfm.{role}')
+    for key in ('feedback', 'refinement'):
+        if model.get(key):
+            check_constructor(model[key], MODELS, f'model.{key}')
+            MODELS.build(model[key])  # its values
 
 
 def _check_void(config):
@@ -273,8 +282,10 @@ def merge_options(config, options):
             if not isinstance(node, (dict, list)):
                 raise UserError(f'--cfg-options {key}: there is no {".".join(path[: depth + 1])!r} in the config')
         old = _child(node, last)
+        if key == 'model.refinement' and isinstance(value, (str, type(None))):  # switched on by its name, or off
+            old, value = None, value and dict(type=value)
         _check_kind(key, old, value)
-        if old is None and isinstance(node, dict) and '.'.join(path) not in CHECKED:
+        if old is None and isinstance(node, dict) and not CHECKED.fullmatch('.'.join(path)):
             check_keys([last], list(node), f'--cfg-options {key}')
         if isinstance(node, dict):
             node[last] = value

@@ -27,14 +27,12 @@ import torch
 from mmengine.device import get_device
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
-from fsa_seg.config.components import METHOD_KEYS
 from fsa_seg.errors import UserError
+from fsa_seg.methods import method_file, method_key
 from fsa_seg.models.clip import CONFIG_FILE, _config_beside, _pretrained_tag
-from fsa_seg.models.segmentor import resolve_precision
+from fsa_seg.models.segmentor import configured_method, resolve_precision, vfms_by_role
 from fsa_seg.models.text import templates_digest
 from fsa_seg.models.weights import path_of, weights_from
-from fsa_seg.models.window import METHODS, resolve_method
-from fsa_seg.ops.attention import attention_files
 from fsa_seg.ops.device import device_name, tf32_state
 from fsa_seg.ops.feedback import FSA, TERMS
 from fsa_seg.system.paths import ROOT, file_digest, local_path
@@ -63,6 +61,7 @@ PACKAGES = (
     'regex',
 )
 WEIGHT_SUFFIXES = ('.json', '.safetensors', '.bin', '.pt', '.pth')
+SPELT_OUT = ('method', 'backbone', 'vfm', 'feedback', 'refinement')  # settings whose own settings are entries
 MODEL_LEVELS = dict(
     window_batch='rounding', compile='rounding', keep_scores='none', text_cache='none'
 )  # others: number
@@ -81,13 +80,14 @@ METRIC_BLIND = ('root', 'collect_device', 'output_dir', 'prefix', 'field')
 MEMBER_KEYS = (
     'method',
     'model.feedback',
+    'model.refinement',
     'model.vfm',
     'model.words',
     'model.logit_scale',
     'model.prob_thd',
     'model.area_thd',
     'class ',
-    'attention file',
+    'method file',
 )  # in which the cells of one pass may differ
 SHORT = 32  # characters of a value that a row of a table shows
 
@@ -140,7 +140,9 @@ def fingerprint(config, data=None):
 
 def with_files(entries, config):
     """Return a fingerprint with the digests of the weights that were downloaded meanwhile."""
-    now = {entry.key: entry for entry in (*_backbone(config.model.backbone), *_vfm(config.model.get('vfm')))}
+    entries_now = [*_backbone(config.model.backbone)]
+    entries_now += [entry for role, vfm in _vfms(config.model).items() for entry in _vfm(role, vfm)]
+    now = {entry.key: entry for entry in entries_now}
     return [now[entry.key] if entry.value is None and entry.key.endswith('.file') else entry for entry in entries]
 
 
@@ -244,34 +246,44 @@ def versions():
 def _model(model):
     """Return the entries of a segmentor's config."""
     cls = MODELS.get(model.type)
-    arguments = resolved(cls, model)
-    own = METHODS.get(getattr(cls, 'own_method', None), {})
-    method = resolve_method({**own, **{key: model[key] for key in METHOD_KEYS if model.get(key) is not None}})
-    entries = [Entry(f'method.{key}', method[key], 'number') for key in METHOD_KEYS]
+    arguments, method = resolved(cls, model), configured_method(model)
+    entries = []
+    if method is not None:
+        entries = [Entry('method.type', type(method).name, 'number')]
+        entries += [Entry(f'method.{key}', value, 'number') for key, value in method.settings.items()]
     if not cls.__module__.startswith('fsa_seg.'):
         entries.append(Entry('segmentor', model.type, 'number'))
     arguments['precision'] = resolve_precision(arguments['precision'])
+    if not arguments.get('window', 1):
+        arguments['stride'] = None  # of a whole image
     for key, value in arguments.items():
-        if key not in (*METHOD_KEYS, 'backbone', 'vfm', 'feedback', 'models', 'members'):
+        if key not in (*SPELT_OUT, 'models', 'members'):
             entries.append(Entry(f'model.{key}', value, MODEL_LEVELS.get(key, 'number')))
-    entries.append(Entry('prompts', templates_digest(), 'number'))
-    return [*entries, *_backbone(model.backbone), *_vfm(arguments.get('vfm')), *_feedback(arguments.get('feedback'))]
+    entries += [entry for role, vfm in _vfms(model).items() for entry in _vfm(role, vfm)]
+    entries += [*_part('feedback', arguments.get('feedback')), *_part('refinement', arguments.get('refinement'))]
+    return [*entries, Entry('prompts', templates_digest(), 'number'), *_backbone(model.backbone)]
 
 
-def _feedback(config):
-    """Return the entries of a feedback's config, or of none."""
+def _vfms(model):
+    """Return role -> config of the VFMs of a segmentor's config."""
+    method = configured_method(model)
+    return vfms_by_role(method, model.get('vfm')) if method is not None else {}
+
+
+def _part(key, config):
+    """Return the entries of a feedback's or a refinement's config, or of none."""
     if not config:
-        return [Entry('model.feedback', None, 'number')]
+        return [Entry(f'model.{key}', None, 'number')]
     cls = MODELS.get(config['type'])
     arguments = resolved(cls, config)
     if cls is FSA:
         terms = arguments['terms']
         arguments['terms'] = [term for term in TERMS if term in ((terms,) if isinstance(terms, str) else terms)]
     return [
-        Entry('model.feedback', config['type'], 'number'),
+        Entry(f'model.{key}', config['type'], 'number'),
         *(
-            Entry(f'model.feedback.{key}', value, 'rounding' if key == 'block' else 'number')
-            for key, value in arguments.items()
+            Entry(f'model.{key}.{name}', value, 'rounding' if name == 'block' else 'number')
+            for name, value in arguments.items()
         ),
     ]
 
@@ -317,10 +329,9 @@ def _backbone(config):
     ]
 
 
-def _vfm(config):
-    """Return the entries of a VFM's config, or of none."""
-    if not config:
-        return [Entry('model.vfm', None, 'number')]
+def _vfm(role, config):
+    """Return the entries of the VFM of a role."""
+    place = f'model.vfm.{role}'
     arguments = resolved(MODELS.get(config['type']), config)
     checkpoint, seed = arguments.pop('checkpoint', None), arguments.pop('random_weights', None)
     weights = dict(random=seed) if seed is not None else None
@@ -328,13 +339,13 @@ def _vfm(config):
         weights = dict(sha256=file_digest(local_path(checkpoint, 'checkpoint of the VFM')))
     cached = _cached_digest('vfm', config) if weights is None else None
     if timm.is_model(arguments.get('model') or ''):  # timm's normalisation, where none is given
-        own = timm.get_pretrained_cfg(arguments['model'], allow_unregistered=False)
-        arguments.update((key, getattr(own, key)) for key in ('mean', 'std') if arguments.get(key, own) is None)
+        cfg = timm.get_pretrained_cfg(arguments['model'], allow_unregistered=False)
+        arguments.update((key, getattr(cfg, key)) for key in ('mean', 'std') if arguments.get(key, cfg) is None)
     return [
-        Entry('model.vfm', config['type'], 'number'),
-        Entry('model.vfm.weights', weights, 'number'),
-        Entry('model.vfm.file', cached, 'source'),
-        *(Entry(f'model.vfm.{key}', _content(value), 'number') for key, value in arguments.items()),
+        Entry(place, config['type'], 'number'),
+        Entry(f'{place}.weights', weights, 'number'),
+        Entry(f'{place}.file', cached, 'source'),
+        *(Entry(f'{place}.{key}', _content(value), 'number') for key, value in arguments.items()),
     ]
 
 
@@ -389,8 +400,9 @@ def _sources(config):
     entries = [Entry('package', sources_digest(), 'source')]
     named = [
         (MODELS, config.model),
-        (MODELS, config.model.get('vfm')),
+        *((MODELS, vfm) for vfm in _vfms(config.model).values()),
         (MODELS, config.model.get('feedback')),
+        (MODELS, config.model.get('refinement')),
         (DATASETS, config.test_dataloader.dataset),
         (METRICS, config.test_evaluator),
         *((TRANSFORMS, step) for step in config.test_dataloader.dataset.get('pipeline', ())),
@@ -402,10 +414,11 @@ def _sources(config):
             entries.append(Entry(f'class {part["type"]}', files_digest(files), 'source'))
     for name in (config.get('custom_imports') or {}).get('imports', []):
         file = getattr(sys.modules.get(name), '__file__', None)
-        if file:
+        if file and not name.startswith('fsa_seg.'):
             entries.append(Entry(f'module {name}', _module_digest(name, file), 'source'))
-    added = attention_files().get(config.model.get('attention'))
-    return entries + ([Entry('attention file', file_digest(added), 'source')] if added else [])
+    method = configured_method(config.model)
+    path = method and method_file(method_key(type(method)))
+    return entries + ([Entry('method file', file_digest(path), 'source')] if path else [])
 
 
 def _files_of(cls):

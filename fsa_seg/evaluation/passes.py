@@ -34,12 +34,13 @@ from fsa_seg.datasets.data_sets import (
 from fsa_seg.errors import UserError, built, warn_once
 from fsa_seg.evaluation.metric import Journal
 from fsa_seg.evaluation.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
-from fsa_seg.models.clip import load_clip
-from fsa_seg.models.segmentor import check_window
+from fsa_seg.models.clip import check_inner_blocks, load_clip
+from fsa_seg.models.segmentor import check_window, configured_method, vfms_by_role
 from fsa_seg.models.shared_pass import label_field
 from fsa_seg.ops.device import device_name, exact_float32
 from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
-from fsa_seg.visualization.pictures import panel, picture_path
+from fsa_seg.visualization.pictures import panel as picture_grid
+from fsa_seg.visualization.pictures import picture_path
 
 LIMIT_SEED = 0
 LONG_LIST = 200  # elements that a list of the config has in a log
@@ -164,7 +165,7 @@ def _run_pass(cells, paths, folders):
     done = _skip_done(run, journals, cells[0].data.names)
     metrics = [dict(cell.config.test_evaluator, root=run.test_dataloader.dataset.data_root) for cell in cells]
     if len(cells) > 1:
-        run.model = dict(type='Panel', members=[cell.config.model for cell in cells])
+        run.model = dict(type='SharedPass', members=[cell.config.model for cell in cells])
         metrics = [
             dict(metric, field=label_field(i), prefix=f'{i} {row_name(cell.config.cell)}')
             for i, (metric, cell) in enumerate(zip(metrics, cells))
@@ -193,10 +194,10 @@ def _run_pass(cells, paths, folders):
         return None
     model = getattr(runner.model, 'module', runner.model)
     members = model.members if len(cells) > 1 else [model]
-    device, results = device_name(members[0].text.device), []
+    device, results = device_name(members[0].device), []
     for cell, path, metric, member, journal in zip(cells, paths, metrics, members, journals):
         result = make_result(cell, metric, metric.dataset_meta['classes'], member.weights, device, seconds)
-        result.update(panel=len(cells), window_batch=members[0].batch_size(None))
+        result.update(cells_in_pass=len(cells), window_batch=members[0].windows_at_once)
         write_result(result, path)
         journal.remove()
         results.append(result)
@@ -337,12 +338,12 @@ def picture_of_rows(configs, index=0, columns=4):
         panels.setdefault(shared_key(fingerprint(config)), []).append(config)
     for members in panels.values():
         data = DATASETS.build(members[0].test_dataloader.dataset)[index]
-        model = MODELS.build(dict(type='Panel', members=[config.model for config in members])).to(get_device())
+        model = MODELS.build(dict(type='SharedPass', members=[config.model for config in members])).to(get_device())
         out = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
         for i, config in enumerate(members):
             maps[row_name(config.cell)] = out.get(label_field(i)).data[0].cpu().numpy()
     meta = dataset.metainfo
-    return panel(read_as_loaded(dataset, sample.img_path), maps, meta['classes'], meta['palette'], columns)
+    return picture_grid(read_as_loaded(dataset, sample.img_path), maps, meta['classes'], meta['palette'], columns)
 
 
 @functools.lru_cache
@@ -379,16 +380,26 @@ def _checked_images(dataset, known, name, limited):
 
 
 def _check_models(models):
-    """Load each backbone and VFM of the models' configs once, and check the windows that they will get."""
-    patches = {
-        key: load_clip(**model.backbone)[0].visual.patch_size
-        for key, model in {json.dumps(model.backbone): model for model in models}.items()
-    }
-    for vfm, config in {json.dumps(model.vfm): model.vfm for model in models}.items():
-        made = built('the VFM', lambda config=config: MODELS.build(config)) if config else None
-        for model in models:
-            if json.dumps(model.vfm) == vfm:
-                check_window(model.window, patches[json.dumps(model.backbone)], made)
+    """Load each backbone and VFM of the models' configs once, and check the windows and blocks that methods get."""
+    towers, vfms = {}, {}
+    for model in models:
+        method = configured_method(model)
+        key = json.dumps(model.backbone)
+        if key not in towers:
+            visual = load_clip(**model.backbone)[0].visual
+            towers[key] = visual.patch_size, len(visual.transformer.resblocks)
+        patch, depth = towers[key]
+        if method is None:
+            continue
+        check_inner_blocks(method.inner_blocks(depth), depth)
+        used = {}
+        for role, config in vfms_by_role(method, model.get('vfm')).items():
+            key = json.dumps(config)
+            if key not in vfms:
+                vfms[key] = built('the VFM', lambda config=config: MODELS.build(config))
+            if method.roles[role] == 'window':
+                used[role] = vfms[key]
+        check_window(model.window, patch, used)
 
 
 def _skip_done(config, journals, names):

@@ -39,8 +39,7 @@ class Cell(NamedTuple):
 
 def row_name(cell):
     """Return the name of a cell's row, such as 'ProxyCLIP + FSA'."""
-    names = dict(clip='CLIP', maskclip='MaskCLIP', sclip='SCLIP', clearclip='ClearCLIP', proxyclip='ProxyCLIP')
-    name = names.get(cell['method'], cell['method'])
+    name = cell.get('title', cell['method'])
     if not cell['feedback']:
         return name
     return f'{name} + {re.sub("^fsa(?= |$)", "FSA", cell["feedback"])}'

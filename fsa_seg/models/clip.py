@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import zipfile
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import open_clip
@@ -134,33 +135,43 @@ def _quiet():
         logging.disable(before)
 
 
-def weights_digest(module):
-    """Return the SHA-256 of a module's parameters and buffers, as a hexadecimal string."""
+def weights_digest(module: torch.nn.Module, leave_out: tuple[str, ...] = ()) -> str:
+    """Return the SHA-256 of a module's parameters and buffers, as a hexadecimal string.
+
+    Args:
+        module: the module.
+        leave_out: beginnings of names that do not count, such as 'visual.'.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else str(tensor.item()).encode())
+        if not name.startswith(leave_out):
+            digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+            content = (
+                tensor.contiguous().view(torch.uint8).cpu().numpy() if tensor.ndim else str(tensor.item()).encode()
+            )
+            digest.update(content)
     return digest.hexdigest()
 
 
-def architecture_digest(module):
-    """Return the SHA-256 of what a module computes beside its weights: classes, plain attributes, buffers that are not saved.
+def architecture_digest(module: torch.nn.Module, leave_out: tuple[str, ...] = ()) -> str:
+    """Return the SHA-256 of what a module computes beside its weights: classes, plain attributes, unsaved buffers.
 
     Two text towers of the same weights that differ in mask, pooling, heads or activation differ here.
+
+    Args:
+        module, leave_out: as of `weights_digest`.
     """
-    digest = hashlib.sha256()
+    digest, saved = hashlib.sha256(), module.state_dict().keys()
     for name, child in module.named_modules():
+        if f'{name}.'.startswith(leave_out):
+            continue
         plain = {key: repr(value) for key, value in vars(child).items() if key != 'training' and _is_plain(value)}
-        digest.update(
-            json.dumps([name, type(child).__module__, type(child).__qualname__, plain], sort_keys=True).encode()
-        )
-    saved = module.state_dict().keys()
+        row = [name, type(child).__module__, type(child).__qualname__, plain]
+        digest.update(json.dumps(row, sort_keys=True).encode())
     for name, buffer in module.named_buffers():
-        if name not in saved:
-            digest.update(
-                f'{name} {buffer.dtype} {tuple(buffer.shape)}'.encode()
-                + buffer.detach().cpu().contiguous().numpy().tobytes()
-            )
+        if name not in saved and not name.startswith(leave_out):
+            digest.update(f'{name} {buffer.dtype} {tuple(buffer.shape)}'.encode())
+            digest.update(buffer.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -206,7 +217,7 @@ def check_tower(visual):
         )
 
 
-def trunk(visual, images):
+def trunk(visual, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Return the tokens that enter the last block, CLS first, and the patch grid: ((B, 1 + h·w, D), (h, w)).
 
     Args:
@@ -216,7 +227,25 @@ def trunk(visual, images):
     Raises:
         UserError: the tower cannot be used, or a side is no multiple of the patch size.
     """
+    return trunk_and_inner(visual, images)[:2]
+
+
+def trunk_and_inner(
+    visual, images: torch.Tensor, blocks: Sequence[int] = ()
+) -> tuple[torch.Tensor, tuple[int, int], dict[int, torch.Tensor]]:
+    """Return what `trunk` does, and the tokens (B, 1 + h·w, D) that enter some earlier blocks, by their index.
+
+    The output of block i is what enters block i + 1.
+
+    Args:
+        visual, images: as of `trunk`.
+        blocks: indices of earlier blocks, from 0.
+
+    Raises:
+        UserError: as of `trunk`, or a block that the tower does not have.
+    """
     check_tower(visual)
+    check_inner_blocks(blocks, len(visual.transformer.resblocks))
     patch_height, patch_width = visual.patch_size
     height, width = images.shape[-2:]
     grid = (height // patch_height, width // patch_width)
@@ -229,9 +258,22 @@ def trunk(visual, images):
     x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
     position = resize_position_embedding(visual.positional_embedding, visual.grid_size, grid)
     x = visual.ln_pre(x + position.to(x.dtype))
-    for block in visual.transformer.resblocks[:-1]:
+    inner = {}
+    for index, block in enumerate(visual.transformer.resblocks[:-1]):
+        if index in blocks:
+            inner[index] = x
         x = block(x)
-    return x, grid
+    return x, grid, inner
+
+
+def check_inner_blocks(blocks: Sequence[int], depth: int) -> None:
+    """Raise a UserError unless a tower of `depth` blocks has these earlier blocks."""
+    outside = [index for index in blocks if not 0 <= index < depth - 1]
+    if outside:
+        raise UserError(
+            f'the image tower has {depth} blocks, of which 0 to {depth - 2} are earlier ones; the method reads block '
+            f'{outside[0]}'
+        )
 
 
 def resize_position_embedding(embedding, grid, new_grid, prefix=1, offset=POSITION_OFFSET):

@@ -1,4 +1,4 @@
-"""The registered segmentors: CLIP, MaskCLIP, SCLIP, ClearCLIP, ProxyCLIP, over one base that spells a method out.
+"""The registered segmentors: one for each method, over a base that takes any method.
 
 Shape legend: B images, Q queries, K classes; images (3, height, width), each of its own size.
 """
@@ -6,8 +6,10 @@ Shape legend: B images, Q queries, K classes; images (3, height, width), each of
 import functools
 import json
 import math
+import sys
 
 import torch
+import torch.nn.functional as F
 from mmengine.device import get_device
 from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import PixelData
@@ -16,14 +18,16 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from fsa_seg.errors import UserError, check_keys, one_of
-from fsa_seg.models.clip import BACKBONE_KEYS, check_finite, load_clip, trunk, weights_digest
-from fsa_seg.models.shared_pass import finite_field, original_sizes, overlap_adds
-from fsa_seg.models.text import encode_queries
-from fsa_seg.models.window import METHODS, inspect_patch, resolve_method
-from fsa_seg.ops.attention import find_attention
+from fsa_seg.methods import find_method, make_method, method_key, method_names
+from fsa_seg.methods.base import Method, check_feedback
+from fsa_seg.models.clip import BACKBONE_KEYS, check_finite, load_clip, trunk_and_inner, weights_digest
+from fsa_seg.models.shared_pass import Member, finite_field, merged_images, original_sizes
+from fsa_seg.models.text import Text, TextEncoder
+from fsa_seg.models.window import Inspection, inspect_patch
 from fsa_seg.ops.device import batch_that_fits, exact_float32
 from fsa_seg.ops.feedback import FSA
-from fsa_seg.ops.windows import class_scores, label_tiles
+from fsa_seg.ops.labels import class_scores, label_tiles
+from fsa_seg.ops.pamr import PAMR
 from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 
 TILE_SCORES = dict(
@@ -32,6 +36,7 @@ TILE_SCORES = dict(
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 MODELS.register_module(module=FSA)
+MODELS.register_module(module=PAMR)
 
 
 def resolve_precision(precision, device=None):
@@ -50,14 +55,22 @@ def resolve_precision(precision, device=None):
     return precision
 
 
-def check_settings(settings):
-    """Raise a UserError if one of a segmentor's settings (dict) is of a wrong type or out of its range."""
+def check_settings(settings: dict, method: Method | None = None) -> None:
+    """Raise a UserError if one of a segmentor's settings is of a wrong type, out of its range, or not for the method."""
     check_values(settings, SEGMENTOR, 'model')
-    if settings['stride'] > settings['window']:
+    if settings['window'] and settings['stride'] > settings['window']:
         raise UserError(
             f'model: window is {settings["window"]} and stride {settings["stride"]}; the stride has to be at most the '
             'window, or pixels between windows would have no score'
         )
+    if method is None:
+        return
+    if settings['window'] == 0 and not method.whole_images:
+        raise UserError(
+            f'model: window is 0, the whole image, which the method {method.name} cannot take; name a window in pixels, such '
+            'as 336'
+        )
+    check_feedback(method, settings.get('feedback'))
 
 
 @functools.lru_cache
@@ -72,28 +85,30 @@ def check_compiler():
         ) from error
 
 
-def check_window(window, patch, vfm=None):
-    """Return what a window's height and width have to be multiples of: (int, int).
+def check_window(window: int, patch: tuple[int, int], vfms: dict | None = None) -> tuple[int, int]:
+    """Return what a window's height and width have to be multiples of.
 
     Args:
-        window (int): side of the windows, in pixels.
+        window: side of the windows, in pixels; 0 is the whole image.
         patch (int, int): the backbone's patch.
-        vfm: the VFM, where there is one.
+        vfms: role -> VFM, of those that see windows.
 
     Raises:
-        UserError: a window smaller than a patch, or one that the VFM has no grid for.
+        UserError: a window smaller than a patch, or one that a VFM has no grid for.
     """
-    vfm_multiple = vfm.multiple if vfm is not None else (1, 1)
-    for name, sides in (('backbone', patch), ('VFM', vfm_multiple)):
-        if window < max(sides):
+    vfms = vfms or {}
+    multiples = [('backbone', patch), *(('VFM', vfm.multiple) for vfm in vfms.values())]
+    for name, sides in multiples:
+        if 0 < window < max(sides):
             raise UserError(f'window is {window} pixels, smaller than a patch of the {name}, {sides[0]}×{sides[1]}')
-    multiple = tuple(math.lcm(*sides) for sides in zip(patch, vfm_multiple))
-    grid = vfm.grid(*(-(-window // side) * side for side in multiple)) if vfm is not None else patch
-    if not all(grid):
-        raise UserError(
-            f'the VFM has no features for a window of {window} pixels: its grid would be '
-            f'{"×".join(map(str, grid))}; use a larger window'
-        )
+    multiple = tuple(math.lcm(*sides) for sides in zip(*(sides for _, sides in multiples)))
+    for vfm in vfms.values():
+        grid = vfm.grid(*(-(-window // side) * side for side in multiple))
+        if window and not all(grid):
+            raise UserError(
+                f'the VFM has no features for a window of {window} pixels: its grid would be '
+                f'{"×".join(map(str, grid))}; use a larger window'
+            )
     return multiple
 
 
@@ -117,42 +132,44 @@ class ImageListPreprocessor(BaseDataPreprocessor):
 
 @MODELS.register_module()
 class TrainingFreeSegmentor(BaseSegmentor):
-    """Segments images into classes named by words, with CLIP's last block run under a chosen attention map.
+    """Segments images into classes named by words, with CLIP under a training-free method.
+
+    Every method of `fsa_seg.methods` is registered under its title as well: dict(type='SCLIP', backbone=...).
 
     Args:
-        backbone (dict): `model` and `pretrained` of `fsa_seg.models.clip.load_clip`.
-        words (list of lists of str): the query words of each class, in label order. Without them the text tower is
-            kept, and `set_words` has to be called first.
-        attention (str), residual (bool), mlp (bool): attention map (`fsa_seg.ops.attention.ATTENTIONS`) and readout; by
-            default a named method's own.
-        vfm (dict): a registered VFM, needed by the attention map 'proxy'.
+        backbone (dict): arguments of `fsa_seg.models.clip.load_clip`.
+        method (str or dict): see `fsa_seg.methods.make_method`; of a segmentor that is named after its method, the settings of
+            that method alone.
+        words (list of lists of str): the query words of each class, in label order. Without words `encode` makes the text that
+            prediction takes.
+        vfm (dict): a registered VFM for the method's only role, or a dict of role -> VFM.
         feedback (dict): None, or dict(type='FSA', lam=..., p=...).
-        window (int), stride (int): of the sliding windows, in pixels of the resized image.
+        refinement (dict): None, or a refinement of every image's cosines, scores or labels: dict(type='PAMR', ...).
+        window (int), stride (int): of the sliding windows, in pixels of the resized image; a window of 0 is the whole image.
         logit_scale (float): factor on the cosines before the softmax over queries.
-        prob_thd (float), area_thd (float): see `fsa_seg.ops.windows.label_map`.
+        prob_thd (float), area_thd (float): see `fsa_seg.ops.labels.label_map`.
         precision (str): of trunk and VFM: 'auto', 'fp32', 'fp16' or 'bf16'. FSA, cosines and scores are float32.
         keep_scores (bool): also put the class scores, (K, height, width), into each data sample's `seg_logits`.
-        text_cache (str): folder of the text embeddings' cache, see `fsa_seg.models.text.encode_queries`.
+        text_cache (str): folder of the text embeddings' cache, see `fsa_seg.models.text.TextEncoder`.
         window_batch (int): how many windows go through trunk and VFM at once; 'auto' is 1 on a CPU, where more is no
             faster, and on a GPU what half of its free memory holds.
         compile (bool): whether trunk and VFM are compiled by `torch.compile`.
-        models (dict): the models of segmentors that share theirs, see `fsa_seg.models.shared_pass.Panel`.
+        models (dict): the models of segmentors that share theirs, see `fsa_seg.models.shared_pass.SharedPass`.
 
     Raises:
         UserError: a setting that cannot be used, or weights that are missing or do not fit.
     """
 
-    own_method = None  # name of the method that a subclass stands for
+    method_name = None  # of a segmentor that is named after its method
 
     def __init__(
         self,
         backbone,
+        method=None,
         words=None,
-        attention=None,
-        residual=None,
-        mlp=None,
         vfm=None,
         feedback=None,
+        refinement=None,
         window=336,
         stride=112,
         logit_scale=40.0,
@@ -165,158 +182,191 @@ class TrainingFreeSegmentor(BaseSegmentor):
         compile=False,
         models=None,
     ):
-        given = dict(attention=attention, residual=residual, mlp=mlp)
-        own = METHODS[self.own_method] if self.own_method else {}
-        method = resolve_method({**own, **{key: value for key, value in given.items() if value is not None}})
-        needs_vfm = find_attention(method['attention'])[1]
-        if needs_vfm and vfm is None:
-            raise UserError(
-                f'the attention map {method["attention"]!r} needs a VFM: name one, such as --vfm dino_vit-b8'
-            )
-        check_settings(
-            dict(
-                window=window,
-                stride=stride,
-                logit_scale=logit_scale,
-                prob_thd=prob_thd,
-                area_thd=area_thd,
-                precision=precision,
-                keep_scores=keep_scores,
-                text_cache=text_cache,
-                window_batch=window_batch,
-                compile=compile,
-                words=words,
-            )
+        settings = dict(
+            window=window,
+            stride=stride,
+            logit_scale=logit_scale,
+            prob_thd=prob_thd,
+            area_thd=area_thd,
+            precision=precision,
+            keep_scores=keep_scores,
+            text_cache=text_cache,
+            window_batch=window_batch,
+            compile=compile,
+            words=words,
+            feedback=feedback,
+            refinement=refinement,
         )
+        method = method_of(self.method_name, method)
+        check_settings(settings, method)
+        vfms = vfms_by_role(method, vfm)
         check_values(backbone, BACKBONE, 'model.backbone')
-        feedback = MODELS.build(feedback) if feedback else None
         check_keys(backbone, BACKBONE_KEYS, 'backbone')
+        feedback, refinement = (MODELS.build(config) if config else None for config in (feedback, refinement))
         precision, models = resolve_precision(precision), {} if models is None else models
         clip, tokenizer, digest = _once(models, _load_backbone, backbone, precision)
         mean, std = (clip.visual.preprocess_cfg[key] for key in ('mean', 'std'))
         super().__init__(data_preprocessor=ImageListPreprocessor(mean, std))
 
-        self.method, self.feedback = method, feedback
+        self.method, self.feedback, self.refinement = method, feedback, refinement
         self.window, self.stride, self.window_batch = window, stride, window_batch
         self.logit_scale, self.prob_thd, self.area_thd = logit_scale, prob_thd, area_thd
         self.keep_scores = keep_scores
-        self.weights = dict(backbone=digest)
-        self.text_tower, self.text_cache = (clip, tokenizer), text_cache  # a tuple: its device is not the runner's
-        self.register_buffer('text', torch.empty(0), persistent=False)
-        self.queries, self._fitting = (), None
+        self.inner_blocks = method.inner_blocks(len(clip.visual.transformer.resblocks))
+        self.weights, self._fitting = dict(backbone=digest), {}
+        self.encoder = _once(models, lambda *_: TextEncoder(clip, tokenizer, text_cache), backbone, text_cache)
+        self.register_buffer('text_rows', torch.empty(0), persistent=False)
+        self._text = None
         if words is not None:
-            self.set_words(words, get_device())
-            self.text_tower = None
-        self.visual, self.vfm = clip.visual, None
+            self._text = self.encoder.encode(words, get_device())
+            self.text_rows, self.encoder = self._text.rows, None
+        self.visual, self.vfms = clip.visual, torch.nn.ModuleDict()
         if compile:
             check_compiler()
-        self.trunk = torch.compile(trunk) if compile else trunk
-        if needs_vfm:
-            self.vfm, self.weights['vfm'] = _once(models, _load_vfm, vfm, precision, compile)
-        self.multiple = check_window(window, self.visual.patch_size, self.vfm)
+        self.trunk = torch.compile(trunk_and_inner) if compile else trunk_and_inner
+        for role, config in vfms.items():
+            self.vfms[role], self.weights[f'vfm.{role}'] = _once(models, _load_vfm, config, precision, compile)
+        self.multiple = check_window(window, self.visual.patch_size, self.window_vfms())
         self.eval()
 
-    def grid(self, height, width):
-        """Return the grid (h, w) of patch cosines for a window of height × width pixels."""
-        height, width = (-(-side // multiple) * multiple for side, multiple in zip((height, width), self.multiple))
-        if self.vfm is not None:
-            return tuple(self.vfm.grid(height, width))
-        return height // self.visual.patch_size[0], width // self.visual.patch_size[1]
+    @property
+    def text(self) -> Text:
+        """The text of the words that the segmentor was built with, on its device."""
+        if self._text is None:
+            raise RuntimeError('the segmentor was built without words: pass the text of `encode` to predict')
+        return self._text._replace(rows=self.text_rows)
 
-    def set_words(self, words, device=None):
-        """Segment into these classes from now on.
+    @property
+    def device(self) -> torch.device:
+        """Where the segmentor is."""
+        return self.text_rows.device
+
+    def encode(self, words) -> Text:
+        """Return the text of other words, on the segmentor's device; it has to be built without words.
 
         Args:
             words (list of lists of str): the query words of each class.
-            device (str): where the text tower works; by default where the model is.
         """
-        self.words_per_class = [len(group) for group in words]
-        self.queries, self._fitting = tuple(query for group in words for query in group), None
-        text = encode_queries(
-            *self.text_tower, self.queries, self.weights['backbone'], device or self.text.device, self.text_cache
-        )
-        self.text = text.to(self.text.device)
+        return self.encoder.encode(words, self.device).to(self.device)
 
-    def batch_size(self, run):
+    def window_vfms(self) -> dict:
+        """Return the VFMs that see each window, by role."""
+        return {role: vfm for role, vfm in self.vfms.items() if self.method.roles[role] == 'window'}
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (h, w) of patch cosines for a window of height × width pixels."""
+        height, width = (
+            max(side // multiple, 1) * multiple if self.window == 0 else -(-side // multiple) * multiple
+            for side, multiple in zip((height, width), self.multiple)
+        )
+        clip = height // self.visual.patch_size[0], width // self.visual.patch_size[1]
+        vfms = {role: tuple(vfm.grid(height, width)) for role, vfm in self.window_vfms().items()}
+        return tuple(self.method.grid(clip, vfms))
+
+    def batch_size(self, run, queries: int = 0) -> int:
         """Return how many windows go through the models at once.
 
-        Where that is to be by free memory, it is found out when it is first asked for, and again after `set_words`.
+        Where that is to be by free memory, it is found out when it is first asked for, for each number of queries.
 
         Args:
             run: see `fsa_seg.ops.device.batch_that_fits`.
+            queries: how many the text has.
         """
         if self.window_batch != 'auto':
             return self.window_batch
-        if self._fitting is None:
-            self._fitting = batch_that_fits(run, self.text.device)
-        return self._fitting
+        if queries not in self._fitting:
+            self._fitting[queries] = batch_that_fits(run, self.device)
+        return self._fitting[queries]
 
-    def predict(self, inputs, data_samples=None):
+    @property
+    def windows_at_once(self) -> int:
+        """How many windows went through the models at once, at most."""
+        return max(self._fitting.values(), default=1) if self.window_batch == 'auto' else self.window_batch
+
+    def predict(self, inputs, data_samples=None, text: Text | None = None):
         """Return data samples with `pred_sem_seg` (1, height, width) int64 at each image's original size.
 
         Args:
             inputs (sequence of tensors (3, height, width), or (B, 3, height, width)): normalised.
             data_samples (list of SegDataSample): their `ori_shape` is the original size; without it, the input's.
+            text: of `encode`; by default that of the segmentor's words.
         """
-        if not self.queries:
-            raise RuntimeError('the segmentor has no words yet: call set_words first')
+        text = self.text if text is None else text
         samples = data_samples or [SegDataSample() for _ in inputs]
-        for sample, (cosines,) in zip(samples, overlap_adds([self], inputs, original_sizes(inputs, samples))):
-            labels, scores = self.labels(cosines)
+        merged = merged_images([Member(self, text)], inputs, original_sizes(inputs, samples))
+        for image, sample, (pixels,) in zip(inputs, samples, merged):
+            labels, scores = self.labels(pixels.cosines, text, image)
             sample.pred_sem_seg = PixelData(data=labels[None])
-            sample.set_field(cosines.finite, finite_field('pred_sem_seg'), torch.Tensor)
+            sample.set_field(pixels.finite, finite_field('pred_sem_seg'), torch.Tensor)
             if self.keep_scores:
                 sample.seg_logits = PixelData(data=scores)
         return samples
 
     @torch.no_grad()
-    def labels(self, cosines):
-        """Return the labels (height, width) of an image's `OverlapAdd`, and its scores (K, height, width) or None.
+    def labels(self, cosines, text: Text, image: torch.Tensor, prob_thd=None, keep_scores=None):
+        """Return the labels (height, width) of an image, and its scores (K, height, width) or None.
 
-        Scores are made tile by tile, and kept only where that is asked for.
+        Scores are made tile by tile, and held whole only where they are asked for or refined.
+
+        Args:
+            cosines: of the image's pixels: of `fsa_seg.methods.base.Method.merge`.
+            text: the words' text.
+            image (3, height, width): normalised; refinements see it at the size of the cosines.
+            prob_thd (float), keep_scores (bool): in place of the segmentor's own.
         """
+        prob_thd = self.prob_thd if prob_thd is None else prob_thd
+        keep_scores = self.keep_scores if keep_scores is None else keep_scores
+        refine = Refinements(self.method, self.refinement, image, cosines.size, text)
+        most = TILE_SCORES.get(self.device.type, TILE_SCORES['cuda'])
+        pixels = refine.tiles('cosines', lambda: cosines.tiles(most), most)
         kept = None
 
-        def tiles():
+        def scores():
             nonlocal kept
-            for place, tile in cosines.tiles(TILE_SCORES.get(self.text.device.type, TILE_SCORES['cuda'])):
-                scores = class_scores(tile, self.words_per_class, self.logit_scale)
-                if self.keep_scores:
-                    kept = scores.new_empty((len(scores), *cosines.size)) if kept is None else kept
-                    kept[(slice(None), *place)] = scores
-                yield place, scores
+            for place, tile in pixels():
+                classes = class_scores(tile, text.words_per_class, self.logit_scale)
+                if keep_scores and not refine.stages('scores'):
+                    kept = classes.new_empty((len(classes), *cosines.size)) if kept is None else kept
+                    kept[(slice(None), *place)] = classes
+                yield place, classes
 
-        return label_tiles(tiles, cosines.size, self.prob_thd, self.area_thd), kept
+        tiles = refine.tiles('scores', scores, most)
+        if keep_scores and refine.stages('scores'):
+            kept = refine.refined['scores']
+        return refine.values('labels', label_tiles(tiles, cosines.size, prob_thd, self.area_thd)), kept
 
-    def pixel_cosines(self, image, size=None):
-        """Return the cosines of an image's pixels with the queries: (Q, height, width) float32.
+    def pixel_cosines(self, image: torch.Tensor, size=None, text: Text | None = None) -> torch.Tensor:
+        """Return the cosines of an image's pixels with the queries, (Q, height, width) float32, without refinement.
 
         Args:
             image (3, height, width): normalised with the backbone's mean and std.
             size (int, int): height and width of the result; by default the image's.
+            text: as of `predict`.
         """
-        [(cosines,)] = overlap_adds([self], [image], [size or image.shape[1:]])
-        return cosines.strip()()
+        text = self.text if text is None else text
+        [(pixels,)] = merged_images([Member(self, text)], [image], [size or image.shape[1:]])
+        return whole_of(pixels.cosines.tiles(image.numel() * len(text.rows)), pixels.cosines.size)
 
     @torch.no_grad()
-    def inspect(self, image, index):
-        """Return the `fsa_seg.models.window.Inspection` of the patch at row and column `index` of one window (1, 3, h, w)."""
+    def inspect(self, image: torch.Tensor, index: tuple[int, int], text: Text) -> Inspection:
+        """Return the `fsa_seg.models.window.Inspection` of the patch at row and column `index` of a window (1, 3, h, w)."""
         return inspect_patch(
             self.visual,
             image,
-            self.text,
+            text.rows,
             index,
             method=self.method,
             feedback=self.feedback,
             vfm_features=self.features(image),
         )
 
-    def features(self, images):
-        """Return the VFM's features of normalised windows, or None where the method has no VFM."""
-        if self.vfm is None:
-            return None
-        normalise = self.data_preprocessor
-        return self.vfm((images * normalise.std + normalise.mean) / 255)
+    def features(self, images: torch.Tensor, scope: str = 'window') -> dict[str, torch.Tensor]:
+        """Return the features of normalised images, of the VFMs that see a 'window' or the whole 'image', by role."""
+        vfms = {role: vfm for role, vfm in self.vfms.items() if self.method.roles[role] == scope}
+        if not vfms:
+            return {}
+        pixels = (images * self.data_preprocessor.std + self.data_preprocessor.mean) / 255
+        return {role: vfm(pixels) for role, vfm in vfms.items()}
 
     def train(self, mode=True):
         """Stay in evaluation mode; training mode is refused."""
@@ -339,39 +389,127 @@ class TrainingFreeSegmentor(BaseSegmentor):
         raise NotImplementedError('use predict')
 
 
-@MODELS.register_module()
-class CLIP(TrainingFreeSegmentor):
-    """CLIP as trained: softmax(qkᵀ/√d), residual and MLP."""
+class Refinements:
+    """The refinements of one image: the method's own, then the protocol's.
 
-    own_method = 'clip'
+    Attributes:
+        refined (dict): stage -> the refined values, of stages that hold them whole.
+
+    Args:
+        method: a `Method`. refinement: with `refines` and `refine`, or None.
+        image (3, height, width): normalised.
+        size (int, int): of the results.
+        text: the `Text` of the prediction.
+    """
+
+    def __init__(self, method: Method, refinement, image: torch.Tensor, size: tuple[int, int], text: Text):
+        self._all = [part for part in (method, refinement) if part is not None and part.refines is not None]
+        self._image, self._size, self._text, self.refined = image, tuple(size), text, {}
+
+    def stages(self, stage: str) -> list:
+        """Return the refinements of a stage."""
+        return [part for part in self._all if part.refines == stage]
+
+    def values(self, stage: str, values: torch.Tensor) -> torch.Tensor:
+        """Return values after the refinements of a stage."""
+        for part in self.stages(stage):
+            image = F.interpolate(self._image[None].float(), self._size, mode='bilinear', align_corners=False)[0]
+            refined = part.refine(values, image, self._text)
+            if tuple(refined.shape) != tuple(values.shape):
+                raise UserError(
+                    f'{type(part).__name__}: refine returned {tuple(refined.shape)}; it has to keep the shape of the {stage}, '
+                    f'{tuple(values.shape)}'
+                )
+            values = refined
+        return values
+
+    def tiles(self, stage: str, tiles, most: int):
+        """Return a function that yields the tiles of a stage: those given, or those of the refined whole."""
+        if not self.stages(stage):
+            return tiles
+        whole = self.refined[stage] = self.values(stage, whole_of(tiles(), self._size))
+        rows = max(1, most // (len(whole) * self._size[1]))
+        places = [(slice(top, top + rows), slice(None)) for top in range(0, self._size[0], rows)]
+        return lambda: ((place, whole[(slice(None), *place)]) for place in places)
 
 
-@MODELS.register_module()
-class MaskCLIP(TrainingFreeSegmentor):
-    """MaskCLIP (arXiv 2112.01071): identity attention, no residual, no MLP."""
-
-    own_method = 'maskclip'
-
-
-@MODELS.register_module()
-class SCLIP(TrainingFreeSegmentor):
-    """SCLIP (arXiv 2312.01597): softmax(qqᵀ/√d) + softmax(kkᵀ/√d), residual and MLP."""
-
-    own_method = 'sclip'
+def whole_of(tiles, size: tuple[int, int]) -> torch.Tensor:
+    """Return (any, height, width) of tiles ((rows, columns), values)."""
+    whole = None
+    for place, tile in tiles:
+        whole = tile.new_empty((len(tile), *size)) if whole is None else whole
+        whole[(slice(None), *place)] = tile
+    return whole
 
 
-@MODELS.register_module()
-class ClearCLIP(TrainingFreeSegmentor):
-    """ClearCLIP (arXiv 2407.12442): softmax(qqᵀ/√d), no residual, no MLP."""
+def method_of(name: str | None, method) -> Method:
+    """Return the method of a segmentor: `method` as of `make_method`, or the settings of the method `name`."""
+    if name is None:
+        if method is None:
+            raise UserError("the segmentor has no method: name one, such as method='sclip' or type='SCLIP'")
+        return make_method(method)
+    if not isinstance(method, (dict, type(None))):
+        raise UserError(f'model: method is {method!r}; it has to be a dict of settings of the method {name}')
+    return make_method(dict(method or {}, type=name))
 
-    own_method = 'clearclip'
+
+def vfms_by_role(method: Method, vfm: dict | None) -> dict[str, dict]:
+    """Return the config of each role's VFM.
+
+    Args:
+        method: the method.
+        vfm: one VFM's config, for a method of one role, or a dict of role -> config.
+
+    Raises:
+        UserError: a role without a VFM, or a VFM for a role that the method does not have.
+    """
+    roles = list(method.roles)
+    if not vfm or not roles:
+        vfm = {}
+    elif 'type' in vfm:
+        if len(roles) > 1:
+            raise UserError(f'the method {method.name} has the roles {", ".join(roles)}: name a VFM for each')
+        vfm = {roles[0]: vfm}
+    check_keys(vfm, roles, f'the VFMs of the method {method.name}')
+    missing = [role for role in roles if not vfm.get(role)]
+    if missing:
+        option = 'dino_vit-b8' if len(roles) == 1 else ','.join(f'{role}=dino_vit-b8' for role in roles)
+        raise UserError(
+            f'the method {method.name} needs a VFM for the role {", ".join(missing)}: name it, such as --vfm {option}'
+        )
+    return dict(vfm)
 
 
-@MODELS.register_module()
-class ProxyCLIP(TrainingFreeSegmentor):
-    """ProxyCLIP (arXiv 2408.04883): attention of a VFM's features, no residual, no MLP."""
+def register_method(method: type[Method]) -> str:
+    """Register a segmentor under a method's title, and return the title.
 
-    own_method = 'proxyclip'
+    Raises:
+        UserError: another class has the title.
+    """
+    registered, path = MODELS.module_dict.get(method.title), sys.modules[method.__module__].__file__
+    if registered is None or getattr(registered, 'method_path', None) == path:
+        about = dict(__doc__=method.__doc__, __module__=__name__, method_name=method_key(method), method_path=path)
+        MODELS.register_module(method.title, True, type(method.title, (TrainingFreeSegmentor,), about))
+    elif registered.method_name != method.name:
+        raise UserError(f'{path}: a class {method.title!r} is registered already; give the method another title')
+    return method.title
+
+
+def register_own_methods(title: str) -> None:
+    """Register a user's own methods where no class has a title, such as one of a saved config."""
+    if title not in MODELS.module_dict:
+        for name in sorted(set(method_names()) - set(method_names(own=False))):
+            register_method(find_method(name))
+
+
+def configured_method(model: dict) -> Method | None:
+    """Return the method of a segmentor's config; None for a segmentor of another base."""
+    cls = MODELS.get(model['type'])
+    return method_of(cls.method_name, model.get('method')) if issubclass(cls, TrainingFreeSegmentor) else None
+
+
+for _name in method_names(own=False):
+    register_method(find_method(_name))
 
 
 def _once(made, make, *arguments):

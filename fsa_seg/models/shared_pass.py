@@ -1,4 +1,4 @@
-"""One pass, many methods: windows go through trunk and VFMs in batches, once for all the segmentors that look at them.
+"""One pass over images for several segmentors: windows go through trunk and VFMs in batches, once for all of them.
 
 Shape legend: B windows, N patches, Q queries; images (3, height, width), each of its own size.
 """
@@ -6,20 +6,24 @@ Shape legend: B windows, N patches, Q queries; images (3, height, width), each o
 import collections
 import itertools
 import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from torch import nn
+from torch import Tensor, nn
 
 from fsa_seg.errors import UserError
-from fsa_seg.models.window import LastBlock
-from fsa_seg.ops.windows import OverlapAdd, cut_window, windows
+from fsa_seg.methods.base import WindowCosines
+from fsa_seg.models.text import Text
+from fsa_seg.ops.last_block import LastBlock, Projections
+from fsa_seg.ops.windows import Layout, Window, cut_window, windows
 
-STAGES = ("CLIP's trunk", 'the VFM', 'the last block (attention, FSA, readout)')
-SHARED_KEYS = (
+FINITE_STAGES = ("CLIP's trunk", 'the VFM', 'the last block (attention, FSA, readout)')
+SHARED_KEYS = (  # settings in which the members of a pass are alike
     'backbone',
     'precision',
     'window',
@@ -27,16 +31,16 @@ SHARED_KEYS = (
     'window_batch',
     'compile',
     'text_cache',
-)  # by a panel's members
+)
 
 
 @MODELS.register_module()
-class Panel(BaseSegmentor):
-    """Several segmentors of one backbone and one choice of windows, in one pass; at equal `window_batch` each gives what it
-    gives alone.
+class SharedPass(BaseSegmentor):
+    """Several segmentors of one backbone and one choice of windows, in one pass over the images.
 
-    Trunk and each VFM run once for a window, and members that differ in their feedback alone share the last block under
-    their method's own map. `predict` puts the labels of member i into the field `label_field(i)` of a data sample.
+    At equal `window_batch` each gives what it gives alone. Trunk and each VFM run once for a window, and members that differ
+    in their feedback alone share the last block under their method's own map. `predict` puts the labels of member i into
+    the field `label_field(i)` of a data sample.
 
     Args:
         members (list of dict): configs of `fsa_seg.models.segmentor.TrainingFreeSegmentor`, alike in SHARED_KEYS.
@@ -48,7 +52,7 @@ class Panel(BaseSegmentor):
     def __init__(self, members):
         for key in SHARED_KEYS:
             if len({json.dumps(member.get(key), sort_keys=True) for member in members}) > 1:
-                raise ValueError(f'the members of a panel differ in {key}')
+                raise ValueError(f'the members of a shared pass differ in {key}')
         models = {}
         members = [MODELS.build(dict(member, models=models)) for member in members]
         super().__init__(data_preprocessor=members[0].data_preprocessor)
@@ -61,10 +65,13 @@ class Panel(BaseSegmentor):
         Args: as of `TrainingFreeSegmentor.predict`.
         """
         samples = data_samples or [SegDataSample() for _ in inputs]
-        for sample, cosines in zip(samples, overlap_adds(self.members, inputs, original_sizes(inputs, samples))):
-            for i, (member, own) in enumerate(zip(self.members, cosines)):
-                sample.set_field(PixelData(data=member.labels(own)[0][None]), label_field(i), PixelData)
-                sample.set_field(own.finite, finite_field(label_field(i)), torch.Tensor)
+        members = [Member(segmentor, segmentor.text) for segmentor in self.members]
+        merged = merged_images(members, inputs, original_sizes(inputs, samples))
+        for image, sample, results in zip(inputs, samples, merged):
+            for i, (member, pixels) in enumerate(zip(members, results)):
+                labels, _ = member.segmentor.labels(pixels.cosines, member.text, image)
+                sample.set_field(PixelData(data=labels[None]), label_field(i), PixelData)
+                sample.set_field(pixels.finite, finite_field(label_field(i)), torch.Tensor)
         return samples
 
     def loss(self, inputs, data_samples):
@@ -77,90 +84,224 @@ class Panel(BaseSegmentor):
     extract_feat = encode_decode = _forward
 
 
-def label_field(member):
-    """Return the field of a data sample that holds the labels of a panel's member (int)."""
+class Member(NamedTuple):
+    """One row of a pass: a segmentor, and the text that it segments into."""
+
+    segmentor: Any
+    text: Text
+
+
+class Pixels(NamedTuple):
+    """The cosines of an image's pixels.
+
+    Attributes:
+        cosines: of `fsa_seg.methods.base.Method.merge`.
+        finite (3): bool, which of FINITE_STAGES gave finite numbers in all windows.
+    """
+
+    cosines: Any
+    finite: Tensor
+
+
+class Crop(NamedTuple):
+    """A window to be cut.
+
+    Attributes:
+        index (int): of the image in its batch.
+        image (3, height, width): normalised.
+        rows (top, bottom), columns (left, right): in pixels.
+    """
+
+    index: int
+    image: Tensor
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    size = property(lambda self: [end - start for start, end in (self.rows, self.columns)])
+
+
+def label_field(member: int | str) -> str:
+    """Return the field of a data sample that holds the labels of a pass's member."""
     return f'pred_sem_seg_{member}'
 
 
-def finite_field(labels):
+def finite_field(labels: str) -> str:
     """Return the field of a data sample that says whether the stages behind a field of labels gave finite numbers."""
     return labels.replace(label_field('')[:-1], 'finite')
 
 
-def original_sizes(images, samples):
+def original_sizes(images, samples) -> list[tuple[int, int]]:
     """Return the (height, width) of each image before it was resized; where a data sample does not tell, its own."""
     return [sample.metainfo.get('ori_shape', image.shape[1:])[:2] for image, sample in zip(images, samples)]
 
 
 @torch.no_grad()
-def overlap_adds(segmentors, images, sizes):
-    """Yield for each image, in order, the complete `OverlapAdd` of each segmentor, as soon as its last window is done.
+def merged_images(members: Sequence[Member], images: Sequence[Tensor], sizes) -> Iterator[list[Pixels]]:
+    """Yield for each image, in order, the `Pixels` of each member, as soon as the image's last window is done.
 
     Windows go in batches of `window_batch`, across the images.
 
     Args:
-        segmentors (sequence): that share trunk, window and stride.
+        members: whose segmentors share trunk, window and stride.
         images (list of (3, height, width)): normalised.
         sizes (list of (int, int)): height and width of each result.
     """
-    first, adds = segmentors[0], {}
-    jobs = [
-        (i, *one) for i, image in enumerate(images) for one in windows(*image.shape[1:], first.window, first.stride)
+    first = members[0].segmentor
+    crops = [
+        Crop(index, image, *place)
+        for index, image in enumerate(images)
+        for place in windows(*image.shape[1:], first.window, first.stride)
     ]
-
-    def run(batch, adds):
-        for i, _, _ in batch:
-            if i not in adds:
-                adds[i] = [
-                    OverlapAdd(images[i].shape[1:], s.window, s.stride, s.multiple, sizes[i]) for s in segmentors
-                ]
-        for member, cosines, grid, finite in window_cosines(segmentors, [(images[i], *one) for i, *one in batch]):
-            for (i, rows, columns), window, flags in zip(batch, cosines, finite):
-                adds[i][member].add(rows, columns, window, grid, flags)
-        return adds
-
-    left = collections.Counter(i for i, _, _ in jobs)
-    most = first.batch_size(lambda: run([max(jobs, key=_size)], {}))
-    for batch in _batches(jobs, most):
-        run(batch, adds)
-        left.subtract(i for i, _, _ in batch)
-        for i in [i for i in adds if not left[i]]:
-            yield adds.pop(i)
+    whole = _WholeImages(members, images)
+    queries = max(len(member.text.rows) for member in members)
+    most = first.batch_size(
+        lambda: list(window_results(members, [max(crops, key=lambda crop: crop.size)], whole)), queries
+    )
+    left = collections.Counter(crop.index for crop in crops)
+    done = {}  # image -> member -> its windows and their flags
+    for batch in _batches(crops, most):
+        for member, window, flags, index in window_results(members, batch, whole):
+            done.setdefault(index, {}).setdefault(member, []).append((window, flags))
+        left.subtract(crop.index for crop in batch)
+        for index in [index for index in done if not left[index]]:
+            yield _merge(members, done.pop(index), images[index].shape[1:], sizes[index], whole, index)
+            whole.forget(index)
 
 
-def window_cosines(segmentors, crops):
-    """Yield (index of a segmentor, cosines (B, N, Q), grid, flags) of windows of one size: trunk and VFMs run once each.
+def _merge(members, done, shape, size, whole, index) -> list[Pixels]:
+    """Return the `Pixels` of each member from its windows of one image."""
+    results = []
+    for i, (segmentor, _) in enumerate(members):
+        layout = Layout(
+            tuple(shape),
+            tuple(size),
+            segmentor.window,
+            segmentor.stride,
+            segmentor.multiple,
+            whole.features(segmentor, index),
+        )
+        member_windows, flags = zip(*done[i])
+        results.append(Pixels(segmentor.method.merge(list(member_windows), layout), torch.stack(flags).all(0)))
+    return results
 
-    The flags (B, 3) bool say which of STAGES gave finite numbers; they stay on the device, so that it is not waited for.
+
+def window_results(
+    members: Sequence[Member], crops: Sequence[Crop], whole: '_WholeImages | None' = None
+) -> Iterator[tuple[int, Window, Tensor, int]]:
+    """Yield (index of a member, `Window`, flags, index of the image) of windows of one size.
+
+    Trunk and VFMs run once each. The flags (3,) bool say which of FINITE_STAGES gave finite numbers; they stay on the
+    device, so that it is not waited for.
 
     Args:
-        segmentors (sequence): that share the trunk.
-        crops (list of (image (3, height, width), (top, bottom), (left, right))): the windows, in pixels.
+        members: whose segmentors share the trunk.
+        crops: the windows.
+        whole: the VFMs' features of whole images.
     """
-    groups, cut, tokens, features, fine = {}, {}, {}, {}, {}
-    for i, s in enumerate(segmentors):  # those that share the last block, but for their feedback
-        groups.setdefault((s.vfm, s.multiple, *s.method.values(), s.queries), []).append(i)
+    whole = whole or _WholeImages(members, {crop.index: crop.image for crop in crops})
+    batch = _Batch([member.segmentor for member in members], crops)
+    groups = {}
+    for i, (segmentor, text) in enumerate(members):  # members that share the last block, but for their feedback
+        vfms = tuple((role, id(vfm)) for role, vfm in segmentor.vfms.items())
+        method = json.dumps([segmentor.method.name, segmentor.method.settings], sort_keys=True)
+        groups.setdefault((vfms, segmentor.multiple, segmentor.window, method, id(text.rows), text.queries), []).append(
+            i
+        )
     for group in groups.values():
-        s = segmentors[group[0]]
-        if s.multiple not in cut:
-            cut[s.multiple] = torch.cat([cut_window(*crop, s.multiple) for crop in crops])
-        images = cut[s.multiple]
-        size = images.shape[2:]  # it tells the padding, and so what is in the images
-        if size not in tokens:
-            tokens[size] = segmentors[0].trunk(s.visual, images)
-            fine[size] = _finite(tokens[size][0])
-        if (s.vfm, size) not in features:
-            features[s.vfm, size] = s.features(images)
-            fine[s.vfm, size] = fine[size] if s.vfm is None else _finite(features[s.vfm, size])
-        block = LastBlock(s.visual, *tokens[size], s.text, s.method, features[s.vfm, size])
+        segmentor, text = members[group[0]]
+        block = batch.last_block(
+            segmentor, {role: [whole.of(segmentor, role, c.index) for c in crops] for role in whole.roles(segmentor)}
+        )
+        cosines = WindowCosines(segmentor.method, block, text.rows)
         for i in group:
-            last = []
-            for cosines in block.rounds(segmentors[i].feedback):
-                last.append(_finite(cosines))
-            yield i, cosines, block.grid, torch.stack([fine[size], fine[s.vfm, size], torch.stack(last).all(0)], 1)
+            finite = []
+            for z in cosines.rounds(members[i].segmentor.feedback):
+                finite.append(_finite(z))
+            flags = torch.stack([*batch.finite(segmentor), torch.stack(finite).all(0)], 1)
+            kept = segmentor.method.keep(block) or [None] * len(crops)
+            for crop, window_cosines, window_flags, window_kept in zip(crops, z, flags, kept):
+                window = Window(crop.rows, crop.columns, window_cosines, cosines.grid, window_kept)
+                yield i, window, window_flags, crop.index
 
 
-def _finite(values):
+class _Batch:
+    """Windows of one size: their pixels, trunk and features, each computed once for the segmentors that ask.
+
+    Windows that are padded alike hold the same pixels, so that their size stands for them.
+    """
+
+    def __init__(self, segmentors, crops):
+        self._crops, self._cut, self._trunk, self._features, self._finite = crops, {}, {}, {}, {}
+        self._inner = sorted({index for segmentor in segmentors for index in segmentor.inner_blocks})
+
+    def last_block(self, segmentor, image_features) -> LastBlock:
+        images = self._images(segmentor)
+        tokens, grid, inner = self._run_trunk(segmentor, images)
+        places = [Window(crop.rows, crop.columns, None, None) for crop in self._crops]
+        return LastBlock(
+            segmentor.visual, tokens, grid, self._run_vfms(segmentor, images), inner, image_features, places
+        )
+
+    def finite(self, segmentor) -> list[Tensor]:
+        """Return the flags of the trunk and of all VFMs of a segmentor."""
+        size = tuple(self._images(segmentor).shape[2:])
+        vfms = [self._finite[id(vfm), size] for vfm in segmentor.window_vfms().values()]
+        return [self._finite[size], torch.stack(vfms).all(0) if vfms else self._finite[size]]
+
+    def _images(self, segmentor) -> Tensor:
+        key = segmentor.multiple, segmentor.window == 0
+        if key not in self._cut:
+            cut = [cut_window(crop.image, crop.rows, crop.columns, *key) for crop in self._crops]
+            self._cut[key] = torch.cat(cut)
+        return self._cut[key]
+
+    def _run_trunk(self, segmentor, images):
+        size = tuple(images.shape[2:])
+        if size not in self._trunk:
+            tokens, grid, inner = segmentor.trunk(segmentor.visual, images, self._inner)
+            blocks = segmentor.visual.transformer.resblocks
+            inner = {index: Projections(blocks[index], before) for index, before in inner.items()}
+            self._trunk[size], self._finite[size] = (tokens, grid, inner), _finite(tokens)
+        return self._trunk[size]
+
+    def _run_vfms(self, segmentor, images) -> dict[str, Tensor]:
+        size, vfms = tuple(images.shape[2:]), segmentor.window_vfms()
+        if any((id(vfm), size) not in self._features for vfm in vfms.values()):
+            for role, features in segmentor.features(images).items():
+                self._features[id(vfms[role]), size] = features
+                self._finite[id(vfms[role]), size] = _finite(features)
+        return {role: self._features[id(vfm), size] for role, vfm in vfms.items()}
+
+
+class _WholeImages:
+    """The features of VFMs that see whole images, each computed once while the image's windows are worked on."""
+
+    def __init__(self, members, images):
+        self._images, self._features = images, {}
+
+    def roles(self, segmentor) -> list[str]:
+        return [role for role, scope in segmentor.method.roles.items() if scope == 'image']
+
+    def of(self, segmentor, role: str, index: int) -> Tensor:
+        return self.features(segmentor, index)[role]
+
+    def features(self, segmentor, index: int) -> dict[str, Tensor]:
+        features = {}
+        for role in self.roles(segmentor):
+            key = id(segmentor.vfms[role]), index
+            if key not in self._features:
+                image = self._images[index]
+                multiple = segmentor.vfms[role].multiple
+                padded = cut_window(image, (0, image.shape[1]), (0, image.shape[2]), multiple)
+                self._features[key] = segmentor.features(padded, 'image')[role]
+            features[role] = self._features[key]
+        return features
+
+    def forget(self, index: int) -> None:
+        self._features = {key: value for key, value in self._features.items() if key[1] != index}
+
+
+def _finite(values: Tensor) -> Tensor:
     """Return for each of a batch whether all its values are finite, (B,) bool."""
     return values.isfinite().flatten(1).all(1)
 
@@ -173,7 +314,7 @@ def check_finite_stages(flags, image, settings):
         image (str): name of the image.
         settings (str): what the segmentor ran under, such as 'SCLIP + FSA, fp16'.
     """
-    wrong = [stage for stage, fine in zip(STAGES, flags.tolist()) if not fine]
+    wrong = [stage for stage, fine in zip(FINITE_STAGES, flags.tolist()) if not fine]
     if wrong:
         raise UserError(
             f'{image}: {wrong[0]} under {settings} gave numbers that are not finite (NaN or infinite), so that there are '
@@ -182,12 +323,8 @@ def check_finite_stages(flags, image, settings):
         )
 
 
-def _batches(jobs, most):
+def _batches(crops: Sequence[Crop], most: int) -> Iterator[list[Crop]]:
     """Yield consecutive windows of one size, at most so many at once."""
-    for _, alike in itertools.groupby(jobs, _size):
+    for _, alike in itertools.groupby(crops, lambda crop: crop.size):
         alike = list(alike)
         yield from (alike[start : start + most] for start in range(0, len(alike), most))
-
-
-def _size(job):
-    return [end - start for start, end in job[1:]]

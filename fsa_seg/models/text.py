@@ -1,12 +1,17 @@
 """Text queries: the words of a data set's classes, and their CLIP embeddings."""
 
+import functools
 import hashlib
 import json
 import logging
 import os
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from open_clip.tokenizer import get_clean_fn
@@ -15,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from fsa_seg.errors import UserError, warn_once
-from fsa_seg.models.clip import architecture_digest
+from fsa_seg.models.clip import architecture_digest, weights_digest
 from fsa_seg.ops.device import trim_memory
 from fsa_seg.system.paths import new_file
 
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
-WORDS_AT_ONCE = 5  # each of them is as many prompts as there are templates
+NOT_TEXT = ('visual.', 'logit_scale', 'logit_bias')  # what a model has beside its text tower
 
 
 def class_words(classes, rename=None, synonyms=None, background=None, join_spaces=False):
@@ -141,71 +146,152 @@ def check_distinct(words, classes, where, published=False):
             warn_once(f'{said}, as published; a pixel that scores best for it gets the first class')
 
 
-def encode_queries(clip, tokenizer, queries, weights, device='cpu', cache_dir=None):
-    """Return the unit embedding of each query, (Q, E) float32: the mean over `open_clip`'s 80 ImageNet templates.
+class Text(NamedTuple):
+    """What an image is segmented into: unit text rows, and how they belong to classes.
 
-    Built by `open_clip.build_zero_shot_classifier` in float32 and kept on disk, under a key of the weights, the
-    architecture (mask and pooling included), the words and their tokens, the templates and open_clip's version.
+    Attributes:
+        rows (Q, E): float32 unit rows, the queries of one class side by side, in class order.
+        words_per_class (tuple of int): how many queries each class has.
+        queries (tuple of str): the words.
+    """
+
+    rows: torch.Tensor
+    words_per_class: tuple[int, ...]
+    queries: tuple[str, ...]
+
+    def to(self, device) -> 'Text':
+        """Return the text with its rows on a device."""
+        return self._replace(rows=self.rows.to(device))
+
+
+class TextEncoder:
+    """Embeds words by CLIP's text tower, each word once: rows are kept in memory and on disk.
+
+    A row is the normalised mean over `open_clip`'s 80 ImageNet templates of a word's unit embeddings. It depends on no other
+    word. Several threads may encode at a time.
 
     Args:
-        clip: an `open_clip` model whose text tower is float32; it is moved to `device` if it has to work.
+        clip: an `open_clip` model whose text tower is float32.
         tokenizer: its tokenizer.
-        queries (list of str): the words.
-        weights (str): digest of the model's weights.
-        device (str or torch.device): where to work.
-        cache_dir (str): by default the environment's FSA_SEG_CACHE or ~/.cache/fsa_seg.
+        cache_dir (str): folder of the rows; by default the environment's FSA_SEG_CACHE or ~/.cache/fsa_seg.
     """
-    cache_dir = cache_dir or os.environ.get('FSA_SEG_CACHE', os.path.expanduser('~/.cache/fsa_seg'))
-    tokens = tokenizer([template('') for template in TEMPLATES] + list(queries))
-    key = [
-        weights,
-        architecture_digest(clip),
-        open_clip.__version__,
-        templates_digest(),
-        list(queries),
-        tokens.tolist(),
-    ]
-    path = os.path.join(cache_dir, 'text', hashlib.sha256(json.dumps(key).encode()).hexdigest() + '.safetensors')
-    if os.path.exists(path):
+
+    def __init__(self, clip, tokenizer, cache_dir: str | None = None):
+        self._clip, self._tokenizer, self._rows, self._lock = clip, tokenizer, {}, threading.Lock()
+        cache_dir = cache_dir or os.environ.get('FSA_SEG_CACHE', os.path.expanduser('~/.cache/fsa_seg'))
+        self._cache_dir = os.path.join(cache_dir, 'text')
+
+    @functools.cached_property
+    def tower(self) -> str:
+        """The fingerprint of the text tower: its weights, its architecture, and open_clip's version."""
+        parts = [weights_digest(self._clip, NOT_TEXT), architecture_digest(self._clip, NOT_TEXT)]
+        return hashlib.sha256(' '.join([*parts, open_clip.__version__, templates_digest()]).encode()).hexdigest()
+
+    def encode(self, words: Sequence[Sequence[str]], device: str | torch.device = 'cpu') -> Text:
+        """Return the `Text` of classes.
+
+        Args:
+            words: the query words of each class.
+            device: where the text tower works, if it has to.
+
+        Raises:
+            UserError: embeddings that are no finite unit vectors.
+        """
+        queries = tuple(word for group in words for word in group)
+        with self._lock:
+            missing = [word for word in dict.fromkeys(queries) if word not in self._rows and not self._read(word)]
+            if missing:
+                self._embed(missing, device)
+            rows = torch.stack([self._rows[word] for word in queries])
+        return Text(rows, tuple(len(group) for group in words), queries)
+
+    def _embed(self, words: list[str], device) -> None:
+        """Embed words, and keep their rows in memory and on disk."""
+        print_log(f'embedding {len(words)} words with {len(TEMPLATES)} templates', 'current')
+        self._clip.to(device)
+        hidden = not is_main_process()
+        for word in tqdm(words, 'embedding words', unit='word', delay=2, leave=False, disable=hidden):
+            row = embed_word(self._clip, self._tokenizer, word, device).cpu()
+            if not _are_units(row[None]):
+                raise UserError(
+                    f"the text embedding of {word!r} is no finite unit vector: the text tower's weights are damaged; get "
+                    'them again, or name others'
+                )
+            self._rows[word] = row
+            self._write(word, row)
+        trim_memory()
+
+    def _path(self, word: str) -> str:
+        tokens = self._tokenizer([word])[0].tolist()
+        key = hashlib.sha256(json.dumps([self.tower, word, tokens]).encode()).hexdigest()
+        return os.path.join(self._cache_dir, key[:2], f'{key}.safetensors')
+
+    def _read(self, word: str) -> bool:
+        """Take a word's row from disk, and return whether it is there."""
+        path = self._path(word)
         try:
-            text = load_file(path)['text']
-            if len(text) == len(queries) and _are_units(text):
-                return text
+            row = load_file(path)['row'] if os.path.exists(path) else None
+            if row is not None and row.ndim == 1 and _are_units(row[None]):
+                self._rows[word] = row
+                return True
         except (SafetensorError, KeyError, OSError):
-            pass
-        print_log(f'{path} is damaged and is built again', 'current', logging.WARNING)
-    print_log(f'embedding {len(queries)} queries with {len(TEMPLATES)} templates', 'current')
-    text = torch.cat(
-        [
-            open_clip.build_zero_shot_classifier(
-                clip.to(device), tokenizer, queries[start : start + WORDS_AT_ONCE], TEMPLATES, device=device
-            )
-            .T.float()
-            .cpu()
-            for start in tqdm(
-                range(0, len(queries), WORDS_AT_ONCE),
-                'embedding words',
-                delay=2,
-                leave=False,
-                disable=not is_main_process(),
-            )
-        ]
+            row = 'damaged'
+        if row is not None:
+            print_log(f'{path} is damaged; the word {word!r} is embedded again', 'current', logging.WARNING)
+        return False
+
+    def _write(self, word: str, row: torch.Tensor) -> None:
+        try:
+            with new_file(self._path(word)) as part:
+                save_file(dict(row=row), part)
+        except (OSError, SafetensorError, UserError) as error:
+            warn_once(f'the text embeddings are not kept: {error}; FSA_SEG_CACHE names another folder')
+
+
+@torch.no_grad()
+def embed_word(clip, tokenizer, word: str, device: str | torch.device = 'cpu') -> torch.Tensor:
+    """Return the unit embedding (E) float32 of a word: the mean over the templates, normalised.
+
+    Args:
+        clip: an `open_clip` model on the device.
+        tokenizer: its tokenizer.
+        word: the word.
+        device: where to work.
+    """
+    tokens = tokenizer([template(word) for template in TEMPLATES]).to(device)
+    mean = F.normalize(embed_prompts(clip, tokens), dim=-1).mean(0)
+    return (mean / mean.norm()).float()
+
+
+def embed_prompts(clip, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the embeddings (P, E) of prompts, before they are normalised.
+
+    A causal tower that reads the end-of-text token needs no token behind it: the prompts are cut at the longest one's.
+    Other towers get all tokens, through `open_clip`'s own function.
+
+    Args:
+        clip: an `open_clip` model.
+        tokens (P, context length): of the tokenizer.
+    """
+    if not reads_end_of_text(clip):
+        return clip.encode_text(tokens)
+    ends = tokens.argmax(-1)  # the end-of-text token has the highest number
+    length = int(ends.max()) + 1
+    x = clip.token_embedding(tokens[:, :length]) + clip.positional_embedding[:length]
+    x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
+    x = clip.ln_final(x)[torch.arange(len(x), device=x.device), ends]
+    return clip.text_projection(x) if isinstance(clip.text_projection, torch.nn.Linear) else x @ clip.text_projection
+
+
+def reads_end_of_text(clip) -> bool:
+    """Return whether a model's text tower is open_clip's causal one, pooled at the end-of-text token."""
+    return (
+        type(clip) is open_clip.CLIP
+        and getattr(clip, 'text_pool_type', None) == 'argmax'
+        and getattr(clip, 'attn_mask', None) is not None
+        and getattr(clip, 'text_projection', None) is not None
+        and bool((clip.attn_mask == float('-inf')).equal(torch.ones_like(clip.attn_mask).triu_(1).bool()))
     )
-    trim_memory()
-    if not _are_units(text):
-        wrong = [query for query, row in zip(queries, text) if not _are_units(row[None])]
-        raise UserError(
-            f'the text embeddings of {len(wrong)} of {len(queries)} words, {wrong[0]!r} the first, are no finite unit '
-            "vectors: the text tower's weights are damaged; get them again, or name others"
-        )
-    try:
-        with new_file(path) as part:
-            save_file(dict(text=text), part)
-    except (OSError, SafetensorError, UserError) as error:
-        print_log(
-            f'the text embeddings are not kept: {error}; FSA_SEG_CACHE names another folder', 'current', logging.WARNING
-        )
-    return text
 
 
 def _are_units(text):

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
-from fsa_seg.config.components import feedback_of, load_parts, method_of, part_config
+from fsa_seg.config.components import feedback_of, load_parts, part_config, part_titles, segmentor_config
 from fsa_seg.config.fingerprint import sources_digest, versions
+from fsa_seg.errors import UserError
 from fsa_seg.evaluation.results import row_name, write_result
-from fsa_seg.models.clip import load_clip, trunk
+from fsa_seg.methods import SPELLED_OUT
+from fsa_seg.models.clip import load_clip, trunk, trunk_and_inner
 from fsa_seg.models.segmentor import PRECISIONS
-from fsa_seg.models.window import LastBlock, resolve_feedback, token_logits
+from fsa_seg.models.window import resolve_feedback, role_features, token_logits, window_cosines
 from fsa_seg.ops import reference
 from fsa_seg.ops.device import device_name, exact_float32, measured
 from fsa_seg.ops.feedback import prune
@@ -56,8 +58,9 @@ class Smoke:
             cell (dict): kind -> part, of `fsa_seg.config.suites.suite_cells`.
         """
         parts = load_parts(*({**DEFAULTS, **cell}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
-        names = {kind: part and part.name for kind, part in parts.items()}
-        key = json.dumps([parts, cell.get('check', False), self._state], sort_keys=True)
+        names = part_titles(parts)
+        spelt = dict(parts, method=segmentor_config(parts['method']))
+        key = json.dumps([spelt, cell.get('check', False), self._state], sort_keys=True)
         path = os.path.join(self.folder, hashlib.sha256(key.encode()).hexdigest()[:16] + '.json')
         if os.path.exists(path) and not self.force:
             with open(path, encoding='utf-8') as f:
@@ -79,21 +82,27 @@ class Smoke:
         )
 
     def _run(self, parts, check):
-        (visual, text, tokens, grid), trunk_cost, size = self._trunk(parts['backbone'])
-        features, vfm_cost, vfm_size = self._vfm(parts['vfm']) if parts['vfm'] else (None, (0.0, 0), 0)
+        (visual, text, image, tokens, grid), trunk_cost, size = self._trunk(parts['backbone'])
+        method, vfms = parts['method'], {role: self._vfm(vfm) for role, vfm in parts['vfm'].items()}
         feedback = feedback_of(parts)
         feedback = resolve_feedback(feedback and {key: value for key, value in feedback.items() if key != 'type'})
-        arguments = dict(method=method_of(parts['method']), feedback=feedback, vfm_features=features)
+        arguments = dict(
+            method=method,
+            feedback=feedback,
+            vfm_features={role: features for role, (features, *_) in vfms.items()},
+            inner=trunk_and_inner(visual, image, method.inner_blocks(len(visual.transformer.resblocks)))[2],
+        )
         (logits, out_grid), cost = measured(lambda: token_logits(visual, tokens, grid, text, **arguments), self.device)
         if not logits.isfinite().all():
             raise RuntimeError('some cosines are not finite')
+        costs = [trunk_cost, *(vfm_cost for _, vfm_cost, _ in vfms.values()), cost]
         row = dict(
             grid=list(out_grid),
             trunk=trunk_cost[0],
-            vfm_seconds=vfm_cost[0],
+            vfm_seconds=sum(vfm_cost[0] for _, vfm_cost, _ in vfms.values()),
             last_block=cost[0],
-            weights=size + vfm_size,
-            memory=max(c[1] for c in (trunk_cost, vfm_cost, cost)),
+            weights=size + sum(vfm_size for *_, vfm_size in vfms.values()),
+            memory=max(bytes_ for _, bytes_ in costs),
         )
         row['memory'] = None if math.isnan(row['memory']) else row['memory']
         if check and self.precision == 'fp32':
@@ -106,7 +115,7 @@ class Smoke:
         return torch.rand(1, 3, *sides, generator=torch.Generator().manual_seed(self.seed)).to(self.device)
 
     def _trunk(self, part):
-        """Return (tower, text rows, tokens, grid), cost and bytes of a backbone; the last one is kept."""
+        """Return (tower, text rows, image, tokens, grid), cost and bytes of a backbone; the last backbone is kept."""
         key = json.dumps(part, sort_keys=True)
         if self._backbone[0] != key:
             self._backbone = (None, None)  # its memory is free before the next is made
@@ -119,7 +128,7 @@ class Smoke:
             text = F.normalize(torch.randn(self.suite.queries, visual.proj.shape[1], generator=generator), dim=-1)
             image = (self._image(visual.patch_size) - mean) / std
             (tokens, grid), cost = measured(lambda: trunk(visual, image), self.device)
-            self._backbone = (key, ((visual, text.to(self.device), tokens, grid), cost, _bytes(visual)))
+            self._backbone = (key, ((visual, text.to(self.device), image, tokens, grid), cost, _bytes(visual)))
         return self._backbone[1]
 
     def _vfm(self, part):
@@ -137,22 +146,31 @@ class Smoke:
         return self._features[key]
 
 
-def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features):
-    """Return how far logits are from the dense evaluation of `fsa_seg.ops.reference`, as a dict for a smoke row.
+def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features, inner=None):
+    """Return how far logits are from the dense reference, `fsa_seg.ops.reference`, as a dict for a row.
 
-    Pruning is a threshold, and so is the zero below which a proxy map has no entries: the dense evaluation is given the
+    Pruning is a threshold, and so is the zero below which a proxy map has no entries: the dense reference is given the
     choices that were made here, after it has found that those which it would make otherwise lie at the threshold.
+
+    Raises:
+        UserError: the dense reference does not know the method.
     """
-    block = LastBlock(visual, tokens, grid, text, method, vfm_features)
+    windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner)
+    method, attention = windows.method, windows.attention
+    if method.name not in reference.METHODS and type(method).name != SPELLED_OUT:
+        raise UserError(f'the dense reference does not know the method {method.name}')
+    formula = dict(reference.METHODS.get(method.name, {}), **method.settings)
     keep = support = fsa = None
-    if vfm_features is not None:
-        support = block.attention.apply(torch.eye(block.values.shape[1])[None].to(text)) > 0
+    if method.roles:
+        values = windows.block.values(attention)
+        support = attention.apply(torch.eye(values.shape[1])[None].to(text)) > 0
     if feedback is not None:
-        uniform, (*before, _) = block.uniform_cosines, block.rounds(feedback)
+        uniform, (*before, _) = windows.uniform, windows.rounds(feedback)
         keep = [prune(feedback.similarities(z, uniform), feedback.p).isfinite() for z in before]
         fsa = {key: value for key, value in vars(feedback).items() if key != 'block'}
+    features = next(iter(role_features(method, vfm_features).values()), None)
     expected = reference.logits(
-        visual, tokens, grid, text, **method, features=vfm_features, keep=keep, support=support, fsa=fsa
+        visual, tokens, grid, text, **formula, features=features, keep=keep, support=support, fsa=fsa
     )
     difference = float((logits - expected).abs().max())
     if difference > 1e-5:

@@ -29,13 +29,16 @@ from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.metric import confusion
 from fsa_seg.evaluation.results import row_name
+from fsa_seg.methods.base import WindowCosines
 from fsa_seg.models.segmentor import PRECISIONS
-from fsa_seg.models.shared_pass import overlap_adds, window_cosines
-from fsa_seg.models.window import LastBlock, token_logits
+from fsa_seg.models.shared_pass import Crop, Member, merged_images, window_results
+from fsa_seg.models.text import Text
+from fsa_seg.models.window import token_logits
 from fsa_seg.ops import reference
 from fsa_seg.ops.device import device_name, measured, tensor_peak
-from fsa_seg.ops.feedback import FSA, _threshold_by_histogram, _threshold_by_order
-from fsa_seg.ops.windows import OverlapAdd, cut_window, windows
+from fsa_seg.ops.feedback import FSA, threshold
+from fsa_seg.ops.last_block import LastBlock
+from fsa_seg.ops.windows import Layout, cut_window, windows
 from fsa_seg.system.machine import cpu_name
 
 PROTOCOL = 'proxyclip'  # of all measurements: windows, stride
@@ -81,6 +84,11 @@ class Cost(NamedTuple):
         return f'{self.seconds:.{digits}f} s{spread}'
 
 
+def _attended(windows):
+    """Return A·values of a batch of windows under a method."""
+    return windows.attention.apply(windows.block.values(windows.attention))
+
+
 class Measurements:
     """The sections of measurements, each a method that returns a list of rows (dicts with the same keys).
 
@@ -97,53 +105,49 @@ class Measurements:
     def __init__(self, backbone, vfm, precision, device, repeats, mini, vfms=None, step=lambda: None):
         self.backbone, self.vfm, self.precision, self.device = backbone, vfm, precision, torch.device(device)
         self.repeats, self.mini, self.vfms, self.step = repeats, mini, vfms, step
-        self._models = {}
+        self._models, self._texts = {}, {}
 
     def stages(self):
         """One image under ProxyCLIP + FSA, stage by stage, 21 queries: its windows one at a time."""
-        model = self._segmentor('proxyclip', 'fsa')
+        member = self._member('proxyclip', 'fsa')
+        model, text = member
         dataset = DATASETS.build(
             compose('voc21', data_root=self.mini, backbone='toy', vfm='toy').test_dataloader.dataset
         )
         data = dataset[0]
         image = model.data_preprocessor(dict(inputs=[data['inputs']]))['inputs'][0]
         truth = data['data_samples'].gt_sem_seg.data[0].to(self.device)
-        crops = [(image, *one) for one in windows(*image.shape[1:], model.window, model.stride)]
-        cut = [cut_window(*crop, model.multiple) for crop in crops]
-        given = [(*model.trunk(model.visual, one), model.text, model.method, model.features(one)) for one in cut]
-        blocks, found = (
-            [LastBlock(model.visual, *one) for one in given],
-            [list(window_cosines([model], [c])) for c in crops],
-        )
+        crops = [Crop(0, image, *place) for place in windows(*image.shape[1:], model.window, model.stride)]
+        cut = [cut_window(image, crop.rows, crop.columns, model.multiple) for crop in crops]
+        inputs = [(*model.trunk(model.visual, window)[:2], model.features(window)) for window in cut]
+
+        def under_the_method(tokens, grid, features):
+            return WindowCosines(model.method, LastBlock(model.visual, tokens, grid, features), text.rows)
+
+        blocks = [under_the_method(*window) for window in inputs]
+        done = [list(window_results([member], [crop]))[0][1] for crop in crops]
         for block in blocks:
-            _ = block.logits  # FSA is timed without the method's own map and readout, which are kept
-        add = functools.partial(OverlapAdd, image.shape[1:], model.window, model.stride, model.multiple, truth.shape)
-
-        def overlap():
-            whole = add()
-            for (_, rows, columns), [(_, cosines, grid, _)] in zip(crops, found):
-                whole.add(rows, columns, cosines[0], grid)
-            return whole
-
-        done = overlap()
-        labels = model.labels(done)[0]
+            _ = block.first  # FSA is timed without the method's own map and readout, which are kept
+        layout = Layout(tuple(image.shape[1:]), tuple(truth.shape), model.window, model.stride, model.multiple)
+        merged = model.method.merge(done, layout)
+        labels = model.labels(merged, text, image)[0]
         costs = self._costs(
             {
                 'decode and resize': lambda: dataset[0],
-                'trunk': lambda: [model.trunk(model.visual, one) for one in cut],
-                'VFM': lambda: [model.features(one) for one in cut],
-                'attention map': lambda: [LastBlock(model.visual, *one).attended for one in given],
-                'readout': lambda: [block.cosines(block.attended) for block in blocks],
+                'trunk': lambda: [model.trunk(model.visual, window) for window in cut],
+                'VFM': lambda: [model.features(window) for window in cut],
+                'attention map': lambda: [_attended(under_the_method(*window)) for window in inputs],
+                'readout': lambda: [block.cosines(block.attention) for block in blocks],
                 'FSA': lambda: [list(block.rounds(model.feedback)) for block in blocks],
-                'overlap-add': overlap,
-                'post-processing': lambda: model.labels(done),
+                'overlap-add': lambda: model.method.merge(done, layout),
+                'post-processing': lambda: model.labels(merged, text, image),
                 'metric': lambda: confusion(truth, labels, 21),
             }
         )
         rate = self._matmul_rate()
         flops = {
-            'trunk': self._flops(lambda: [model.trunk(model.visual, one) for one in cut]),
-            'VFM': self._flops(lambda: [model.features(one) for one in cut]),
+            'trunk': self._flops(lambda: [model.trunk(model.visual, window) for window in cut]),
+            'VFM': self._flops(lambda: [model.features(window) for window in cut]),
         }
         total = sum(cost.seconds for cost in costs.values())
         rows = []
@@ -177,10 +181,10 @@ class Measurements:
         The latter, in float32 alone, has two forms: one map where all heads share it; and a map per head throughout, and
         pruning by a sort whose indices are scattered back, as direct implementations do.
         """
-        model = self._segmentor('proxyclip', 'fsa')
-        crop = cut_window(*self._image(model), model.multiple)
-        tokens, grid = model.trunk(model.visual, crop)
-        features, rows = model.features(crop), []
+        model, _ = self._member('proxyclip', 'fsa')
+        crop = self._window(model)
+        tokens, grid, _ = model.trunk(model.visual, crop)
+        features, rows = model.features(crop)['proxy'], []
         for queries in QUERIES:
             arguments = (model.visual, tokens, grid, self._text(model, queries))
             functions = {
@@ -208,7 +212,8 @@ class Measurements:
                 },
             }
             if queries != QUERIES[-1] and self.precision == 'fp32':  # at the last it would hold 20 GiB
-                dense = functools.partial(reference.logits, *arguments, **model.method, features=features, fsa={})
+                formula = reference.METHODS['proxyclip']
+                dense = functools.partial(reference.logits, *arguments, **formula, features=features, fsa={})
                 sides = self._costs(
                     {'ours': functions[True], 'dense': dense, 'per head': functools.partial(dense, per_head=True)},
                     most=3,
@@ -225,8 +230,8 @@ class Measurements:
         return rows
 
     def pruning(self):
-        """Ways to find the threshold of pruning (p = 0.45) in each row of S: the first is used on a CPU, the second on a GPU."""
-        model = self._segmentor('proxyclip', 'fsa')
+        """Ways to find the threshold of pruning (p = 0.45) in each row of S: the first is used."""
+        model, _ = self._member('proxyclip', 'fsa')
         side, queries = PRUNED
         z = F.normalize(torch.randn(1, side**2, 64, device=self.device), dim=-1) @ self._text(model, queries)[:, :64].T
         similarity = FSA().similarities(z, z.mean(1, keepdim=True))
@@ -245,8 +250,7 @@ class Measurements:
             return high
 
         functions = {
-            'histogram, then the order of one bin': functools.partial(_threshold_by_histogram, similarity, 0.45),
-            'top-k of 0.45·N': functools.partial(_threshold_by_order, similarity, 0.45),
+            'top-k of 0.45·N': functools.partial(threshold, similarity, 0.45),
             'sort': by_sort,
             'bisection of the mass': by_bisection,
         }
@@ -266,7 +270,7 @@ class Measurements:
     def large(self):
         """The last block with FSA in blocks of rows, at the grid of a 1024-pixel window: no N×N map is held."""
         side, queries = LARGE
-        model = self._segmentor('proxyclip', 'fsa')
+        model, _ = self._member('proxyclip', 'fsa')
         cost = self._costs({'': self._random_block(model, side, queries)}, most=1)['']
         return [
             {
@@ -278,30 +282,31 @@ class Measurements:
             }
         ]
 
-    def panel(self):
+    def shared_pass(self):
         """Several cells in one pass over a window, against one after the other, and against trunk + VFMs."""
-        column = [self._segmentor(method, fsa) for method, fsa in ROWS]
+        column = [self._member(method, fsa) for method, fsa in ROWS]
         chosen = {'vfm': self.vfms} if self.vfms else {}
         suite = suite_cells(load_suite('attention33'), backbone=[self.backbone], **chosen)
-        maps = [self._segmentor(cell['method'], cell['feedback'], cell.get('vfm')) for cell in suite]
+        maps = [self._member(cell['method'], cell['feedback'], cell.get('vfm')) for cell in suite]
         return [
-            self._panel(f'{len(column)}: four methods, with and without FSA', column),
-            self._panel(f'{len(maps)}: eleven attention maps, with and without FSA', maps),
+            self._shared(f'{len(column)}: four methods, with and without FSA', column),
+            self._shared(f'{len(maps)}: eleven attention maps, with and without FSA', maps),
         ]
 
-    def _panel(self, name, members):
-        image = self._image(members[0])
-        vfms = list({id(m.vfm): m for m in members if m.vfm is not None}.values())
+    def _shared(self, name, members):
+        crop, first = self._crop(members[0].segmentor), members[0].segmentor
+        segmentors = (member.segmentor for member in members)
+        vfms = {id(vfm): segmentor for segmentor in segmentors for vfm in segmentor.vfms.values()}.values()
 
         def floor():
-            members[0].trunk(members[0].visual, cut_window(*image, members[0].multiple))
-            for m in vfms:
-                m.features(cut_window(*image, m.multiple))
+            first.trunk(first.visual, self._window(first))
+            for segmentor in vfms:
+                segmentor.features(self._window(segmentor))
 
         functions = {
             'floor': floor,
-            'one pass': lambda: list(window_cosines(members, [image])),
-            'alone': lambda: [list(window_cosines([m], [image])) for m in members],
+            'one pass': lambda: list(window_results(members, [crop])),
+            'alone': lambda: [list(window_results([member], [crop])) for member in members],
         }
         cost = self._costs(functions, most=3, memory=['one pass'])
         return {
@@ -317,10 +322,10 @@ class Measurements:
 
     def batches(self):
         """Windows of ProxyCLIP + FSA in batches, against one at a time."""
-        model, sizes = self._segmentor('proxyclip', 'fsa'), (1, 2, 4)
-        crop = self._image(model)
+        member, sizes = self._member('proxyclip', 'fsa'), (1, 2, 4)
+        crop = self._crop(member.segmentor)
         costs = self._costs(
-            {size: lambda size=size: list(window_cosines([model], [crop] * size)) for size in sizes}, most=3
+            {size: lambda size=size: list(window_results([member], [crop] * size)) for size in sizes}, most=3
         )
         return [
             {
@@ -374,7 +379,7 @@ class Measurements:
 
         Up to N = 4096 the proxy map is kept whole; beyond, it is made anew at each use.
         """
-        model, rows = self._segmentor('proxyclip', 'fsa'), []
+        (model, _), rows = self._member('proxyclip', 'fsa'), []
         for over, points in GROWTH.items():
             costs = [self._costs({'': self._random_block(model, *point)}, most=3)[''] for point in points]
             x = [side**2 if over == 'N' else queries for side, queries in points]
@@ -398,12 +403,12 @@ class Measurements:
     @torch.no_grad()
     def compiled(self):
         """Trunk and VFM under `torch.compile`, against themselves."""
-        plain = self._segmentor('proxyclip', None)
+        plain, _ = self._member('proxyclip', None)
         try:
-            fast = self._segmentor('proxyclip', None, compile=True)
+            fast, _ = self._member('proxyclip', None, compile=True)
         except UserError as error:
             return [{'model': 'trunk, VFM', 'plain': '–', 'compiled': str(error), 'times faster': '–'}]
-        crop = cut_window(*self._image(plain), plain.multiple)
+        crop = self._window(plain)
         start = time.perf_counter()
         fast.trunk(fast.visual, crop), fast.features(crop)
         seconds = time.perf_counter() - start
@@ -416,7 +421,7 @@ class Measurements:
     @torch.no_grad()
     def bf16(self):
         """Trunk and VFM in bf16, against float32."""
-        plain, half = (self._segmentor('proxyclip', None, precision=precision) for precision in ('fp32', 'bf16'))
+        plain, half = (self._member('proxyclip', None, precision=precision).segmentor for precision in ('fp32', 'bf16'))
         return [
             {'model': name, 'fp32': str(before), 'bf16': str(after), 'times faster': before.over(after)}
             for name, before, after in self._trunk_and_vfm(plain, half)
@@ -424,7 +429,7 @@ class Measurements:
 
     def _trunk_and_vfm(self, plain, other):
         """Yield ('trunk', `Cost` of one segmentor's, of another's) on one window, then those of their VFMs."""
-        crop = cut_window(*self._image(plain), plain.multiple)
+        crop = self._window(plain)
         for name, run in (('trunk', lambda m: m.trunk(m.visual, crop)), ('VFM', lambda m: m.features(crop))):
             cost = self._costs({m: functools.partial(run, m) for m in (plain, other)}, memory=[])
             yield name, cost[plain], cost[other]
@@ -441,24 +446,25 @@ class Measurements:
             most (int): windows at once on a CPU, beside one; on a GPU as many as half of its free memory holds.
             once (bool): time the one run whose memory is measured, no batch and no further run.
         """
-        model = self._segmentor('proxyclip', 'fsa')
-        crop, each = self._image(model), len(windows(*IMAGE, model.window, model.stride))
+        member = self._member('proxyclip', 'fsa')
+        model, _ = member
+        crop, each = self._crop(model), len(windows(*IMAGE, model.window, model.stride))
 
         def run(size):
-            return list(window_cosines([model], [crop] * size))
+            return list(window_results([member], [crop] * size))
 
-        one = cut_window(*crop, model.multiple)
-        flops = self._flops(lambda: (model.trunk(model.visual, one), model.features(one)))  # it warms up as well
-        found, (seconds, peak) = measured(functools.partial(run, 1), self.device)
-        if not found[0][1].isfinite().all():
+        window = self._window(model)
+        flops = self._flops(lambda: (model.trunk(model.visual, window), model.features(window)))  # it warms up as well
+        results, (seconds, peak) = measured(functools.partial(run, 1), self.device)
+        if not results[0][1].cosines.isfinite().all():
             raise RuntimeError('some cosines are not finite')
-        del found
+        del results
         times, rate = {1: seconds}, self._matmul_rate()
         if not once:
             most = most if self.device.type == 'cpu' else model.batch_size(functools.partial(run, 1))
             sizes = {size: functools.partial(run, size) for size in dict.fromkeys((1, most))}
             times = {size: cost.seconds for size, cost in self._costs(sizes, memory=[]).items()}
-        weights = sum(p.numel() * p.element_size() for part in (model.visual, model.vfm) for p in part.parameters())
+        weights = sum(p.numel() * p.element_size() for part in (model.visual, model.vfms) for p in part.parameters())
         return dict(
             weights=weights,
             peak=peak,
@@ -467,22 +473,20 @@ class Measurements:
 
     def throughput(self):
         """Images of 336×448 pixels per second under ProxyCLIP + FSA, without loading and metric: batches of windows."""
-        model = self._segmentor('proxyclip', 'fsa')
-        list(overlap_adds([model], [torch.rand(3, *IMAGE, device=self.device)], [IMAGE]))
-        found, rate, each = (
-            model.batch_size(None),
-            self._matmul_rate(),
-            len(windows(*IMAGE, model.window, model.stride)),
-        )
-        images = -(-max(8, 2 * found) // each)  # they fill two batches
+        member = self._member('proxyclip', 'fsa')
+        model, text = member
+        list(merged_images([member], [torch.rand(3, *IMAGE, device=self.device)], [IMAGE]))
+        fitting, rate = model.windows_at_once, self._matmul_rate()
+        each = len(windows(*IMAGE, model.window, model.stride))
+        images = -(-max(8, 2 * fitting) // each)  # they fill two batches
         inputs = [torch.rand(3, *IMAGE, device=self.device) for _ in range(images)]
 
         def run(size):
             model.window_batch = size
-            return model.predict(inputs, [SegDataSample(metainfo=dict(ori_shape=IMAGE)) for _ in inputs])
+            return model.predict(inputs, [SegDataSample(metainfo=dict(ori_shape=IMAGE)) for _ in inputs], text)
 
-        costs = self._costs({size: functools.partial(run, size) for size in dict.fromkeys((1, found))}, memory=[])
-        crop = cut_window(*self._image(model), model.multiple)
+        costs = self._costs({size: functools.partial(run, size) for size in dict.fromkeys((1, fitting))}, memory=[])
+        crop = self._window(model)
         flops = self._flops(lambda: (model.trunk(model.visual, crop), model.features(crop)))
         count = each * images
         return [
@@ -497,29 +501,32 @@ class Measurements:
             for size, cost in costs.items()
         ]
 
-    def _segmentor(self, method, feedback, vfm=None, queries=21, **options):
-        """Return a segmentor with random weights and text; models are shared by all that are made here."""
+    def _member(self, method, feedback, vfm=None, queries=21, **options):
+        """Return a segmentor with random weights, and random text; models are shared by all that are made here."""
         parts = load_parts(method, feedback, self.backbone, vfm or self.vfm)
         settings = protocol_settings(load_protocol(PROTOCOL, parts), None)
         config = model_config(parts, settings, self.precision, self.device, random_weights=0)
         model = MODELS.build(dict(config, models={} if options else self._models, **options)).to(self.device)
-        model.text, model.queries, model.words_per_class = (
-            self._text(model, queries),
-            tuple(range(queries)),
-            [1] * queries,
-        )
-        return model
+        names = tuple(map(str, range(queries)))
+        return Member(model, Text(self._text(model, queries), (1,) * queries, names))
 
     def _text(self, model, queries):
-        generator = torch.Generator().manual_seed(0)
-        return F.normalize(torch.randn(queries, model.visual.proj.shape[1], generator=generator), dim=-1).to(
-            self.device
-        )
+        """Return random unit rows; those of one number and tower are one tensor."""
+        key = queries, model.visual.proj.shape[1]
+        if key not in self._texts:
+            rows = torch.randn(*key, generator=torch.Generator().manual_seed(0))
+            self._texts[key] = F.normalize(rows, dim=-1).to(self.device)
+        return self._texts[key]
 
-    def _image(self, model):
-        """Return a window of random pixels, as of `window_cosines`."""
+    def _crop(self, model):
+        """Return a window of random pixels, to be cut."""
         image = torch.rand(3, model.window, model.window, generator=torch.Generator().manual_seed(0)).to(self.device)
-        return image, (0, model.window), (0, model.window)
+        return Crop(0, image, (0, model.window), (0, model.window))
+
+    def _window(self, model):
+        """Return the pixels (1, 3, height, width) of `_crop`, padded for a segmentor."""
+        crop = self._crop(model)
+        return cut_window(crop.image, crop.rows, crop.columns, model.multiple)
 
     def _random_block(self, model, side, queries):
         """Return a function that runs map, readout and FSA on a grid of features of `side`, twice as fine as CLIP's."""
@@ -589,7 +596,7 @@ SECTIONS = (
     'fsa',
     'pruning',
     'large',
-    'panel',
+    'shared_pass',
     'batches',
     'precision_agreement',
     'growth',

@@ -131,26 +131,33 @@ def golden(quick):
     needs(GOLDEN)
     import torch
 
-    from fsa_seg.models.window import METHODS, patch_logits
+    from fsa_seg.models.window import patch_logits
 
     device, _ = used_device(), _toy()
     for path in sorted(glob.glob(os.path.join(GOLDEN, '*.safetensors'))):
         visual, tensors = load_golden(path)
         visual, tensors = visual.to(device), {key: value.to(device) for key, value in tensors.items()}
         differences = {}
-        for method, feedback in itertools.product(METHODS, (None, True)):
+        for name, expected in golden_logits(tensors).items():
             with torch.no_grad():
                 logits, _ = patch_logits(
                     visual,
                     tensors['images'],
                     tensors['text'],
-                    method=method,
-                    feedback=feedback,
-                    vfm_features=tensors['vfm_features'],
+                    method=name.removesuffix('+fsa'),
+                    feedback=name.endswith('+fsa'),
+                    vfm_features=tensors.get('vfm_features'),
                 )
-            name = method + ('+fsa' if feedback else '')
-            differences[name] = float((logits - tensors[f'logits.{name}']).abs().max())
+            differences[name] = float((logits - expected).abs().max())
         yield os.path.basename(path)[:-12], *_within(differences, EXACT)
+
+
+def golden_logits(tensors):
+    """Return the golden logits of the methods that the suite has: 'METHOD' or 'METHOD+fsa' -> (B, N, Q)."""
+    from fsa_seg.methods import method_names
+
+    named = {key.removeprefix('logits.'): value for key, value in tensors.items() if key.startswith('logits.')}
+    return {name: value for name, value in named.items() if name.removesuffix('+fsa') in method_names(own=False)}
 
 
 def load_golden(path):
@@ -176,9 +183,9 @@ def dense(quick):
     """The methods, with and without FSA, agree with the dense reference: toy models, a window."""
     import torch
 
-    from fsa_seg.models.window import METHODS, resolve_feedback, token_logits
-    from fsa_seg.ops.attention import find_attention
-    from fsa_seg.ops.reference import Disagreement
+    from fsa_seg.methods import make_method
+    from fsa_seg.models.window import resolve_feedback, token_logits
+    from fsa_seg.ops.reference import METHODS, Disagreement
     from fsa_seg.profiling.architectures import compare
 
     device, model = used_device(), _toy('proxyclip')
@@ -186,17 +193,13 @@ def dense(quick):
     image = torch.nn.functional.interpolate(squares, (224, 224)).to(device)
     differences = {}
     with torch.no_grad():
-        tokens, grid = model.trunk(model.visual, image)
+        tokens, grid, _ = model.trunk(model.visual, image)
         features = model.features(image)
-        for (name, method), fsa in itertools.product(METHODS.items(), (None, True)):
-            arguments = dict(
-                method=method,
-                feedback=resolve_feedback(fsa),
-                vfm_features=features if find_attention(method['attention'])[1] else None,
-            )
-            logits, _ = token_logits(model.visual, tokens, grid, model.text, **arguments)
+        for name, fsa in itertools.product(METHODS, (None, True)):
+            arguments = dict(method=make_method(name), feedback=resolve_feedback(fsa), vfm_features=features)
+            logits, _ = token_logits(model.visual, tokens, grid, model.text.rows, **arguments)
             try:
-                found = compare(model.visual, tokens, grid, model.text, logits, **arguments)['difference']
+                found = compare(model.visual, tokens, grid, model.text.rows, logits, **arguments)['difference']
             except (Disagreement, RuntimeError) as error:  # entries that cannot be kept, or a large difference
                 found = one_line(error)
             differences[name + ('+fsa' if fsa else '')] = found
@@ -225,9 +228,9 @@ def sync(quick):
     from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
 
-    from fsa_seg.models.window import METHODS
+    from fsa_seg.methods import method_names
 
-    cells = list(itertools.product(METHODS, (None, 'fsa')))
+    cells = list(itertools.product(method_names(own=False), (None, 'fsa')))
     for size in (1, 4):
         options = dict(words=WORDS, window=100, stride=64, window_batch=size)
         members = [dict(_toy_config(*cell, 'auto'), **options) for cell in cells]

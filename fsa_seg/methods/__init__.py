@@ -1,0 +1,144 @@
+"""All methods, found by a scan of folders: one file per method, named as the method.
+
+A user's own files lie in methods/ of a folder that the environment variable FSA_SEG_CONFIGS names, or are named by
+their path.
+"""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from typing import Any
+
+from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.methods.base import SCOPES, STAGES, Method, option_names
+from fsa_seg.system.paths import part_files
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+NOT_METHODS = ('__init__', 'base', 'spelled_out')  # files of this folder that hold no method of a name
+SPELLED_OUT = 'spelled_out'
+
+
+def method_names(own: bool = True) -> list[str]:
+    """Return the names of all methods, sorted; without a user's own if `own` is False."""
+    return sorted(method_files(own))
+
+
+def method_files(own: bool = True) -> dict[str, str]:
+    """Return the files of all methods, as a dict of name -> path; without a user's own if `own` is False.
+
+    Raises:
+        UserError: two files of one name.
+    """
+    names = (os.path.splitext(file) for file in sorted(os.listdir(HERE)))
+    files = {name: os.path.join(HERE, name + ending) for name, ending in names if ending == '.py'}
+    files = {name: path for name, path in files.items() if name not in NOT_METHODS}
+    for name, path in part_files('methods').items() if own else ():
+        if name in files or name in NOT_METHODS:
+            raise UserError(f'{path}: {name!r} is the name of a method of the suite; rename the file')
+        files[name] = path
+    return files
+
+
+def find_method(name: str) -> type[Method]:
+    """Return the class of a method, given its name or the path of its file.
+
+    Raises:
+        UserError: no such method (the nearest name is given), or a file that does not hold exactly one method.
+    """
+    if name == SPELLED_OUT or os.path.isfile(os.path.join(HERE, f'{name}.py')) and name not in NOT_METHODS:
+        return _method_of(importlib.import_module(f'fsa_seg.methods.{name}'))  # no look at plug-ins
+    if str(name).endswith('.py'):
+        return _load_file(os.path.abspath(name))
+    files = method_files()
+    return _load_file(files[one_of(name, files, 'method')])
+
+
+def method_file(name: str) -> str | None:
+    """Return the file of a user's own method, or None for a method of the suite."""
+    if str(name).endswith('.py'):
+        return os.path.abspath(name)
+    path = method_files().get(name)
+    return None if path is None or os.path.dirname(path) == HERE else path
+
+
+def make_method(method: 'str | dict | Method') -> Method:
+    """Return a method.
+
+    Args:
+        method: a name, the path of a file, a `Method`, dict(type=NAME, key=value, ...) with settings of the method's
+            constructor, or dict(attention=..., residual=..., mlp=...), see `fsa_seg.methods.spelled_out`.
+
+    Raises:
+        UserError: an unknown method or setting (the nearest name is given), or a value that a method refuses.
+    """
+    if isinstance(method, Method):
+        return method
+    settings = dict(method) if isinstance(method, dict) else dict(type=method)
+    name = settings.pop('type', SPELLED_OUT)
+    cls = find_method(name)
+    check_keys(settings, option_names(cls), 'method' if name == SPELLED_OUT else f'method {name}')
+    return cls(**settings)
+
+
+def _load_file(path: str) -> type[Method]:
+    """Return the method of a user's file; the file is run once for each state of it."""
+    try:
+        return _loaded(path, os.stat(path).st_mtime_ns)
+    except OSError as error:
+        raise UserError(f'the method file {path} cannot be read: {error.strerror}') from None
+
+
+@functools.lru_cache(None)
+def _loaded(path: str, changed: int) -> type[Method]:
+    name = os.path.splitext(os.path.basename(path))[0]
+    spec = importlib.util.spec_from_file_location(f'fsa_seg_method_{name}', path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file is executed: anything can be raised
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = getattr(error, 'lineno', None) if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        raise UserError(f'the method file {path}, line {line}: {type(error).__name__}: {error}') from error
+    return _method_of(module)
+
+
+def _method_of(module) -> type[Method]:
+    """Return the one method that a module defines, its attributes checked."""
+    classes = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    path = module.__file__
+    if len(classes) != 1:
+        found = ', '.join(cls.__name__ for cls in classes) or 'none'
+        raise UserError(
+            f'{path} has to define exactly one subclass of fsa_seg.methods.base.Method; it defines {found} '
+            '(docs/extending.md)'
+        )
+    (method,) = classes
+    method.name = os.path.splitext(os.path.basename(path))[0]
+    if not method.title or not method.title.isidentifier():
+        raise UserError(
+            f'{path}: title is {method.title!r}; it has to be a name such as "SCLIP", for tables and configs'
+        )
+    for role, scope in method.roles.items():
+        if scope not in SCOPES:
+            raise UserError(f'{path}: the role {role!r} sees {scope!r}; it has to be one of {", ".join(SCOPES)}')
+    if method.refines is not None and method.refines not in STAGES:
+        raise UserError(f'{path}: refines is {method.refines!r}; it has to be one of {", ".join(STAGES)}, or None')
+    for key, parameter in inspect.signature(method.__init__).parameters.items() if option_names(method) else ():
+        if key != 'self' and parameter.default is parameter.empty:
+            raise UserError(f'{path}: the setting {key} has no default; a method runs without any setting')
+    return method
+
+
+def method_key(method: type[Method]) -> str:
+    """Return the name by which `find_method` finds a class, or the path of its file."""
+    path = sys.modules[method.__module__].__file__
+    return method.name if method.name in NOT_METHODS or method_files().get(method.name) == path else path

@@ -1,0 +1,210 @@
+"""The base of all methods: hooks with defaults, and a method's cosines on a batch of windows.
+
+Shape legend: B windows, T = 1 + N tokens (CLS first), N patches, D width, E embedding, Q queries, K classes.
+"""
+
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fsa_seg.errors import UserError
+from fsa_seg.ops.attention import AttentionMap
+from fsa_seg.ops.last_block import LastBlock
+from fsa_seg.ops.windows import Layout, OverlapAdd, Window
+
+SCOPES = ('window', 'image')  # what a VFM sees
+STAGES = ('cosines', 'scores', 'labels')  # what a refinement works on
+
+
+class Method:
+    """A training-free segmentation method: what it needs, and hooks that each have a default.
+
+    A method is one file; its name is the file's. Most methods write `attention` alone. The constructor is the method's
+    config schema: every argument has a default.
+
+    Attributes (of the class):
+        name (str): the file's; set when the file is loaded.
+        title (str): in tables, and the name of the registered segmentor.
+        publication (str): where the method was published.
+        protocol (str): of the publication. fsa_protocol (str): the same with FSA, where it differs.
+        roles (dict): role of a VFM that is needed -> what the VFM sees, 'window' or 'image'.
+        residual, mlp (bool): whether the last block's residual and its MLP follow the attention.
+        refines (str): what `refine` works on: 'cosines', 'scores' or 'labels'; None without a refinement.
+        whole_images (bool): whether a window of 0, the whole image, is possible.
+    """
+
+    name: ClassVar[str] = ''
+    title: ClassVar[str] = ''
+    publication: ClassVar[str] = ''
+    protocol: ClassVar[str] = 'proxyclip'
+    fsa_protocol: ClassVar[str | None] = None
+    roles: ClassVar[dict[str, str]] = {}
+    residual: bool = False
+    mlp: bool = False
+    refines: ClassVar[str | None] = None
+    whole_images: ClassVar[bool] = True
+
+    def inner_blocks(self, depth: int) -> tuple[int, ...]:
+        """Return the indices of CLIP's earlier blocks whose tokens, q, k or v the method reads; none by default.
+
+        Args:
+            depth: number of blocks of the image tower; the last one's index is depth − 1.
+        """
+        return ()
+
+    def attention(self, block: LastBlock) -> AttentionMap:
+        """Return the attention map of a batch of windows. FSA adapts this map; without one FSA is refused."""
+        raise NotImplementedError
+
+    def embed(self, block: LastBlock, attention: AttentionMap | None) -> Tensor:
+        """Return unit patch embeddings (B, N, E), by default the last block's readout under the map.
+
+        Args:
+            block: the last block on a batch of windows, with all that the method asked for.
+            attention: the method's own map, or the map that FSA adapted; None for a method without one.
+        """
+        return block.embed(attention, self.residual, self.mlp)
+
+    def grid(self, clip: tuple[int, int], vfms: dict[str, tuple[int, int]]) -> tuple[int, int]:
+        """Return the grid (h, w) of the patch embeddings, by default CLIP's.
+
+        Args:
+            clip (int, int): of CLIP's patches.
+            vfms (dict): role -> (h, w) of the VFM's features.
+        """
+        return clip
+
+    def keep(self, block: LastBlock) -> list | None:
+        """Return what `merge` needs of each window, a list of B; nothing by default."""
+        return None
+
+    def merge(self, windows: list[Window], layout: Layout) -> Any:
+        """Return the cosines of an image's pixels, by default the exact overlap-add of its windows.
+
+        The result has `size` (height, width), and `tiles(most)` as of `fsa_seg.ops.windows.OverlapAdd`.
+
+        Args:
+            windows: all windows of the image, with their cosines and what `keep` returned.
+            layout: how the image was cut.
+        """
+        overlap = OverlapAdd(layout)
+        for window in windows:
+            overlap.add(window)
+        return overlap
+
+    def refine(self, values: Tensor, image: Tensor, text: Any) -> Tensor:
+        """Return refined values of the same shape; called where `refines` names a stage.
+
+        Args:
+            values: (Q, height, width) cosines, (K, height, width) scores or (height, width) labels, at original size.
+            image (3, height, width): the normalised input, at that size.
+            text: the `fsa_seg.models.text.Text` of the prediction.
+        """
+        return values
+
+    @classmethod
+    def has_attention(cls) -> bool:
+        """Return whether the method has an attention map, which FSA can adapt."""
+        return cls.attention is not Method.attention
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments as they are set; each is an attribute of its own name."""
+        return {key: getattr(self, key) for key in option_names(type(self))}
+
+    @functools.cached_property
+    def row_title(self) -> str:
+        """The title in tables."""
+        return self.title
+
+
+def option_names(method: type[Method]) -> list[str]:
+    """Return the names of a method's constructor arguments."""
+    if method.__init__ is object.__init__:
+        return []
+    return [name for name in inspect.signature(method.__init__).parameters if name != 'self']
+
+
+class WindowCosines:
+    """The cosines of a batch of windows under one method; what several feedbacks share is computed once.
+
+    Attributes:
+        attention: the method's map, or None.
+        first (B, N, Q): cosines without feedback.
+        grid (int, int): (h, w) of the patches.
+
+    Args:
+        method: the method.
+        block: the last block on the windows.
+        text (Q, E): unit rows.
+
+    Raises:
+        UserError: a hook that returns another shape than it has to.
+    """
+
+    def __init__(self, method: Method, block: LastBlock, text: Tensor):
+        self.method, self.block, self._text = method, block, text.float()
+        self.attention = _remembering(method.attention(block)) if method.has_attention() else None
+        vfm_grids = {role: tuple(features.shape[2:]) for role, features in block.features.items()}
+        own_grid = self.attention.grid if self.attention else None
+        self.grid = tuple(own_grid or method.grid(block.grid, vfm_grids))
+
+    def cosines(self, attention: AttentionMap | None) -> Tensor:
+        """Return the cosines (B, N, Q) under a map."""
+        embeddings = self.method.embed(self.block, attention)
+        expected = len(self.block.tokens), self.grid[0] * self.grid[1], self._text.shape[1]
+        if not isinstance(embeddings, Tensor) or tuple(embeddings.shape) != expected:
+            shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+            raise UserError(
+                f'{self.method.title}: embed returned {shape}; it has to be unit embeddings (B, N, E) = {expected}, one for '
+                f'each patch of the grid {self.grid[0]}×{self.grid[1]}'
+            )
+        return embeddings @ self._text.T
+
+    first = functools.cached_property(lambda self: self.cosines(self.attention))
+
+    @functools.cached_property
+    def uniform(self) -> Tensor:
+        """The cosines z(U) under the uniform map, (B, N, Q), or (B, 1, Q) where they are alike for all patches."""
+        method, attention = self.method, self.attention
+        if type(method).embed is Method.embed:
+            return self.block.embed_uniform(attention, method.residual, method.mlp) @ self._text.T
+        uniform = attention._replace(
+            apply=lambda values: (attention.row_sum * values.mean(1, keepdim=True)).expand_as(values)
+        )
+        return self.cosines(uniform)
+
+    def rounds(self, feedback=None) -> Iterator[Tensor]:
+        """Yield the cosines (B, N, Q) without feedback, and with it those after each of its rounds."""
+        yield self.first
+        if feedback is not None:
+            yield from feedback.loop(self.attention, self.first, lambda: self.uniform, self.cosines)
+
+
+def _remembering(attention: AttentionMap) -> AttentionMap:
+    """Return a map that computes A·values of the first values once."""
+    first = []
+
+    def apply(values: Tensor) -> Tensor:
+        if first and first[0] is values:
+            return first[1]
+        product = attention.apply(values)
+        if not first:
+            first.extend((values, product))
+        return product
+
+    if not isinstance(attention, AttentionMap):
+        raise UserError(f'attention returned {type(attention).__name__}; it has to be an AttentionMap')
+    return attention._replace(apply=apply)
+
+
+def check_feedback(method: Method | type[Method], feedback: Any) -> None:
+    """Raise a UserError if a method has no attention map that a feedback could adapt."""
+    if feedback and not method.has_attention():
+        raise UserError(
+            f'{method.title} has no attention map that FSA could adapt; leave out the feedback (--no-fsa), or give the '
+            'method the hook `attention`'
+        )

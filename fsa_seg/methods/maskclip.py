@@ -1,0 +1,16 @@
+"""MaskCLIP: each patch attends itself alone."""
+
+from fsa_seg.methods.base import Method
+from fsa_seg.ops.attention import AttentionMap, named_map
+
+
+class MaskCLIP(Method):
+    """MaskCLIP (arXiv 2112.01071): identity attention, no residual, no MLP; the protocol is that of ClearCLIP's runs."""
+
+    title = 'MaskCLIP'
+    publication = 'Zhou et al., ECCV 2022, arXiv 2112.01071'
+    protocol = 'clearclip'
+
+    def attention(self, block) -> AttentionMap:
+        """Return the identity."""
+        return named_map('identity', block)
