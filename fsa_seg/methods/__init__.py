@@ -11,7 +11,6 @@ import inspect
 import os
 import sys
 import traceback
-from typing import Any
 
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods.base import SCOPES, STAGES, Method, option_names
