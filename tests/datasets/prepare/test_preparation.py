@@ -21,7 +21,7 @@ from scipy.io import savemat
 
 from fsa_seg.config.compose import compose
 from fsa_seg.datasets.data_sets import list_images
-from fsa_seg.datasets.prepare.formats import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS, read_matlab
+from fsa_seg.datasets.prepare.plan import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS, read_matlab
 from fsa_seg.datasets.prepare.preparation import prepare
 from fsa_seg.errors import UserError
 from fsa_seg.system import files
