@@ -1,4 +1,4 @@
-"""Downloads as they come: archives and folders read as one tree, and files fetched from their publishers."""
+"""Read archives and folders as one tree of files, and fetch files from their publishers."""
 
 import errno
 import functools
@@ -14,6 +14,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -25,20 +26,21 @@ ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # methods of zip whose output can be bounded
 BLOCK = 1 << 20  # bytes read at once
 TRIES, PAUSE = 5, 2.0  # connections for one file, and seconds between them
-UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error)  # of damaged archives
+# what damaged archives raise
+UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 
 class Missing(UserError):
-    """Something that the downloads lack."""
+    """The downloads lack a file."""
 
 
 class File(NamedTuple):
     """One file of the downloads.
 
     Attributes:
-        key (str): the part of its path that was looked for, such as 'VOC2012/JPEGImages/2007_000033.jpg'.
-        container (str): the archive that it lies in, or its own path.
-        member (str): its name in the archive; None for a file of a folder.
+        key (str): the end of the path that matched the pattern, such as 'VOC2012/JPEGImages/2007_000033.jpg'.
+        container (str): the archive's path; for a file of a folder, the file's path.
+        member (str): the file's name in the archive; None for a file of a folder.
         size (int): in bytes.
     """
 
@@ -52,19 +54,20 @@ class File(NamedTuple):
 
 
 class Downloads:
-    """Archives (zip, tar, compressed tar) and folders as one tree of files, that is only ever read.
+    """Archives (zip, tar, compressed tar) and folders as one tree of files, which is only read.
 
-    An archive that cannot be read, that has a member outside of itself ('../x', '/x') or a member twice is not used; why
-    stands in `problems`, and in the error when a file is missing.
+    An archive is skipped if it is unreadable, has a member outside of itself ('../x', '/x') or has a member twice.
+    `problems` lists the reasons; the error for a missing file repeats them.
 
     Args:
         paths (list of str): archives, other files, and folders that hold either, at any depth.
-        hint (str): what there should be, for errors.
+        hint (str): what the downloads should hold, for errors.
     """
 
-    def __init__(self, paths, hint=''):
+    def __init__(self, paths: Iterable[str], hint: str = ''):
         self.paths, self.hint, self.problems = list(paths), hint, []
-        self._archives, self._files = {}, []  # path -> (open archive, members); (name, container, member) of all files
+        self._archives = {}  # path -> (open archive, its members)
+        self._files = []  # (name, container, member) of every file
         archives = []
         for path in self.paths:
             if not os.path.exists(path):
@@ -75,74 +78,74 @@ class Downloads:
                 else:
                     self._files.append((os.path.abspath(file).replace(os.sep, '/'), file, None))
         for path in tqdm(archives, desc='looking into archives', unit='archive', delay=2, leave=False):
-            try:
-                size = check_regular(path, 'the archive')
-            except UserError as error:  # a broken link, a FIFO
-                self.problems.append(str(error))
-                continue
-            archive, members, problem = _open_archive(path, size, os.stat(path).st_mtime_ns)
-            if problem:
-                self.problems.append(f'{path} {problem}')
-            else:
-                self._archives[path] = archive, members
-                self._files += [(name.removeprefix('./'), path, name) for name in members]
+            self._add_archive(path)
 
-    def find(self, pattern):
-        """Return the files whose path ends in a regular expression, as a list of `File` in the order of their archives.
+    def _add_archive(self, path):
+        try:
+            size = check_regular(path, 'the archive')
+        except UserError as error:  # a broken link, a FIFO
+            self.problems.append(str(error))
+            return
+        archive, members, problem = _open_archive(path, size, os.stat(path).st_mtime_ns)
+        if problem:
+            self.problems.append(f'{path} {problem}')
+            return
+        self._archives[path] = archive, members
+        self._files += [(name.removeprefix('./'), path, name) for name in members]
 
-        A file that a folder and an archive hold, or two archives, is taken once, from the folder or the first archive.
+    def find(self, pattern: str) -> list[File]:
+        """Return the files whose path ends in a regular expression, in the order of their archives.
+
+        A file that several folders or archives hold is taken once, from a folder or else from the first archive.
 
         Raises:
-            UserError: such a file whose sizes differ, or two files whose paths differ by case alone.
+            UserError: copies of a file differ in size, or two paths differ only in upper and lower case.
         """
-        folded = {}
-        for file in self.all(pattern):
-            other = folded.setdefault(file.key.lower(), file)
-            if other.key != file.key:
+        by_key = {}
+        for file in self.find_all(pattern):
+            first = by_key.setdefault(file.key.lower(), file)
+            if first.key != file.key:
                 raise UserError(
-                    f'{other} and {file} differ by upper and lower case alone: on many file systems they would be '
+                    f'{first} and {file} differ by upper and lower case alone: on many file systems they would be '
                     'one file; remove one'
                 )
-            if other.size != file.size:
+            if first.size != file.size:
                 raise UserError(
-                    f'{other} has {other.size} bytes, but {file} {file.size}: one of them is not whole; remove it'
+                    f'{first} has {first.size} bytes, but {file} {file.size}: one of them is not whole; remove it'
                 )
-        return list(folded.values())
+        return list(by_key.values())
 
-    def all(self, pattern):
-        """Return every file whose path ends in a regular expression, those of folders first."""
-        ends, found = re.compile(f'(?:.*/)?({pattern})'), []
+    def find_all(self, pattern: str) -> list[File]:
+        """Return every file whose path ends in a regular expression, copies included; files of folders come first."""
+        ending, files = re.compile(f'(?:.*/)?({pattern})'), []
         for name, container, member in self._files:
-            match = ends.fullmatch(name)
+            match = ending.fullmatch(name)
             if match and member is not None:
                 size = self._archives[container][1][member][1]
-                found.append(File(match.group(1), container, member, size))
+                files.append(File(match.group(1), container, member, size))
             elif match and os.path.isfile(container):  # no broken link
-                found.append(File(match.group(1), container, None, os.path.getsize(container)))
-        return found
+                files.append(File(match.group(1), container, None, os.path.getsize(container)))
+        return files
 
-    def one(self, pattern, what):
-        """Return the one file whose path ends in a regular expression; none, or several, are a UserError."""
-        found = self.find(pattern)
-        if len(found) != 1:
-            raise (
-                self.lacking(what)
-                if not found
-                else UserError(
-                    f'{len(found)} files could be {what}: ' + ', '.join(str(file) for file in found[:3]) + '; leave one'
-                )
-            )
-        return found[0]
+    def find_single(self, pattern: str, what: str) -> File:
+        """Return the only file whose path ends in a regular expression; no file or several files are a UserError."""
+        files = self.find(pattern)
+        if not files:
+            raise self.missing(what)
+        if len(files) > 1:
+            paths = ', '.join(str(file) for file in files[:3])
+            raise UserError(f'{len(files)} files could be {what}: {paths}; leave one')
+        return files[0]
 
-    def lacking(self, what):
-        """Return the error of something that was not found."""
+    def missing(self, what: str) -> Missing:
+        """Return the error for a file that the downloads lack; `what` names the file."""
         unused = ''.join(f'\n  not used: {problem}' for problem in self.problems)
         return Missing(f'{", ".join(self.paths)} lacks {what}{unused}' + (f'\n  {self.hint}' if self.hint else ''))
 
-    def read(self, file):
-        """Return the bytes of a `File`, if the free memory holds them; an archive's are checked as its format allows.
+    def read(self, file: File) -> bytes:
+        """Return the bytes of a file if the free memory holds them; an archive's checksums are verified.
 
-        No more is read than the size that the archive states, whatever a member would unpack to.
+        At most the size that the archive states is read, whatever size a member unpacks to.
         """
         if file.member is None:
             return read_file(file.container, 'the download')
@@ -158,8 +161,8 @@ class Downloads:
             raise UserError(f'{file} has {len(data)} bytes in place of {file.size}; download it again')
         return data
 
-    def place(self, file):
-        """Return a key that sorts files in the order in which they are read without going back."""
+    def position(self, file: File | None) -> tuple[str, int]:
+        """Return a sort key (archive, offset): files sorted by it are read without going back in an archive."""
         if file is None or file.member is None:
             return '', 0
         info = self._archives[file.container][1][file.member][0]
@@ -168,53 +171,58 @@ class Downloads:
 
 @functools.lru_cache
 def _open_archive(path, size, modified):
-    """Return an archive (opened once for each state of its file), its files as name -> (info, bytes), and what is wrong."""
+    """Return an archive, its files as name -> (info, bytes), and the problem that forbids its use, or None.
+
+    `size` and `modified` are keys of the cache: an archive is opened once for each state of its file.
+    """
     try:
-        if path.lower().endswith('.zip'):
-            archive = zipfile.ZipFile(path)
-            names = [name for name in archive.namelist() if not name.endswith('/')]
-            members = {info.filename: (info, info.file_size) for info in archive.infolist() if not info.is_dir()}
-        else:
-            archive = tarfile.open(path)
-            names = [info.name for info in archive.getmembers() if not info.isdir()]
-            if archive.fileobj.tell() == archive.offset:  # no zero block ends it
-                raise EOFError('it ends between two members')
-            members = {info.name: (info, info.size) for info in archive.getmembers() if info.isreg()}
-            members.update(
-                {
-                    info.name: (info, members[info.linkname][1])
-                    for info in archive.getmembers()
-                    if info.islnk() and info.linkname in members
-                }
-            )
+        archive, names, members = _read_zip(path) if path.lower().endswith('.zip') else _read_tar(path)
     except UNREADABLE as error:
-        return (
-            None,
-            {},
-            f'is no whole archive ({str(error).splitlines()[0] if str(error) else error!r}); download it again',
-        )
-    outside = [name for name in names if name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name)]
-    packed = [
-        info.filename
-        for info, _ in members.values()
-        if isinstance(info, zipfile.ZipInfo) and info.compress_type not in BOUNDED
-    ]
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        return None, {}, f'is no whole archive ({reason}); download it again'
+    problem = _find_problem(names, [info for info, _ in members.values()])
+    return (None, {}, problem) if problem else (archive, members, None)
+
+
+def _read_zip(path):
+    """Return a zip archive, the names of all members but folders, and its files as name -> (info, bytes)."""
+    archive = zipfile.ZipFile(path)
+    names = [name for name in archive.namelist() if not name.endswith('/')]
+    return archive, names, {info.filename: (info, info.file_size) for info in archive.infolist() if not info.is_dir()}
+
+
+def _read_tar(path):
+    """Return what `_read_zip` returns, of a tar archive; hard links to its files are files."""
+    archive = tarfile.open(path)
+    infos = archive.getmembers()
+    if archive.fileobj.tell() == archive.offset:  # no zero block ends it
+        raise EOFError('it ends between two members')
+    members = {info.name: (info, info.size) for info in infos if info.isreg()}
+    links = [info for info in infos if info.islnk() and info.linkname in members]
+    members.update({info.name: (info, members[info.linkname][1]) for info in links})
+    return archive, [info.name for info in infos if not info.isdir()], members
+
+
+def _find_problem(names: Collection[str], infos: Iterable) -> str | None:
+    """Return why an archive with these members must not be used, or None."""
+    packed = [info.filename for info in infos if getattr(info, 'compress_type', BOUNDED[0]) not in BOUNDED]
     if packed:
-        return None, {}, f'packs {packed[0]!r} by a method that cannot be read in parts; unpack it, and name the folder'
+        return f'packs {packed[0]!r} by a method that cannot be read in parts; unpack it, and name the folder'
+    outside = [name for name in names if name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name)]
     if outside:
-        return None, {}, f'has a member outside of itself, {outside[0]!r}: its publisher made none like that'
+        return f'has a member outside of itself, {outside[0]!r}: its publisher made none like that'
     if len(set(names)) < len(names):
-        return None, {}, f'has the member {Counter(names).most_common(1)[0][0]!r} more than once'
-    return archive, members, None
+        return f'has the member {Counter(names).most_common(1)[0][0]!r} more than once'
+    return None
 
 
 class Download(NamedTuple):
     """A file that a publisher serves without a login.
 
     Attributes:
-        url (str): where.
-        megabytes (int): about how large it is.
-        md5 (str): where one is published.
+        url (str): the file's address.
+        megabytes (int): the file's size, roughly.
+        md5 (str): the published MD5; empty if none is published.
     """
 
     url: str
@@ -222,67 +230,69 @@ class Download(NamedTuple):
     md5: str = ''
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """The file's name."""
         return os.path.basename(self.url)
 
 
-def fetch(download, folder):
-    """Download a file into a folder, with a progress bar, unless it is there; a broken download is gone on with.
+def fetch(download: Download, folder: str) -> str:
+    """Return the path of a download in a folder; fetch the file, with a progress bar, unless it is present.
 
-    The file appears under its name when it has the size that the server says, and the published MD5; one that is there
-    already is held to them too.
-
-    Returns:
-        str: its path.
+    A broken transfer is continued. The file gets its name once its size is the server's and its MD5 the published MD5.
+    A file that is present is checked in the same way.
 
     Raises:
         UserError: the server cannot be reached or refuses, the disk has no room, or size or MD5 differ.
     """
     path = os.path.join(folder, download.name)
     if os.path.exists(path):
-        return _held_to(path, download, _size(download.url))
+        return _checked(path, download, _served_size(download.url))
     os.makedirs(folder, exist_ok=True)
     part = path + '.part'
-    there = os.path.getsize(part) if os.path.exists(part) else 0
+    received = os.path.getsize(part) if os.path.exists(part) else 0
     free = shutil.disk_usage(folder).free
-    if download.megabytes * 1e6 - there > free:
+    if download.megabytes * 1e6 - received > free:
         raise UserError(
             f'{folder} has {free / 1e9:.1f} GB left, and {download.name} has about {download.megabytes / 1e3:.1f}; '
             'make room'
         )
-    for left in reversed(range(TRIES)):
-        try:
-            _receive(download.url, part)
-            break
-        except (OSError, EOFError, http.client.HTTPException) as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                raise UserError(f'{download.url} is refused ({error}); download it by hand to {path}') from None
-            if not left or getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f'{download.url} cannot be downloaded to {part} ({getattr(error, "reason", error)}); what came '
-                    f'is kept, and the same command goes on from it; or download it by hand to {path}'
-                ) from None
-            time.sleep(PAUSE)
-    os.replace(_held_to(part, download), path)
+    _receive_in_tries(download.url, part, path)
+    os.replace(_checked(part, download), path)
     return path
 
 
-def _held_to(path, download, size=None):
-    """Return the path of a file that has this size (if it is known) and the published MD5; else raise a UserError."""
+def _receive_in_tries(url, part, path):
+    """Receive a URL's content into the file `part`; connect again, up to TRIES times, if the connection breaks."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return _receive(url, part)
+        except (OSError, EOFError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                raise UserError(f'{url} is refused ({error}); download it by hand to {path}') from None
+            if not tries_left or getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f'{url} cannot be downloaded to {part} ({getattr(error, "reason", error)}); what came '
+                    f'is kept, and the same command goes on from it; or download it by hand to {path}'
+                ) from None
+            time.sleep(PAUSE)
+
+
+def _checked(path, download, size=None):
+    """Return a file's path; raise a UserError unless the file has this size (None: any) and the published MD5."""
     if size is not None and os.path.getsize(path) != size:
         raise UserError(
             f'{path} has {os.path.getsize(path)} bytes, and {download.url} {size}; remove it, and run the same '
             'command again'
         )
-    if download.md5 and (found := _md5(path)) != download.md5:
+    if download.md5 and (md5 := _md5(path)) != download.md5:
         raise UserError(
-            f'{path} has the MD5 {found}, and {download.url} {download.md5}; remove it, and run the same command again'
+            f'{path} has the MD5 {md5}, and {download.url} {download.md5}; remove it, and run the same command again'
         )
     return path
 
 
-def _size(url):
-    """Return the bytes of what a URL serves, or None where the server does not say."""
+def _served_size(url):
+    """Return the size in bytes that a server states for a URL, or None."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=60) as response:
             return int(response.headers['Content-Length'])
@@ -291,17 +301,17 @@ def _size(url):
 
 
 def _receive(url, part):
-    """Append what is missing of a URL's content to a file; EOFError if the connection ends before the content does."""
+    """Append the rest of a URL's content to a file; EOFError if the connection ends before the content does."""
     start = os.path.getsize(part) if os.path.exists(part) else 0
     request = urllib.request.Request(url, headers={'Range': f'bytes={start}-'} if start else {})
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get('Content-Range', '').endswith(f'/{start}'):
-            return  # it was whole
+            return  # the file is complete
         if error.code != 416:
             raise
-        start, response = 0, urllib.request.urlopen(url, timeout=60)  # longer than the content: begin again
+        start, response = 0, urllib.request.urlopen(url, timeout=60)  # the file is too long: begin again
     with response:
         start = start if response.status == 206 else 0
         total = int(response.headers['Content-Length']) + start if response.headers.get('Content-Length') else None

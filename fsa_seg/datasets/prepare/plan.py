@@ -84,7 +84,7 @@ class Plan:
         for found, what in ((images, 'image'), (labels or convert, 'annotation')):
             missing = [name for name in names if name not in found]
             if missing:
-                raise self.downloads.lacking(f'{len(missing)} of {len(names)} {what}s (the first is {missing[0]})')
+                raise self.downloads.missing(f'{len(missing)} of {len(names)} {what}s (the first is {missing[0]})')
         for name in names:
             image, *targets = (
                 target.format(name=name, folder=name.split('_')[0]) for target in (image_target, *label_targets)
@@ -237,7 +237,7 @@ def _index(downloads, pattern, suffix, what):
             raise UserError(f'{found[name]} and {file} are both called {name}; leave one of them')
         found[name] = file
     if not found:
-        raise downloads.lacking(what)
+        raise downloads.missing(what)
     return found
 
 
@@ -255,7 +255,7 @@ def _lines_of(downloads, file):
 
 def _split(downloads, path):
     """Return the names in the one file whose path ends so."""
-    return _lines_of(downloads, downloads.one(re.escape(path), f'the split {path}'))
+    return _lines_of(downloads, downloads.find_single(re.escape(path), f'the split {path}'))
 
 
 def _voc(downloads, splits):
@@ -277,7 +277,9 @@ def _context(downloads, splits):
     folders = 'SegmentationClassContext', 'SegmentationContext'
     detail = downloads.find(r'trainval_merged\.json')
     if detail:
-        convert, names = _read_detail(downloads, downloads.one(r'trainval_merged\.json', 'the Detail file'), splits)
+        convert, names = _read_detail(
+            downloads, downloads.find_single(r'trainval_merged\.json', 'the Detail file'), splits
+        )
         return _context_plan(downloads, 'trainval_merged.json', names, None, convert, *folders)
     names = {split: _voc2010_split(downloads, split) for split in splits}
     convert = functools.partial(_matlab, variable='LabelMap', table=_context59_table(downloads))
@@ -387,12 +389,12 @@ def _context59_table(downloads):
 
 def _context_names(downloads):
     """Return PASCAL-Context's 459 names, by number from 1; other data sets have a labels.txt too."""
-    for file in downloads.all(r'labels\.txt'):
+    for file in downloads.find_all(r'labels\.txt'):
         with contextlib.suppress(UserError):
             names = _numbered(downloads, file)
             if sorted(names) == list(range(1, 460)):
                 return names
-    raise downloads.lacking('labels.txt of PASCAL-Context, with 459 lines "NUMBER: name"')
+    raise downloads.missing('labels.txt of PASCAL-Context, with 459 lines "NUMBER: name"')
 
 
 def _numbered(downloads, file):
@@ -514,7 +516,7 @@ def _ade20k(downloads, splits):
 
 def _ade20k847(downloads, splits):
     """The 847 objects that are in training and validation images; their names and numbers are the index's."""
-    file = downloads.one(r'index_ade20k\.pkl', 'index_ade20k.pkl of ADE20K_2021_17_01')
+    file = downloads.find_single(r'index_ade20k\.pkl', 'index_ade20k.pkl of ADE20K_2021_17_01')
     names, stems, whole = _read_ade_index(downloads, file)
     validation = np.array([stem.startswith('ADE_val') for stem in stems])
     chosen = np.flatnonzero(whole[:, validation].any(1) & whole[:, ~validation].any(1)) + 1

@@ -149,7 +149,7 @@ def _take_images(plan, jobs, folder, link):
             f'{folder} has {free / 1e9:.1f} GB left, and {need / 1e9:.1f} GB are to be written; make room, or --link '
             'images that lie in folders'
         )
-    todo.sort(key=lambda item: plan.downloads.place(item[0]))
+    todo.sort(key=lambda item: plan.downloads.position(item[0]))
     for file, path in tqdm(todo, desc='images', unit='file', delay=1):
         if link and file.member is None:
             with new_file(path) as part:
@@ -160,7 +160,7 @@ def _take_images(plan, jobs, folder, link):
 
 def _make_labels(plan, jobs, folder, workers, lock):
     """Make the label images of the jobs, in processes; a UserError at the end lists those that cannot be."""
-    todo = sorted(jobs, key=lambda job: plan.downloads.place(job.source))
+    todo = sorted(jobs, key=lambda job: plan.downloads.position(job.source))
     problems = []
     bar = tqdm(desc='labels', unit='image', total=len(plan.labels), initial=len(plan.labels) - len(todo), delay=1)
     with contextlib.ExitStack() as stack:

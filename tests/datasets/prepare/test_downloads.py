@@ -179,7 +179,7 @@ def test_a_tree_of_folders_links_and_files(tmp_path):
     (one,) = Downloads([str(tmp_path / 'a' / 'VOC' / 'x.jpg')]).find(r'VOC/[^/]+\.jpg')
     assert one.size == 2 and str(one).endswith('x.jpg')
     with pytest.raises(UserError, match='2 files could be the one: .*leave one'):
-        found.one(r'[a-z]\.jpg', 'the one')
+        found.find_single(r'[a-z]\.jpg', 'the one')
 
 
 def zipped(path, method=zipfile.ZIP_DEFLATED, name='VOC/a.txt', data=bytes(5_000_000)):
@@ -189,7 +189,7 @@ def zipped(path, method=zipfile.ZIP_DEFLATED, name='VOC/a.txt', data=bytes(5_000
 
 def only(path, pattern=r'a\.txt'):
     found = Downloads([str(path)])
-    return found, found.one(pattern, 'the text')
+    return found, found.find_single(pattern, 'the text')
 
 
 def test_members_beyond_the_free_memory(tmp_path, monkeypatch):
