@@ -357,9 +357,15 @@ MUTANTS = [
         ('archives_may_write_anywhere', 'if outside:', 'if False:'),
     ),
     *of(
-        'fsa_seg/datasets/prepare/plan.py',
-        'datasets/prepare/test_preparation.py::test_labels_are_those_worked_out_by_hand datasets/prepare/test_preparation.py::test_tables_of_the_formats',
+        'fsa_seg/datasets/prepare/coco.py',
+        'datasets/prepare/test_preparation.py::test_labels_are_those_worked_out_by_hand '
+        'datasets/prepare/test_preparation.py::test_tables_of_the_sources',
         ('coco_stuff_ids', '70, 82, 90)', '70, 82, 91)'),
+    ),
+    *of(
+        'fsa_seg/datasets/prepare/context.py',
+        'datasets/prepare/test_preparation.py::test_labels_are_those_worked_out_by_hand '
+        'datasets/prepare/test_preparation.py::test_tables_of_the_sources',
         ('context_categories', 'DETAIL_CATEGORIES = (\n    2, 9, 18', 'DETAIL_CATEGORIES = (\n    2, 18, 9'),
     ),
     *of(

@@ -59,8 +59,8 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from fsa_seg.apps.data_check import data_sets
-    from fsa_seg.datasets.prepare.plan import PREPARATIONS
     from fsa_seg.datasets.prepare.preparation import prepare
+    from fsa_seg.datasets.prepare.preparations import PREPARATIONS
     from fsa_seg.errors import one_of
     from fsa_seg.system.paths import make_folder
 

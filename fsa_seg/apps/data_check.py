@@ -17,7 +17,7 @@ from fsa_seg.datasets.data_sets import (
 )
 from fsa_seg.datasets.images import read_image
 from fsa_seg.datasets.label_images import WIDE_VOID, check_rule, check_seen, read_labels, without_zero
-from fsa_seg.datasets.prepare.plan import PREPARATIONS
+from fsa_seg.datasets.prepare.preparations import PREPARATIONS
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.visualization.pictures import panel, picture_path, write_picture
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fsa_seg.datasets.images import image_size
 from fsa_seg.datasets.label_images import check_sizes
 from fsa_seg.datasets.prepare.downloads import Downloads, Missing, fetch
-from fsa_seg.datasets.prepare.plan import PREPARATIONS
+from fsa_seg.datasets.prepare.preparations import PREPARATIONS
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.system.paths import make_folder, new_file
 
@@ -34,7 +34,7 @@ def prepare(name, paths, root, images='val', link=False, workers=1, download=Fal
     """Prepare a data set; what is there already is left, so that an interrupted preparation goes on.
 
     Args:
-        name (str): of `fsa_seg.datasets.prepare.plan.PREPARATIONS`.
+        name (str): of `fsa_seg.datasets.prepare.preparations.PREPARATIONS`.
         paths (list of str): downloads: archives, and folders that hold archives or what they hold; only ever read.
         root (str): the data root.
         images (str): 'val', or 'all' for the training images too.

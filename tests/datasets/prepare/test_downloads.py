@@ -11,8 +11,8 @@ import pytest
 
 from fsa_seg.datasets.prepare import downloads
 from fsa_seg.datasets.prepare.downloads import Download, Downloads, fetch
-from fsa_seg.datasets.prepare.plan import PREPARATIONS
 from fsa_seg.datasets.prepare.preparation import prepare
+from fsa_seg.datasets.prepare.preparations import PREPARATIONS
 from fsa_seg.errors import UserError
 from fsa_seg.system import files
 

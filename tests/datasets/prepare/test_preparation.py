@@ -21,8 +21,11 @@ from scipy.io import savemat
 
 from fsa_seg.config.compose import compose
 from fsa_seg.datasets.data_sets import list_images
-from fsa_seg.datasets.prepare.plan import DETAIL_CATEGORIES, PREPARATIONS, STUFF_IDS, read_matlab
+from fsa_seg.datasets.prepare.coco import STUFF_IDS
+from fsa_seg.datasets.prepare.context import DETAIL_CATEGORIES
+from fsa_seg.datasets.prepare.plan import read_matlab
 from fsa_seg.datasets.prepare.preparation import prepare
+from fsa_seg.datasets.prepare.preparations import PREPARATIONS
 from fsa_seg.errors import UserError
 from fsa_seg.system import files
 
@@ -125,7 +128,7 @@ def test_class_lists_of_the_data_sets_own(downloads, tmp_path):
         shutil.rmtree(tmp_path / 'downloads')
 
 
-def test_tables_of_the_formats():
+def test_tables_of_the_sources():
     assert len(DETAIL_CATEGORIES) == 59 == len(set(DETAIL_CATEGORIES)) and list(DETAIL_CATEGORIES) == sorted(
         DETAIL_CATEGORIES
     )
