@@ -1,6 +1,6 @@
-"""Preparing data sets: from what their publishers serve to the folders that configs/datasets/ name.
+"""Prepare data sets: from the publishers' files to the folders that configs/datasets/ name.
 
-Each file appears when it is whole, and what is there is not made again.
+A file appears once it is complete, and a file that is present is not made again.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 from PIL import Image
@@ -26,25 +27,33 @@ from fsa_seg.errors import UserError, one_of
 from fsa_seg.system.paths import make_folder, new_file
 
 SPLITS = dict(val=('val',), all=('train', 'val'))  # of --images
-CHUNK = 64  # label images that are read before they are converted
-DEATH_SIGNAL = 1  # Linux' prctl option
+CHUNK = 64  # annotations that are read before they are converted
+DEATH_SIGNAL = 1  # option of Linux' prctl: the signal that a process gets when its parent ends
 
 
-def prepare(name, paths, root, images='val', link=False, workers=1, download=False):
-    """Prepare a data set; what is there already is left, so that an interrupted preparation goes on.
+def prepare(
+    name: str,
+    paths: Sequence[str],
+    root: str,
+    images: str = 'val',
+    link: bool = False,
+    workers: int = 1,
+    download: bool = False,
+) -> None:
+    """Prepare a data set; files that are present stay, so that an interrupted preparation goes on.
 
     Args:
-        name (str): of `fsa_seg.datasets.prepare.preparations.PREPARATIONS`.
-        paths (list of str): downloads: archives, and folders that hold archives or what they hold; only ever read.
-        root (str): the data root.
-        images (str): 'val', or 'all' for the training images too.
-        link (bool): symbolic links to images that lie in folders, in place of copies.
-        workers (int): processes that convert.
-        download (bool): where something is missing, fetch what can be fetched into the first of `paths`, a folder.
+        name: of `fsa_seg.datasets.prepare.preparations.PREPARATIONS`.
+        paths: downloads: archives, and folders that hold archives or their contents; they are only read.
+        root: the data root.
+        images: 'val', or 'all' for the training images too.
+        link: link images of folders in place of copying them.
+        workers: processes that convert.
+        download: if a file is missing, fetch the files that need no login into the first of `paths`, a folder.
 
     Raises:
-        UserError: something is missing, damaged or not as published, or cannot be written. Nothing is written for a label
-            image that is wrong, and those that are right are kept.
+        UserError: a file is missing, damaged or not as published, or cannot be written. No label image is written for a
+            wrong annotation; the other label images are kept.
     """
     preparation = PREPARATIONS[one_of(name, PREPARATIONS, 'data set to prepare')]
     splits = SPLITS[one_of(images, SPLITS, 'choice of --images')]
@@ -52,20 +61,10 @@ def prepare(name, paths, root, images='val', link=False, workers=1, download=Fal
         raise UserError(f'--workers is {workers}; it has to be at least 1')
     folder = os.path.join(root, preparation.folder)
     make_folder(folder)
-    with _alone(folder, name) as lock:
+    with _locked(folder, name) as lock:
         plan = _plan(name, preparation, paths, splits, download)
         try:
-            _check_recipe(plan, folder, name)
-            _remove_parts(plan, folder)
-            jobs = [
-                job
-                for job in plan.labels
-                if not all(os.path.exists(os.path.join(folder, target)) for target in job.targets)
-            ]
-            _take_images(plan, jobs, folder, link)
-            _make_labels(plan, jobs, folder, workers, lock)
-            for target, lines in plan.texts.items():
-                _write_lines(os.path.join(folder, target), lines)
+            _carry_out(plan, name, folder, link, workers, lock)
         except OSError as error:
             raise UserError(
                 f'{error.filename or folder} cannot be written ({error.strerror or error}); what is there stays, '
@@ -74,7 +73,7 @@ def prepare(name, paths, root, images='val', link=False, workers=1, download=Fal
 
 
 def _plan(name, preparation, paths, splits, download):
-    """Return the plan; where something is missing and `download` is asked for, fetch it first."""
+    """Return the plan; if the downloads lack a file and `download` is set, fetch the files that need no login."""
     if download:
         if os.path.isfile(paths[0]):
             raise UserError(
@@ -89,14 +88,27 @@ def _plan(name, preparation, paths, splits, download):
             raise
     if not preparation.downloads:
         raise UserError(f'{name} cannot be downloaded without a login: {preparation.by_hand}')
-    for one in preparation.downloads:
-        fetch(one, paths[0])
+    for file in preparation.downloads:
+        fetch(file, paths[0])
     return preparation.plan(Downloads(paths, hint), splits)
 
 
+def _carry_out(plan, name, folder, link, workers, lock):
+    """Write the files of a plan that a data set's folder lacks; see `prepare`."""
+    _check_recipe(plan, folder, name)
+    _remove_parts(plan, folder)
+    jobs = [
+        job for job in plan.labels if not all(os.path.exists(os.path.join(folder, target)) for target in job.targets)
+    ]
+    _place_images(plan, jobs, folder, link)
+    _make_labels(plan, jobs, folder, workers, lock)
+    for target, lines in plan.texts.items():
+        _write_lines(os.path.join(folder, target), lines)
+
+
 @contextlib.contextmanager
-def _alone(folder, name):
-    """Hold the data set's lock, a file descriptor, which ends with the process; it is a UserError if another holds it."""
+def _locked(folder, name):
+    """Hold the data set's lock, a file descriptor that the process' end closes; a lock held elsewhere is a UserError."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -110,47 +122,47 @@ def _alone(folder, name):
 
 
 def _check_recipe(plan, folder, name):
-    """Raise a UserError if label images are there that were made in another way than they would be made now."""
+    """Raise a UserError if the folder's label images were made by another recipe than the plan's."""
     if not plan.recipe:
         return None
     path = os.path.join(folder, f'{name}_labels_made_from.txt')
     if not os.path.exists(path):
         return _write_lines(path, [plan.recipe])
     with open(path, encoding='utf-8') as f:
-        before = f.read().strip()
-    if before != plan.recipe:
+        recipe = f.read().strip()
+    if recipe != plan.recipe:
         labels = sorted({os.path.dirname(target) for job in plan.labels for target in job.targets})
         raise UserError(
-            f'{folder} has label images that were made from {before}, and would now be made from {plan.recipe}; '
+            f'{folder} has label images that were made from {recipe}, and would now be made from {plan.recipe}; '
             f'remove {", ".join(labels)} and {os.path.basename(path)} there to make them anew'
         )
 
 
 def _remove_parts(plan, folder):
-    """Remove what a preparation that was killed left half-written."""
+    """Remove the half-written files of a preparation that was killed."""
     targets = [target for _, target in plan.images] + [target for job in plan.labels for target in job.targets]
     for subfolder in {os.path.dirname(target) for target in targets}:
         for part in glob.glob(os.path.join(glob.escape(os.path.join(folder, subfolder)), '*.part')):
             os.remove(part)
 
 
-def _take_images(plan, jobs, folder, link):
-    """Copy, extract or link the images that are not there, or are of another size, if there is room for the jobs too."""
-    todo = [
+def _place_images(plan, jobs, folder, link):
+    """Copy, extract or link the images that are absent or of another size; UserError if images and jobs do not fit."""
+    absent = [
         (file, path)
         for file, target in plan.images
         if not os.path.exists(path := os.path.join(folder, target)) or os.path.getsize(path) != file.size
     ]
-    need = sum(file.size for file, _ in todo if not (link and file.member is None))
-    need += sum(job.source.size for job in jobs if job.source)
+    needed = sum(file.size for file, _ in absent if not (link and file.member is None))
+    needed += sum(job.source.size for job in jobs if job.source)
     free = shutil.disk_usage(folder).free
-    if need > free:
+    if needed > free:
         raise UserError(
-            f'{folder} has {free / 1e9:.1f} GB left, and {need / 1e9:.1f} GB are to be written; make room, or --link '
+            f'{folder} has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB are to be written; make room, or --link '
             'images that lie in folders'
         )
-    todo.sort(key=lambda item: plan.downloads.position(item[0]))
-    for file, path in tqdm(todo, desc='images', unit='file', delay=1):
+    absent.sort(key=lambda item: plan.downloads.position(item[0]))
+    for file, path in tqdm(absent, desc='images', unit='file', delay=1):
         if link and file.member is None:
             with new_file(path) as part:
                 os.symlink(os.path.abspath(file.container), part)
@@ -159,24 +171,18 @@ def _take_images(plan, jobs, folder, link):
 
 
 def _make_labels(plan, jobs, folder, workers, lock):
-    """Make the label images of the jobs, in processes; a UserError at the end lists those that cannot be."""
-    todo = sorted(jobs, key=lambda job: plan.downloads.position(job.source))
+    """Make the label images of the jobs, in processes; a UserError at the end lists the wrong annotations."""
+    jobs = sorted(jobs, key=lambda job: plan.downloads.position(job.source))
     problems = []
-    bar = tqdm(desc='labels', unit='image', total=len(plan.labels), initial=len(plan.labels) - len(todo), delay=1)
+    bar = tqdm(desc='labels', unit='image', total=len(plan.labels), initial=len(plan.labels) - len(jobs), delay=1)
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
-        run = map
-        if workers > 1 and len(todo) > 1:
-            pool = stack.enter_context(
-                ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), _start_worker, (lock,))
-            )
-            stack.callback(pool.shutdown, cancel_futures=True)
-            run = pool.map
-        for start in range(0, len(todo), CHUNK):
-            chunk = todo[start : start + CHUNK]
+        run = _start_pool(stack, workers, lock).map if workers > 1 and len(jobs) > 1 else map
+        for start in range(0, len(jobs), CHUNK):
+            chunk = jobs[start : start + CHUNK]
             data = (_read(plan.downloads, job.source) for job in chunk)
             try:
-                for problem in run(functools.partial(_make_one, folder), chunk, data):
+                for problem in run(functools.partial(_make_label_images, folder), chunk, data):
                     problems += [problem] if problem else []
                     bar.update()
             except BrokenExecutor:
@@ -192,16 +198,24 @@ def _make_labels(plan, jobs, folder, workers, lock):
         )
 
 
+def _start_pool(stack, workers, lock):
+    """Return a pool of processes, which the exit stack ends."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), _start_worker, (lock,))
+    stack.enter_context(pool)
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool
+
+
 def _start_worker(lock):
-    """Leave Ctrl-C and the lock to the process that hands out the work, and end with it."""
+    """Leave Ctrl-C and the lock to the parent process, and end when the parent ends."""
     os.close(lock)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):  # another system's C library
         ctypes.CDLL('libc.so.6').prctl(DEATH_SIGNAL, signal.SIGKILL)
 
 
-def _make_one(folder, job, data):
-    """Make one job's label images from its source's bytes; return what is wrong, or None."""
+def _make_label_images(folder, job, data):
+    """Make a job's label images from its annotation's bytes; return the problem of a wrong annotation, or None."""
     if isinstance(data, UserError):
         return str(data)
     where, image = str(job.source or job.image), os.path.join(folder, job.image)
@@ -217,7 +231,7 @@ def _make_one(folder, job, data):
 
 
 def _read(downloads, source):
-    """Return the bytes of a source, None where there is none, or the UserError of one that cannot be read."""
+    """Return an annotation's bytes, the UserError if it cannot be read, or None for a job without an annotation."""
     try:
         return downloads.read(source) if source else None
     except UserError as error:
@@ -236,7 +250,7 @@ def _write(path, data):
 
 
 def _write_lines(path, lines):
-    """Write a text file, unless these are its lines."""
+    """Write a text file, unless it has these lines."""
     text = '\n'.join(lines) + '\n'
     if os.path.exists(path):
         with open(path, encoding='utf-8') as f:
