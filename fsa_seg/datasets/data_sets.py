@@ -1,9 +1,10 @@
-"""Data sets that mmseg lacks, the loading of images, and the check of a data root before a run."""
+"""Data sets that mmseg lacks, the loading of images, and the check of their files before a run."""
 
 import contextlib
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from fsa_seg.system.paths import file_digest
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 LABEL_SUFFIXES = ('.png', '.tif', '.tiff')
-LEFT_OUT = ('files of other suffixes', 'broken links', 'FIFOs, sockets or devices', 'folders with the name of an image')
+UNUSED = ('files of other suffixes', 'broken links', 'FIFOs, sockets or devices', 'folders with the name of an image')
 THINGS = 80  # of COCO-Stuff's 171 classes, the first
 
 
@@ -51,33 +52,36 @@ class COCOObjectDataset(COCOStuffDataset):
 
 @DATASETS.register_module()
 class ImageFolderDataset(BaseSegDataset):
-    """Images in one folder, of any usual format, and label images of the same names (PNG or TIFF) in another.
+    """Images in one folder, of any usual format, and label images of the same names (PNG or TIFF) in another folder.
 
-    With an `ann_file`, those that it names, a line each; else all images, those of folders below included.
+    The `ann_file` names the images, a line each. Without it, all images count, subfolders included.
 
     Raises:
         UserError: an image without labels, a name in the `ann_file` without an image, or two files of one name.
     """
 
-    def load_data_list(self):
+    def load_data_list(self) -> list[dict]:
+        """Return mmseg's entry of each image, and list the unused files in `left_out`."""
         image_folder, label_folder = self.data_prefix['img_path'], self.data_prefix['seg_map_path']
         if os.path.realpath(image_folder) == os.path.realpath(label_folder):
             raise UserError(f'images and labels are both in {image_folder}; labels need a folder of their own')
         images, no_images = _by_name(image_folder, IMAGE_SUFFIXES, label_folder)
         labels, no_labels = _by_name(label_folder, LABEL_SUFFIXES, image_folder)
         names = [line.strip() for line in list_from_file(self.ann_file)] if self.ann_file else sorted(images)
-        for found, what, suffixes in ((images, 'image', IMAGE_SUFFIXES), (labels, 'label image', LABEL_SUFFIXES)):
-            missing = [name for name in names if name not in found]
+        for files, what, folder, suffixes in (
+            (images, 'image', image_folder, IMAGE_SUFFIXES),
+            (labels, 'label image', label_folder, LABEL_SUFFIXES),
+        ):
+            missing = [name for name in names if name not in files]
             if missing:
-                folder = image_folder if found is images else label_folder
                 raise UserError(
                     f'{len(missing)} of {len(names)} names have no {what} in {folder}; the first is '
                     f'{missing[0]!r} ({what}s end in {", ".join(suffixes)})'
                 )
         self.left_out = []
         if not self.ann_file:
-            alone = [labels[name] for name in sorted(set(labels) - set(images))]
-            self.left_out = no_images + no_labels + _counted('label images without an image', alone)
+            unpaired = [labels[name] for name in sorted(set(labels) - set(images))]
+            self.left_out = no_images + no_labels + _counted('label images without an image', unpaired)
         return [
             dict(
                 img_path=images[name],
@@ -90,51 +94,53 @@ class ImageFolderDataset(BaseSegDataset):
         ]
 
 
-def _by_name(folder, suffixes, other):
-    """Return the files of a folder and of those below it but `other`, and what is left out; hidden names are no files.
+def _by_name(folder, suffixes, skipped_folder):
+    """Return the files in and below a folder by name, and a line about each kind of unused file.
+
+    Hidden names and `skipped_folder` are ignored.
 
     Returns:
-        (dict, list of str): path below the folder, without suffix -> path; what is left out, a line each.
+        (dict, list of str): path below the folder, without suffix -> path; and the lines.
     """
-    found, out, below = {}, {what: [] for what in LEFT_OUT}, os.path.realpath(other)
-    for place, folders, files in walk_folders(folder):
+    paths, unused, skipped = {}, {kind: [] for kind in UNUSED}, os.path.realpath(skipped_folder)
+    for parent, folders, files in walk_folders(folder):
         folders[:] = [
             name
             for name in folders
-            if not name.startswith('.') and os.path.realpath(os.path.join(place, name)) != below
+            if not name.startswith('.') and os.path.realpath(os.path.join(parent, name)) != skipped
         ]
-        out['folders with the name of an image'] += [
-            os.path.join(place, name) for name in folders if os.path.splitext(name)[1].lower() in suffixes
+        unused['folders with the name of an image'] += [
+            os.path.join(parent, name) for name in folders if os.path.splitext(name)[1].lower() in suffixes
         ]
-        for path in (os.path.join(place, name) for name in files if not name.startswith('.')):
+        for path in (os.path.join(parent, name) for name in files if not name.startswith('.')):
             name, suffix = os.path.splitext(os.path.relpath(path, folder))
             if not os.path.exists(path):
-                out['broken links'].append(path)
+                unused['broken links'].append(path)
             elif not os.path.isfile(path):
-                out['FIFOs, sockets or devices'].append(path)
+                unused['FIFOs, sockets or devices'].append(path)
             elif suffix.lower() not in suffixes:
-                out['files of other suffixes'].append(path)
-            elif name in found:
+                unused['files of other suffixes'].append(path)
+            elif name in paths:
                 raise UserError(
-                    f'two files are called {name!r}: {found[name]} and {path}; labels need a folder of their own'
+                    f'two files are called {name!r}: {paths[name]} and {path}; labels need a folder of their own'
                 )
             else:
-                found[name] = path
-    return found, [line for what, paths in out.items() for line in _counted(what, paths)]
+                paths[name] = path
+    return paths, [line for kind, group in unused.items() for line in _counted(kind, group)]
 
 
-def _counted(what, paths):
-    """Return a list with one line about paths, or without one where there are none."""
-    return [f'{len(paths)} {what} (the first is {paths[0]})'] if paths else []
+def _counted(kind, paths):
+    """Return a list of one line about the paths; an empty list if there are no paths."""
+    return [f'{len(paths)} {kind} (the first is {paths[0]})'] if paths else []
 
 
-def folder_dataset(images, labels, classes, **more):
-    """Return the part of a data set of one's own, as a file of configs/datasets/ would have it.
+def folder_dataset(images: str, labels: str, classes: str, **keys) -> dict:
+    """Return the part of a user's own data set, in the form of a file of configs/datasets/.
 
     Args:
-        images, labels (str): folders, see `ImageFolderDataset`.
-        classes (str): text file of class names, see `fsa_seg.models.text.read_classes`.
-        more: further keys of such a file; those that are None are left out.
+        images, labels: folders, see `ImageFolderDataset`.
+        classes: text file of class names, see `fsa_seg.models.text.read_classes`.
+        keys: further keys of the part; keys with the value None are dropped.
     """
     for path, what in ((images, 'folder'), (labels, 'folder'), (classes, 'file')):
         if not (os.path.isfile if what == 'file' else os.path.isdir)(path):
@@ -149,7 +155,7 @@ def folder_dataset(images, labels, classes, **more):
         data_root=root,
         data_prefix=prefix,
         classes=classes,
-        **{key: value for key, value in more.items() if value is not None},
+        **{key: value for key, value in keys.items() if value is not None},
     )
 
 
@@ -161,16 +167,17 @@ class LoadImage(BaseTransform):
         image_max (int): the value of white in 16-bit files, by default 65535.
     """
 
-    def __init__(self, image_max=None):
+    def __init__(self, image_max: int | None = None):
         self.image_max = image_max
 
-    def transform(self, results):
+    def transform(self, results: dict) -> dict:
+        """Add `img`, `img_shape` and `ori_shape`, both (height, width), to the results."""
         image = read_image(results['img_path'], self.image_max, 'bgr')
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         return results
 
 
-def list_images(dataset):
+def list_images(dataset: dict) -> list[dict]:
     """Return the entries of a data set's config: a list of dict(name, img_path, seg_map_path), in order.
 
     A name is the image's path below the data root.
@@ -188,52 +195,56 @@ def list_images(dataset):
     split = dataset.get('ann_file') and os.path.join(root, dataset['ann_file'])
     if split and not os.path.isfile(split):
         raise UserError(f'the split file {split} does not exist; data/README.md says where it comes from')
-    made = built(f'the data set of {root}', lambda: DATASETS.build(dict(dataset, pipeline=[])))
-    entries = [made.get_data_info(i) for i in range(len(made))]
+    data_set = built(f'the data set of {root}', lambda: DATASETS.build(dict(dataset, pipeline=[])))
+    entries = [data_set.get_data_info(i) for i in range(len(data_set))]
     if not entries:
         raise UserError(f'no image found: {split or os.path.join(root, prefix["img_path"])} is empty')
     repeated = [path for path, count in Counter(entry['img_path'] for entry in entries).items() if count > 1]
     if repeated:
         raise UserError(f'{split} names {len(repeated)} images more than once, the first is {repeated[0]}')
     return [
-        dict(name=os.path.relpath(e['img_path'], root), img_path=e['img_path'], seg_map_path=e['seg_map_path'])
-        for e in entries
+        dict(
+            name=os.path.relpath(entry['img_path'], root),
+            img_path=entry['img_path'],
+            seg_map_path=entry['seg_map_path'],
+        )
+        for entry in entries
     ]
 
 
-def left_out(dataset):
-    """Return what a data set's config leaves out of its folders, a line each; only `ImageFolderDataset` knows."""
+def left_out(dataset: dict) -> list[str]:
+    """Return a line about each kind of unused file in a data set's folders; empty but for `ImageFolderDataset`."""
     return getattr(DATASETS.build(dict(dataset, pipeline=[])), 'left_out', [])
 
 
-def read_as_loaded(dataset, path):
+def read_as_loaded(dataset: BaseSegDataset, path: str) -> np.ndarray:
     """Return an image as a built data set loads it, (height, width, 3) uint8 RGB."""
     steps = [step for step in dataset.pipeline.transforms if isinstance(step, LoadImage)]
     return read_image(path, steps[0].image_max if steps else None)
 
 
-def check_count(entries, known, name, limited=False):
-    """Return whether a data set has one of the known numbers of images; another is a UserError if a part will not do.
+def check_count(entries: list[dict], known: int | list[int] | None, name: str, limited: bool = False) -> bool:
+    """Return whether a data set is complete: whether it has a known number of images.
 
     Args:
-        entries (list of dict): of `list_images`.
-        known (None, int or list of int): numbers; None allows any.
-        name (str): of the data set.
-        limited (bool): whether a part of it will do.
+        entries: of `list_images`.
+        known: the data set's number of images, or several; None allows any.
+        name: of the data set.
+        limited: accept a part of the data set; else another number is a UserError.
     """
     known = [known] if isinstance(known, int) else known
-    whole = not known or len(entries) in known
-    if not whole and not limited:
+    complete = not known or len(entries) in known
+    if not complete and not limited:
         raise UserError(
             f'the split has {len(entries)} images, the data set {name} {" or ".join(map(str, known))}: '
             'prepare it again (data/README.md); or take a part of it by --limit N, which marks the result '
             'as partial; or give the part another `name`, in a config of its own'
         )
-    return whole
+    return complete
 
 
-def loading(dataset):
-    """Return how a data set's config loads its files: dict(label_map, image_max), None where nothing is said."""
+def loading(dataset: dict) -> dict:
+    """Return dict(label_map, image_max) of the loading steps in a data set's config; an unset value is None."""
     pipeline = {step['type'].split('.')[-1]: step for step in dataset.get('pipeline', ())}
     return dict(
         label_map=pipeline.get('LoadLabels', {}).get('label_map'),
@@ -241,79 +252,93 @@ def loading(dataset):
     )
 
 
-def check_images(entries, classes, reduce_zero_label=False, void=VOID, void_said=False, label_map=None, image_max=None):
-    """Return a digest of what each image and label image holds, by name; raise a UserError unless all are right.
+def check_images(
+    entries: list[dict],
+    classes: int,
+    reduce_zero_label: bool = False,
+    void: int = VOID,
+    void_named: bool = False,
+    label_map: list | None = None,
+    image_max: int | None = None,
+) -> dict[str, str]:
+    """Check every image and label image, and return a digest of their contents by image name.
 
-    Every file has to be there, image and label image of one size, and every label in its range. Decodes the label images,
-    and reads the images (those of 16 bits are decoded). The first bad file ends it.
+    Label images are decoded. Of images only the heads are read, and 16-bit images are decoded. The first wrong file
+    ends the check.
 
     Args:
-        entries (list of dict): of `list_images`.
-        classes (int): number of classes; labels are 0 to classes − 1, or 0 to classes where 0 is made void.
-        reduce_zero_label (bool): whether label 0 is made void and the others shift down by one.
-        void (int): label of pixels that do not count.
-        void_said (bool): whether the user named `void`, see `fsa_seg.datasets.label_images.check_seen`.
-        label_map (list), image_max (int): see `fsa_seg.datasets.label_images.read_labels` and `fsa_seg.datasets.images.read_image`.
+        entries: of `list_images`.
+        classes: number of classes; labels are 0 to classes − 1, or 0 to classes if 0 becomes void.
+        reduce_zero_label: label 0 becomes void, and the other labels shift down by one.
+        void: label of pixels that do not count.
+        void_named: the user named `void`, see `fsa_seg.datasets.label_images.check_seen`.
+        label_map: see `fsa_seg.datasets.label_images.read_labels`.
+        image_max: see `fsa_seg.datasets.images.read_image`.
+
+    Raises:
+        UserError: a missing or damaged file, an image and label image of different sizes, or a label out of range.
     """
     check_rule(classes, reduce_zero_label, void, label_map)
     missing = missing_files(entries)
     if missing:
         raise UserError(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {missing[0]}')
-    seen, contents = set(), {}
+    labels, contents = set(), {}
     with contextlib.closing(scan_images(entries, 'checking the data', label_map, image_max)) as scans:
         for scan in scans:
             check_scan(scan, classes + reduce_zero_label, void)
-            seen.update(scan.labels.tolist())
+            labels.update(scan.labels.tolist())
             contents[scan.entry['name']] = scan.content
-    odd = check_seen(seen, classes, reduce_zero_label, void, void_said)
-    if odd:
-        warn_once(odd)
+    warning = check_seen(labels, classes, reduce_zero_label, void, void_named)
+    if warning:
+        warn_once(warning)
     return contents
 
 
-def file_classes(dataset):
-    """Return class names and palette of the label files of a data set (built); its config may choose some of them."""
+def file_classes(dataset: BaseSegDataset) -> tuple[list[str], list]:
+    """Return class names and palette of the label files of a built data set, whose config may choose a few of them."""
     meta = type(dataset).METAINFO if dataset.label_map else dataset.metainfo
     return list(meta['classes']), meta['palette']
 
 
-def missing_files(entries):
+def missing_files(entries: list[dict]) -> list[str]:
     """Return the paths of `list_images`' entries that do not exist."""
-    return [e[key] for e in entries for key in ('img_path', 'seg_map_path') if not os.path.isfile(e[key])]
+    return [entry[key] for entry in entries for key in ('img_path', 'seg_map_path') if not os.path.isfile(entry[key])]
 
 
 class Scan(NamedTuple):
-    """What is seen of an image and its label image.
+    """The check's reading of an image and its label image.
 
     Attributes:
         entry (dict): of `list_images`.
-        image_size (tuple): height and width of the image, as it is decoded.
-        label_size (tuple): those of the label image.
-        mode (str): of the label image, as Pillow names it; None if images are not decoded.
-        labels (array): those that the label image holds, increasing.
-        pixels (array): of each of them, int64.
+        image_size (tuple): height and width of the decoded image.
+        label_size (tuple): height and width of the label image.
+        mode (str): the label image's mode in Pillow's words; None if images are not decoded.
+        labels (array): labels of the label image, increasing.
+        pixels (array): number of pixels of each of these labels, int64.
         content (str): digest of the image's bytes and the label image's values; None if images are decoded.
-        error (str): why they cannot be read; the others are None then.
+        error (str): why a file cannot be read; the other values are None then.
     """
 
     entry: dict
-    image_size: tuple = None
-    label_size: tuple = None
-    mode: str = None
-    labels: np.ndarray = None
-    pixels: np.ndarray = None
-    content: str = None
-    error: str = None
+    image_size: tuple[int, int] | None = None
+    label_size: tuple[int, int] | None = None
+    mode: str | None = None
+    labels: np.ndarray | None = None
+    pixels: np.ndarray | None = None
+    content: str | None = None
+    error: str | None = None
 
 
-def scan_images(entries, title, label_map=None, image_max=None, decode=False):
-    """Yield a `Scan` of each entry, in order, with a progress bar; once it is closed, no further file is read.
+def scan_images(
+    entries: list[dict], title: str, label_map: list | None = None, image_max: int | None = None, decode: bool = False
+) -> Iterator[Scan]:
+    """Yield a `Scan` of each entry, in order, with a progress bar; closing the generator ends the reading.
 
     Args:
-        entries (list of dict): of `list_images`.
-        title (str): of the progress bar.
-        label_map (list), image_max (int): as of `check_images`.
-        decode (bool): decode the images too, and tell modes; else the images' heads are read.
+        entries: of `list_images`.
+        title: of the progress bar.
+        label_map, image_max: see `check_images`.
+        decode: decode the images and note the modes, in place of reading the images' heads.
     """
     with ThreadPoolExecutor() as pool:
         try:
@@ -324,6 +349,7 @@ def scan_images(entries, title, label_map=None, image_max=None, decode=False):
 
 
 def _scan(entry, label_map, image_max, decode):
+    """Return the `Scan` of an entry, see `scan_images`."""
     mode = None
     try:
         size = image_size(entry['img_path'], decode, image_max)
@@ -342,8 +368,8 @@ def _scan(entry, label_map, image_max, decode):
     return Scan(entry, size, labels.shape, mode, present, pixels[present], content)
 
 
-def check_scan(scan, values, void):
-    """Raise a UserError unless a `Scan` has an image and labels of one size, the labels below `values` or void."""
+def check_scan(scan: Scan, values: int, void: int) -> None:
+    """Raise a UserError unless image and label image have the same size, and labels are below `values` or void."""
     if scan.error:
         raise UserError(scan.error)
     path = scan.entry['seg_map_path']

@@ -1,7 +1,7 @@
-"""Images as (height, width, 3) uint8: the one decoder of all tools.
+"""Images as (height, width, 3) uint8: the decoder of all tools.
 
-Pillow reads the head, and OpenCV decodes, as MMSegmentation does (decoders of JPEG differ in their last bits). Every
-image is turned upright by its EXIF orientation; an alpha channel is dropped; of several frames the first is taken.
+Pillow reads the head. OpenCV decodes, as in MMSegmentation: JPEG decoders differ in their last bits. Every image is
+turned upright by its EXIF orientation. An alpha channel is dropped, and of several frames the first is used.
 """
 
 import io
@@ -15,8 +15,9 @@ from fsa_seg.errors import UserError
 from fsa_seg.system.files import check_memory, check_regular, read_file
 
 WHITE = 65535  # of 16 bits
-LOW = 1 << 14  # a 16-bit image below it has 14 bits or fewer, or is dark: its file does not say which
-FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION  # versions differ in what they turn
+LOW = 1 << 14  # a 16-bit image without greater values has at most 14 bits, or is dark: the file does not say which
+# OpenCV does not turn images: its versions differ in the formats that they turn
+FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 TURNS = {
     2: lambda image: image[:, ::-1],
@@ -26,50 +27,51 @@ TURNS = {
     6: lambda image: np.rot90(image, -1),
     7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90,
-}  # orientation -> what makes the image upright
+}  # orientation -> function that turns the image upright
 JPEG_END = b'\xff\xd9'
 ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 274, 256, 257  # numbers of tags
 
 
 class Head(NamedTuple):
-    """What a file says of its image before it is decoded.
+    """An image file's head, read without decoding the image.
 
     Attributes:
-        format (str), mode (str): as Pillow names them.
+        format (str), mode (str): in Pillow's words.
         size (tuple): height and width of the upright image, in pixels.
         orientation (int): EXIF's, 1 to 8.
-        deep (bool): it has more than 8 bits a channel.
+        deep (bool): whether the image has more than 8 bits a channel.
     """
 
     format: str
     mode: str
-    size: tuple
+    size: tuple[int, int]
     orientation: int
     deep: bool
 
 
-def read_image(path, image_max=None, order='rgb'):
+def read_image(path: str, image_max: int | None = None, order: str = 'rgb') -> np.ndarray:
     """Return an image file as (height, width, 3) uint8.
 
-    Values v of 16 bits become 256·v // (image_max + 1); the full range is v // 256.
+    A 16-bit value v becomes 256·v // (image_max + 1): v // 256 for the full range.
 
     Args:
-        path (str): the file.
-        image_max (int): the value of white in 16-bit files; by default 65535, and an image below 16384 is an error.
-        order (str): 'rgb' or 'bgr'.
+        path: the file.
+        image_max: the value of white in 16-bit files. By default 65535, and an image without values from 16384 is an
+            error.
+        order: 'rgb' or 'bgr'.
 
     Raises:
-        UserError: no regular file, damaged, larger than the free memory, of floats or of more than 16 bits, or of
-            values that `image_max` does not cover.
+        UserError: the path is no regular file, or the image is damaged, larger than the free memory, of floats, of more
+            than 16 bits, or has values above `image_max`.
     """
     image = _decode(read_file(path, 'the image'), f'the image {path}', image_max)
     return image if order == 'bgr' else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def as_rgb(image, image_max=None):
-    """Return a path, a PIL image or an array as (height, width, 3) uint8 RGB, see `read_image`.
+def as_rgb(image: str | Image.Image | np.ndarray, image_max: int | None = None) -> np.ndarray:
+    """Return a path's image, a PIL image or an array as (height, width, 3) uint8 RGB, see `read_image`.
 
-    An array has to be (height, width, 3) uint8 RGB already.
+    An array must be (height, width, 3) uint8 RGB already.
     """
     if isinstance(image, Image.Image):
         return _pillow_rgb(image, 'the given image', image_max)
@@ -80,13 +82,13 @@ def as_rgb(image, image_max=None):
     return read_image(image, image_max)
 
 
-def image_size(path, decode=False, image_max=None):
-    """Return the height and width of an image when it is upright; one that cannot be decoded is a UserError.
+def image_size(path: str, decode: bool = False, image_max: int | None = None) -> tuple[int, int]:
+    """Return the height and width of the upright image, in pixels; a damaged image is a UserError.
 
     Args:
-        path (str): its file.
-        decode (bool): decode it; else its head is read, and an image of 16 bits is decoded.
-        image_max (int): see `read_image`.
+        path: the image file.
+        decode: decode the image. Else the head is read, and only a 16-bit image is decoded.
+        image_max: see `read_image`.
     """
     check_regular(path, 'the image')
     head = _read_head(path, f'the image {path}')
@@ -95,12 +97,12 @@ def image_size(path, decode=False, image_max=None):
     return head.size
 
 
-def open_image(source, what):
-    """Return the PIL image of a path or of bytes, not decoded yet; one that Pillow does not open is a UserError.
+def open_image(source: str | bytes, what: str) -> Image.Image:
+    """Return the PIL image of a path or of bytes, not decoded yet; an image that Pillow cannot open is a UserError.
 
     Args:
-        source (str or bytes): a file's path or its content.
-        what (str): the error's subject, such as 'the image a.png'.
+        source: a file's path or its content.
+        what: the error's subject, such as 'the image a.png'.
     """
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
@@ -139,24 +141,24 @@ def _decode(data, what, image_max=None):
     check_memory(height * width * (33 if head.deep else 6), f'{what} of {height}×{width} pixels')
     _check_whole(data, head, what)
     image, tiff = None, head.format == 'TIFF'
-    if (tiff, head.mode, head.deep) != (True, 'RGBA', False):  # OpenCV multiplies those by alpha
+    if (tiff, head.mode, head.deep) != (True, 'RGBA', False):  # OpenCV multiplies such TIFF files by alpha
         image = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS)
     if image is None:  # a format that OpenCV lacks, or a damaged file
         with open_image(data, what) as opened:
             return np.ascontiguousarray(_pillow_rgb(opened, what, image_max)[..., ::-1])
     if image.dtype not in (np.uint8, np.uint16):
         raise UserError(f'{what} has values of type {image.dtype}, which have no 8-bit meaning; save it with 8 bits')
-    if not tiff and head.orientation in TURNS:  # of TIFF, OpenCV heeds it itself
+    if not tiff and head.orientation in TURNS:  # OpenCV turns TIFF files itself
         image = np.ascontiguousarray(TURNS[head.orientation](image))
     return _eight_bits(image, what, image_max) if image.dtype == np.uint16 else image
 
 
 def _check_whole(data, head, what):
-    """Raise a UserError if a JPEG file is cut short, which OpenCV 4 fills with grey without a word."""
+    """Raise a UserError if a JPEG file is cut short; OpenCV 4 fills the rest with grey, without an error."""
     if head.format in ('JPEG', 'MPO') and not data.rstrip(b'\0').endswith(JPEG_END):
         with open_image(data, what) as image:
             try:
-                image.draft('RGB', (1, 1))  # at an eighth of the size, which is enough to see its end
+                image.draft('RGB', (1, 1))  # decode an eighth of the size: enough to find the end
                 image.load()
             except Exception as error:  # the decoders raise many kinds
                 raise UserError(f'{what} cannot be decoded: {error}') from None
@@ -181,6 +183,7 @@ def _pillow_rgb(image, what, image_max=None):
 
 
 def _refuse_floats(image, what):
+    """Raise a UserError if a PIL image holds floats."""
     if image.mode == 'F':
         raise UserError(
             f'{what} holds floats, which have no 8-bit meaning; save it with 8 bits (values of 0 to 1 times 255)'
@@ -188,7 +191,7 @@ def _refuse_floats(image, what):
 
 
 def _eight_bits(values, what, image_max):
-    """Return 16-bit values as uint8; values that leave open what white is are a UserError."""
+    """Return 16-bit values as uint8; values from which white cannot be told are a UserError."""
     largest = int(values.max())
     if image_max is None and 0 < largest < LOW:
         bits = largest.bit_length()

@@ -1,7 +1,7 @@
-"""Label images: reading, renumbering and checking them.
+"""Read, renumber and check label images.
 
-A label image holds the labels 0 to K − 1 of K classes, or 0 to K where 0 is made void; and void, see `void_label`. One
-that holds other numbers (ids with gaps, masks of 0 and 255, colours) is renumbered by a label map.
+A label image holds void (see `void_label`) and the labels of K classes: 0 to K − 1, or 0 to K if 0 becomes void. A
+label map renumbers label images with other numbers: ids with gaps, masks of 0 and 255, colours.
 """
 
 import os
@@ -24,8 +24,8 @@ NO_LABELS = 'no pixel of the label images is of any class'
 class LoadLabels(BaseTransform):
     """Loads a label image of any bit depth as `gt_seg_map`, (height, width) int32 at original size.
 
-    What mmseg's `LoadAnnotations` does, which casts to uint8: `reduce_zero_label` makes label 0 void and shifts the
-    others down by one, and the data set's own `label_map` renumbers.
+    Takes the place of mmseg's `LoadAnnotations`, which casts to uint8. `reduce_zero_label` makes label 0 void and
+    shifts the other labels down by one. The data set's own `label_map` renumbers.
 
     Args:
         void (int): label of pixels that do not count.
@@ -35,10 +35,11 @@ class LoadLabels(BaseTransform):
         UserError: the file cannot be decoded, has colour channels and no label map, or another size than its image.
     """
 
-    def __init__(self, void=VOID, label_map=None):
+    def __init__(self, void: int = VOID, label_map: list | None = None):
         self.void, self.label_map = void, label_map
 
-    def transform(self, results):
+    def transform(self, results: dict) -> dict:
+        """Add `gt_seg_map` to the results."""
         labels = read_labels(results['seg_map_path'], self.label_map)
         check_sizes(results['seg_map_path'], labels.shape, results['img_path'], results['ori_shape'])
         if results['reduce_zero_label']:
@@ -52,32 +53,32 @@ class LoadLabels(BaseTransform):
         return results
 
 
-def void_label(classes, reduce_zero_label=False):
-    """Return the label of pixels that do not count: 255, or 65535 where 255 is a class in the files."""
+def void_label(classes: int, reduce_zero_label: bool = False) -> int:
+    """Return the label of pixels that do not count: 255, or 65535 if 255 is a class in the files."""
     return WIDE_VOID if classes + reduce_zero_label > VOID else VOID
 
 
-def without_zero(labels, void):
-    """Return labels whose 0 is made void and whose others are shifted down by one."""
+def without_zero(labels: np.ndarray, void: int) -> np.ndarray:
+    """Return the labels with 0 as void and the other labels shifted down by one."""
     return np.where((labels == 0) | (labels == void), void, labels - 1)
 
 
-def read_labels(path, label_map=None):
-    """Return a label image as (height, width) int32, see `decode_labels`; one that is none is a UserError."""
+def read_labels(path: str, label_map: list | None = None) -> np.ndarray:
+    """Return a label image file as (height, width) int32, see `decode_labels`; another file is a UserError."""
     return decode_labels(read_file(path, 'the label image'), path, label_map)
 
 
-def decode_labels(data, path, label_map=None):
-    """Return the bytes of a label image as (height, width) int32.
+def decode_labels(data: bytes, path: str, label_map: list | None = None) -> np.ndarray:
+    """Return a label image as (height, width) int32.
 
     Args:
-        data (bytes): of a file that Pillow decodes; the values of a palette image are its indices.
-        path (str): its name for errors.
-        label_map (list): pairs [number in the file, label]; the other numbers stay. With it, a colour image is taken
-            for the numbers R + 256·G + 65536·B.
+        data: content of a file that Pillow decodes; the values of a palette image are its indices.
+        path: the file's name for errors.
+        label_map: pairs [number in the file, label]; the other numbers stay. With a label map, a colour image holds the
+            numbers R + 256·G + 65536·B.
 
     Raises:
-        UserError: not decoded, or values that are no whole numbers 0 to 65535 (after the label map).
+        UserError: the data cannot be decoded, or a value after the label map is no whole number from 0 to 65535.
     """
     what = f'the label image {path}'
     with open_image(data, what) as image:
@@ -106,46 +107,48 @@ def decode_labels(data, path, label_map=None):
 
 
 def _renumbered(labels, label_map):
-    """Return labels, of which those that a label map names are replaced."""
+    """Return the labels after a label map."""
     old, new = np.array(sorted(label_map), np.int64).T
-    found = np.minimum(np.searchsorted(old, labels), len(old) - 1)
-    return np.where(old[found] == labels, new[found], labels)
+    positions = np.minimum(np.searchsorted(old, labels), len(old) - 1)
+    return np.where(old[positions] == labels, new[positions], labels)
 
 
-def read_label_map(given, folder=''):
+def read_label_map(source: str | dict | list, folder: str = '') -> list[list[int]]:
     """Return a label map as sorted pairs [number in the file, label].
 
     Args:
-        given (str, dict or list): 'OLD:NEW,OLD:NEW'; the name of a text file with a line 'OLD NEW' each (what follows
-            a # is left out); dict(OLD=NEW) with whole numbers; or pairs.
-        folder (str): where a relative name is looked up.
+        source: 'OLD:NEW,OLD:NEW'; or a text file's name; or dict(OLD=NEW) with whole numbers; or pairs. The text file
+            has a line 'OLD NEW' for each number; # starts a comment.
+        folder: base of a relative file name.
 
     Raises:
-        UserError: a file that cannot be read, a line or pair of another form, or a number that stands twice.
+        UserError: an unreadable file, a line or pair of another form, or a number with two labels.
     """
-    if isinstance(given, str) and re.fullmatch(r'\s*\d+:\d+\s*(,\s*\d+:\d+\s*)*', given):
-        pairs, where = [pair.split(':') for pair in given.split(',')], f'the label map {given!r}'
-    elif isinstance(given, str):
-        path = os.path.join(folder, given)
-        where = f'the label map {path!r}'
-        if not os.path.exists(path):
-            raise UserError(
-                f'{where} does not exist; give a text file with a line "OLD NEW" each, or numbers such as 255:1,7:0'
-            )
-        try:
-            lines = read_file(path, 'the label map').decode('utf-8-sig').splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f'{where} is no UTF-8 text: {error}') from None
-        pairs = [line.split() for line in (line.split('#')[0].strip() for line in lines) if line]
-    else:
-        where = 'the label map'
-        pairs = list(given.items()) if isinstance(given, dict) else given
-    return _checked_pairs(pairs, where)
+    if isinstance(source, str) and re.fullmatch(r'\s*\d+:\d+\s*(,\s*\d+:\d+\s*)*', source):
+        return _checked_pairs([pair.split(':') for pair in source.split(',')], f'the label map {source!r}')
+    if isinstance(source, str):
+        path = os.path.join(folder, source)
+        return _checked_pairs(_read_pairs(path), f'the label map {path!r}')
+    return _checked_pairs(list(source.items()) if isinstance(source, dict) else source, 'the label map')
+
+
+def _read_pairs(path):
+    """Return the words of each line of a label map's file; empty lines and comments are dropped."""
+    where = f'the label map {path!r}'
+    if not os.path.exists(path):
+        raise UserError(
+            f'{where} does not exist; give a text file with a line "OLD NEW" each, or numbers such as 255:1,7:0'
+        )
+    try:
+        lines = read_file(path, 'the label map').decode('utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f'{where} is no UTF-8 text: {error}') from None
+    return [line.split() for line in (line.split('#')[0].strip() for line in lines) if line]
 
 
 def _checked_pairs(pairs, where):
-    """Return pairs as sorted lists of two whole numbers."""
-    found = {}
+    """Return the pairs of a label map as sorted lists of two whole numbers."""
+    label_of = {}
     for pair in pairs if isinstance(pairs, (list, tuple)) else [pairs]:
         numbers = (
             [int(text) if isinstance(text, str) and text.strip().isdecimal() else text for text in pair]
@@ -154,21 +157,21 @@ def _checked_pairs(pairs, where):
         )
         if len(numbers) != 2 or any(type(number) is not int or number < 0 for number in numbers):
             raise UserError(
-                f'{where} has the entry {pair!r}; an entry is two whole numbers, the one in the file and its label'
+                f'{where} has the entry {pair!r}; an entry is two whole numbers, the number in the file and its label'
             )
         old, new = numbers
         if old > MOST_ID or new > WIDE_VOID:
             raise UserError(
                 f'{where} has the entry {pair!r}; numbers in a file go up to {MOST_ID}, labels to {WIDE_VOID}'
             )
-        if found.setdefault(old, new) != new:
-            raise UserError(f'{where} gives {old} two labels, {found[old]} and {new}')
-    if not found:
+        if label_of.setdefault(old, new) != new:
+            raise UserError(f'{where} gives {old} two labels, {label_of[old]} and {new}')
+    if not label_of:
         raise UserError(f'{where} is empty')
-    return sorted([old, new] for old, new in found.items())
+    return sorted([old, new] for old, new in label_of.items())
 
 
-def check_rule(classes, reduce_zero_label, void, label_map=None):
+def check_rule(classes: int, reduce_zero_label: bool, void: int, label_map: list | None = None) -> None:
     """Raise a UserError unless void and the labels of a label map fit the number of classes."""
     if type(void) is not int or not 0 <= void <= WIDE_VOID:
         raise UserError(f'ignore_index is {void!r}; it has to be a whole number from 0 to {WIDE_VOID}')
@@ -184,8 +187,8 @@ def check_rule(classes, reduce_zero_label, void, label_map=None):
             )
 
 
-def check_range(path, present, values, void=VOID):
-    """Raise a UserError if a label image holds labels (`present`, an array) neither below `values` nor void."""
+def check_range(path: str, present: np.ndarray, values: int, void: int = VOID) -> None:
+    """Raise a UserError if a label image holds labels (`present`) neither below `values` nor void."""
     wrong = present[(present >= values) & (present != void)]
     if len(wrong):
         raise UserError(
@@ -195,39 +198,39 @@ def check_range(path, present, values, void=VOID):
         )
 
 
-def check_seen(seen, classes, reduce_zero_label, void, void_said):
-    """Raise a UserError for labels that cannot be the truth; return a warning for unusual labels, or None.
+def check_seen(labels: set[int], classes: int, reduce_zero_label: bool, void: int, void_named: bool) -> str | None:
+    """Return a warning about unusual labels of a data set, or None; raise a UserError for impossible labels.
 
     Args:
-        seen (set of int): the labels that occur, as in the files after the label map.
-        classes (int): number of classes.
-        reduce_zero_label (bool): whether label 0 is void, and the others shift down by one.
-        void (int): label of pixels that do not count.
-        void_said (bool): whether the user named `void`. If not, of two classes both have to occur beside void: a mask
-            of 0 and 255 is taken for a class and void else.
+        labels: the labels of all files, after the label map.
+        classes: number of classes.
+        reduce_zero_label: label 0 is void, and the other labels shift down by one.
+        void: label of pixels that do not count.
+        void_named: the user named `void`. Else both of two classes must occur beside void: a mask of 0 and 255 would
+            pass for a class and void.
     """
     values = classes + reduce_zero_label
-    shown = [label for label in sorted(seen) if reduce_zero_label <= label < values and label != void]
-    if not shown:
+    present = [label for label in sorted(labels) if reduce_zero_label <= label < values and label != void]
+    if not present:
         raise UserError(
             f'{NO_LABELS}: labels are {int(reduce_zero_label)} to {values - 1}, and they hold '
-            f'{sorted(seen)[:5]} (void is {void}{" and 0" if reduce_zero_label else ""}); --label-map '
+            f'{sorted(labels)[:5]} (void is {void}{" and 0" if reduce_zero_label else ""}); --label-map '
             'renumbers them (in a config, label_map)'
         )
-    if len(shown) > 1 or classes == 1 or void not in seen or void_said:
+    if len(present) > 1 or classes == 1 or void not in labels or void_named:
         return None
-    said = f'the label images hold {shown[0]} and {void} alone, and {void} is void: one class of {classes} occurs'
+    warning = f'the label images hold {present[0]} and {void} alone, and {void} is void: one class of {classes} occurs'
     if classes > 2:
-        return said
-    other = 2 * reduce_zero_label + 1 - shown[0]
+        return warning
+    absent = 2 * reduce_zero_label + 1 - present[0]
     raise UserError(
-        f'{said}. If {void} is the other class, say --label-map {void}:{other} (in a config, label_map); '
+        f'{warning}. If {void} is the other class, say --label-map {void}:{absent} (in a config, label_map); '
         f'if it is void, --ignore-index {void} (ignore_index)'
     )
 
 
-def check_sizes(label_path, label_size, image_path, image_size):
-    """Raise a UserError unless labels and image have the same height and width."""
+def check_sizes(label_path: str, label_size: tuple, image_path: str, image_size: tuple) -> None:
+    """Raise a UserError unless label image and image have the same height and width."""
     if tuple(label_size) != tuple(image_size):
         height, width = label_size
         raise UserError(

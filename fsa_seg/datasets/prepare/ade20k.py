@@ -150,7 +150,8 @@ def _read_index(downloads, file):
 class _Unpickler(pickle.Unpickler):
     """Reads numpy arrays and plain values; a pickle that imports another name is refused."""
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str):
+        """Return the object that a pickle imports by this name."""
         if (module, name) not in _PICKLED:
             raise pickle.UnpicklingError(f'{module}.{name} has no place in an index')
         return _PICKLED[module, name]

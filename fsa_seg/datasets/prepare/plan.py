@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -125,7 +126,9 @@ def keep_labels(data: bytes, where: str, values: int) -> list[np.ndarray]:
     return [labels]
 
 
-def convert_matlab(data: bytes, where: str, variable: str, table: np.ndarray, dtype=np.uint8) -> list[np.ndarray]:
+def convert_matlab(
+    data: bytes, where: str, variable: str, table: np.ndarray, dtype: type = np.uint8
+) -> list[np.ndarray]:
     """Return the label map in a variable of a MATLAB file, renumbered by a table."""
     labels = np.atleast_2d(read_matlab(data, where, variable))
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.number):
@@ -206,7 +209,7 @@ def read_numbered_lines(downloads: Downloads, file: File) -> dict[int, str]:
     return names
 
 
-def import_optional(module: str):
+def import_optional(module: str) -> ModuleType:
     """Import a module of a library that only preparations need; a library that is not installed is a UserError."""
     try:
         return importlib.import_module(module)

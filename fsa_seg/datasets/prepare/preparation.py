@@ -108,7 +108,7 @@ def _carry_out(plan, name, folder, link, workers, lock):
 
 @contextlib.contextmanager
 def _locked(folder, name):
-    """Hold the data set's lock, a file descriptor that the process' end closes; a lock held elsewhere is a UserError."""
+    """Hold the data set's lock, a file descriptor; UserError if another process holds it. The process' end frees it."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -153,12 +153,12 @@ def _place_images(plan, jobs, folder, link):
         for file, target in plan.images
         if not os.path.exists(path := os.path.join(folder, target)) or os.path.getsize(path) != file.size
     ]
-    needed = sum(file.size for file, _ in absent if not (link and file.member is None))
-    needed += sum(job.source.size for job in jobs if job.source)
+    size = sum(file.size for file, _ in absent if not (link and file.member is None))
+    size += sum(job.source.size for job in jobs if job.source)
     free = shutil.disk_usage(folder).free
-    if needed > free:
+    if size > free:
         raise UserError(
-            f'{folder} has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB are to be written; make room, or --link '
+            f'{folder} has {free / 1e9:.1f} GB left, and {size / 1e9:.1f} GB are to be written; make room, or --link '
             'images that lie in folders'
         )
     absent.sort(key=lambda item: plan.downloads.position(item[0]))
