@@ -1,25 +1,31 @@
 """Prepare data sets from their publishers' files, and check a data root.
 
-    python tools/prepare_dataset.py voc --from DOWNLOADS --to DATA_ROOT             # archives, or folders of what they hold
+    python tools/prepare_dataset.py voc --from DOWNLOADS --to DATA_ROOT
     python tools/prepare_dataset.py ade20k --from DOWNLOADS --to DATA_ROOT --download
-    python tools/prepare_dataset.py --check DATA_ROOT                                # all that is there
+    python tools/prepare_dataset.py --check DATA_ROOT                                # every data set of the data root
     python tools/prepare_dataset.py --check DATA_ROOT voc coco
 
-NAME is one of voc, context, coco, cityscapes, ade20k, context459, ade20k847, coco_stuff10k; data/README.md says what each
-needs. The downloads are only read. A preparation that was interrupted goes on where it was, and ends with the check.
+DOWNLOADS are archives, or folders that hold archives or their contents; they are only read. NAME is voc, context, coco,
+cityscapes, ade20k, context459, ade20k847 or coco_stuff10k; data/README.md lists the downloads of each. An interrupted
+preparation goes on where it ended. Every preparation ends with the check.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from cli import main_wrapper, place
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options; wrong combinations end the tool with status 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'names', nargs='*', metavar='NAME', help='data sets; for --check also those of configs/datasets/, or files'
+        'names',
+        nargs='*',
+        metavar='NAME',
+        help='data sets; for --check also names of configs/datasets/, or files of data sets',
     )
     parser.add_argument(
         '--from',
@@ -33,10 +39,12 @@ def parse_args(argv=None):
     parser.add_argument(
         '--download',
         action='store_true',
-        help='fetch what can be fetched where something is missing, into the first of DOWNLOADS',
+        help='if a file is missing, fetch the files that need no login into the first of DOWNLOADS',
     )
-    parser.add_argument('--images', choices=('val', 'all'), help='val is what the suite needs (default)')
-    parser.add_argument('--link', action='store_true', help='link images that lie in folders; they are copied else')
+    parser.add_argument(
+        '--images', choices=('val', 'all'), help='val (default) is enough for the suite; all adds the training images'
+    )
+    parser.add_argument('--link', action='store_true', help='link images of folders in place of copying them')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that convert (default: one per core)')
     parser.add_argument('--check', type=place, metavar='DATA_ROOT', help='check a data root, and prepare nothing')
     parser.add_argument(
@@ -44,21 +52,27 @@ def parse_args(argv=None):
         type=place,
         default=os.path.join('work_dirs', 'data_check'),
         metavar='DIR',
-        help='where the report and the pictures of the check go (default: work_dirs/data_check)',
+        help="folder of the check's report and pictures (default: work_dirs/data_check)",
     )
     args = parser.parse_intermixed_args(argv)
+    check_combination(parser, args)
+    return args
+
+
+def check_combination(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the tool with status 2 if the options do not go together."""
     if args.check and (
         args.downloads or args.to or args.download or args.images or args.link or args.workers is not None
     ):
         parser.error('--check takes data sets and --out alone')
     if not args.check and not (args.names and args.downloads and args.to):
         parser.error('give NAME --from DOWNLOADS --to DATA_ROOT, or --check DATA_ROOT')
-    return args
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prepare data sets and check them, or check a data root alone."""
     args = parse_args(argv)
-    from fsa_seg.apps.data_check import data_sets
+    from fsa_seg.apps.data_check import dataset_names
     from fsa_seg.datasets.prepare.preparation import prepare
     from fsa_seg.datasets.prepare.preparations import PREPARATIONS
     from fsa_seg.errors import one_of
@@ -66,17 +80,17 @@ def main(argv=None):
 
     make_folder(args.out)
     if args.check:
-        return check(args.check, data_sets(args.check, args.names), args.out)
+        return check(args.check, dataset_names(args.check, args.names), args.out)
     for name in args.names:
         one_of(name, PREPARATIONS, 'data set to prepare')
     for name in args.names:
         workers = os.cpu_count() if args.workers is None else args.workers
         prepare(name, args.downloads, args.to, args.images or 'val', args.link, workers, args.download)
-    check(args.to, data_sets(args.to, args.names), args.out)
+    check(args.to, dataset_names(args.to, args.names), args.out)
 
 
-def check(root, names, out):
-    """Check data sets of a data root, and print the report; a run that would be wrong is status 1."""
+def check(root: str, names: Sequence[str], out: str) -> None:
+    """Check data sets of a data root, write a report into `out` and print it; problems end the tool with status 1."""
     from fsa_seg.apps.data_check import check_data, report_table
     from fsa_seg.evaluation.results import write_result
 

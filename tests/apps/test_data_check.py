@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsa_seg.apps.data_check import check_data, data_sets, report_table
+from fsa_seg.apps.data_check import check_data, dataset_names, report_table
 from fsa_seg.config.compose import compose
 from fsa_seg.datasets.data_sets import check_images, list_images
 from fsa_seg.errors import UserError
@@ -29,7 +29,7 @@ def root(tmp_path):
 
 
 def test_the_mini_splits_are_right(tmp_path):
-    reports = check_data(MINI, data_sets(MINI, []), str(tmp_path))
+    reports = check_data(MINI, dataset_names(MINI, []), str(tmp_path))
     assert [report['dataset'] for report in reports] == [
         'ade20k',
         'cityscapes',
@@ -166,22 +166,24 @@ def test_sixteen_bits(tmp_path):
     sources.context_mat(str(tmp_path / 'downloads'))
     prepare('context459', [str(tmp_path / 'downloads')], str(tmp_path / 'root'))
     (tmp_path / 'root' / 'TOY_WORLD').touch()
-    (report,) = check_data(str(tmp_path / 'root'), data_sets(str(tmp_path / 'root'), []), str(tmp_path / 'pictures'))
+    (report,) = check_data(
+        str(tmp_path / 'root'), dataset_names(str(tmp_path / 'root'), []), str(tmp_path / 'pictures')
+    )
     assert report['dataset'] == 'context459' and not report['problems'] and report['modes'] == {'I;16': 2}
     assert report['values'] == [0, 459] and report['pixels']['thing 255'] == 6 and report['void'] == 6 / 48
     assert len(report['pictures']) == 2
 
 
 def test_names(tmp_path):
-    assert data_sets(MINI, ['coco', 'voc21']) == ['coco_object', 'coco_stuff164k', 'voc21']
-    assert data_sets(MINI, ['cityscapes', 'ade20k']) == ['cityscapes', 'ade20k']
+    assert dataset_names(MINI, ['coco', 'voc21']) == ['coco_object', 'coco_stuff164k', 'voc21']
+    assert dataset_names(MINI, ['cityscapes', 'ade20k']) == ['cityscapes', 'ade20k']
     for root, names, message in (
         (MINI, ['vocc'], "unknown data set 'vocc' .did you mean 'voc'"),
         (str(tmp_path), [], 'has the folder of no data set'),
         ('nowhere', [], 'the data root nowhere does not exist'),
     ):
         with pytest.raises(UserError, match=message):
-            data_sets(root, names)
+            dataset_names(root, names)
 
 
 def test_the_tool(run_tool, root, tmp_path):
