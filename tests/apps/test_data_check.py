@@ -1,7 +1,8 @@
-"""The check of a data root, on copies of the mini splits, whole and damaged, and on what the preparation makes."""
+"""The check of a data root: on the mini splits, on damaged copies, and on prepared data sets."""
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -23,7 +24,7 @@ VOC = os.path.join('VOCdevkit', 'VOC2012')
 
 @pytest.fixture
 def root(tmp_path):
-    """A data root with VOC's mini split, that is not marked as drawn."""
+    """A data root with VOC's mini split, without the mark of the toy world."""
     shutil.copytree(os.path.join(MINI, VOC), tmp_path / 'root' / VOC)
     return tmp_path / 'root'
 
@@ -79,13 +80,11 @@ def test_damage(root, damage, message):
     (root / 'TOY_WORLD').touch()
     damage(root / VOC)
     (report,) = check_data(str(root), ['voc21'])
-    import re
-
     assert len(report['problems']) == 1 and re.search(message, report['problems'][0])
 
 
-def test_all_that_is_wrong_is_listed(root):
-    """Also an image whose head is whole, which a run finds when it comes to it."""
+def test_every_problem_is_listed(root):
+    """Damaged images whose head is intact are listed too; a run meets them only when it loads them."""
     (root / 'TOY_WORLD').touch()
     names = sorted(os.listdir(root / VOC / 'JPEGImages'))
     for name in names[:3]:
@@ -118,8 +117,8 @@ def test_labels_without_a_class(root):
         check_images(list_images(config), 21)
 
 
-def test_labels_that_are_none_of_the_data_sets(root, tmp_path):
-    """In range, but of a few classes alone, though the split is whole: another data set's, or not converted."""
+def test_labels_of_another_data_set(root, tmp_path):
+    """Labels in range but of few classes, in a complete split: of another data set, or not converted."""
     config = tmp_path / 'mine.py'
     config.write_text(
         open(os.path.join(CONFIGS, 'datasets', 'voc21.py')).read().replace('1449', '10').replace("'voc21'", "'mine'")
@@ -134,15 +133,17 @@ def test_labels_that_are_none_of_the_data_sets(root, tmp_path):
 
 
 def test_a_config_that_chooses_some_of_the_classes(root, tmp_path):
-    """The label files are those of all classes, and are reported as such."""
+    """The label files hold all classes, and the report counts all classes."""
     (root / 'TOY_WORLD').touch()
     (tmp_path / 'mine.py').write_text(
         open(os.path.join(CONFIGS, 'datasets', 'voc21.py'))
         .read()
         .replace('images=1449', "metainfo=dict(classes=['cat', 'dog'])")
     )
-    some, every = check_data(str(root), [str(tmp_path / 'mine.py'), 'voc21'], str(tmp_path / 'pictures'))
-    assert not some['problems'] and some['pixels'] == every['pixels'] and some['classes'] == 21
+    two_classes, all_classes = check_data(str(root), [str(tmp_path / 'mine.py'), 'voc21'], str(tmp_path / 'pictures'))
+    assert (
+        not two_classes['problems'] and two_classes['pixels'] == all_classes['pixels'] and two_classes['classes'] == 21
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_config_that_chooses_some_of_the_classes(root, tmp_path):
     [lambda data: data[: len(data) // 2] + bytes(len(data) // 2), lambda data: data[:40] + b'????' + data[44:]],
 )
 def test_damaged_png_images(tmp_path, damage):
-    """Pillow raises other errors for them than for JPEGs."""
+    """Pillow raises other errors for PNG than for JPEG."""
     shutil.copytree(os.path.join(MINI, 'cityscapes'), tmp_path / 'cityscapes')
     (tmp_path / 'TOY_WORLD').touch()
     path = sorted((tmp_path / 'cityscapes' / 'leftImg8bit').rglob('*.png'))[0]
@@ -220,9 +221,9 @@ def test_the_tool_prepares_and_checks(run_tool, tmp_path):
     )
 
 
-def test_a_run_says_it_before_a_model_is_loaded(run_tool, root):
+def test_a_run_fails_before_a_model_is_loaded(run_tool, root):
     command = ('test', 'voc21', '--data-root', root, '--method', 'clip', '--no-fsa')
-    status, printed = run_tool(*command)  # the real CLIP, which is not here
+    status, printed = run_tool(*command)  # the real CLIP, whose weights are absent
     assert status == 1 and 'the split has 10 images, the data set voc21 1449' in printed
     status, printed = run_tool(*command, '--backbone', 'toy')
     assert status == 1 and 'the split has 10 images' in printed

@@ -30,20 +30,20 @@ def test_mini_split(name):
     assert 8 <= len(entries) <= 16
     dataset = DATASETS.build(config)
     assert len(dataset.metainfo['classes']) == len(dataset.metainfo['palette']) == CLASSES[name]
-    shown = set()
+    labels = set()
     for i in range(len(dataset)):
         sample = dataset[i]
         height, width = sample['data_samples'].ori_shape
         assert max(height, width) <= (512 if name == 'cityscapes' else 320)
         assert sample['data_samples'].gt_sem_seg.shape == (height, width)
-        shown |= set(np.unique(sample['data_samples'].gt_sem_seg.data))
-    assert shown - {255} <= set(range(CLASSES[name]))
-    assert len(shown - {255}) >= 0.9 * CLASSES[name]
+        labels |= set(np.unique(sample['data_samples'].gt_sem_seg.data))
+    assert labels - {255} <= set(range(CLASSES[name]))
+    assert len(labels - {255}) >= 0.9 * CLASSES[name]
 
 
 @pytest.mark.parametrize('with_background, without', [('voc21', 'voc20'), ('context60', 'context59')])
 def test_data_sets_without_background(with_background, without):
-    """Label i of the one is label i − 1 of the other; background becomes void."""
+    """Label i becomes label i − 1, and background becomes void."""
     labels = []
     for name in (with_background, without):
         dataset = DATASETS.build(compose(name, 'sclip', backbone='toy', data_root=MINI).test_dataloader.dataset)
@@ -78,7 +78,7 @@ def test_damaged_data_is_found_before_a_run(voc, damage, message):
         check_images(list_images(dataset), 21)
 
 
-def test_damage_that_shows_when_loading_names_the_file(voc):
+def test_loading_a_damaged_file_names_it(voc):
     folder, config = voc
     path = folder / 'SegmentationClass' / '2007_000033.png'
     path.write_bytes(path.read_bytes()[:60])
@@ -86,8 +86,8 @@ def test_damage_that_shows_when_loading_names_the_file(voc):
         DATASETS.build(config)[0]
 
 
-def test_turned_pictures_are_measured_as_they_are_decoded(voc):
-    """A camera's picture that is stored on its side: cv2 turns it, so its label image has the turned size."""
+def test_turned_pictures_have_the_size_of_the_decoded_image(voc):
+    """The label image of a picture stored on its side has the size of the upright picture."""
     folder, config = voc
     path = folder / 'JPEGImages' / '2007_000033.jpg'
     picture = Image.open(path)

@@ -1,4 +1,4 @@
-"""The one decoder: what each format's pixels are, and that the test tool and `Segmenter` have the same."""
+"""The decoder: pixels of each format, which are the same in the test tool and in `Segmenter`."""
 
 import io
 import os
@@ -52,7 +52,7 @@ def exif(orientation):
 
 GREY3 = np.repeat(GREY[..., None], 3, 2)
 PALETTE = Image.fromarray(RGB).quantize(64)
-CASES = {  # name of the file: (how it is written, its pixels)
+CASES = {  # name of the file: (function that writes the file, pixels)
     'grey.png': (pillow(GREY, 'L'), GREY3),
     'bits.png': (
         lambda path: Image.fromarray(GREY > 99).save(path),
@@ -94,16 +94,16 @@ def segmenter():
     return Segmenter(backbone='toy', method='maskclip', feedback=False, vfm='toy', device='cpu')
 
 
-def shown(segmenter, image):
-    """Return the pixels that `Segmenter` worked on, from its picture."""
-    found = segmenter.segment(image, ['cat', 'grass'])
-    height, width = found.labels.shape
-    return np.array(found.picture)[GAP + TITLE : GAP + TITLE + height, GAP : GAP + width]
+def pixels_shown(segmenter, image):
+    """Return the pixels that `Segmenter` worked on, cut from the picture of its result."""
+    segmentation = segmenter.segment(image, ['cat', 'grass'])
+    height, width = segmentation.labels.shape
+    return np.array(segmentation.picture)[GAP + TITLE : GAP + TITLE + height, GAP : GAP + width]
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_formats(tmp_path, segmenter, name):
-    """The pixels are right, and the same in the pipeline and in `Segmenter`; the head's size is theirs."""
+    """Pixels are right in the pipeline and in `Segmenter`, and the head gives their size."""
     write, expected = CASES[name]
     path = str(tmp_path / name)
     write(path)
@@ -111,7 +111,7 @@ def test_formats(tmp_path, segmenter, name):
     assert loaded['img'].dtype == np.uint8 and loaded['img'].flags.c_contiguous
     assert np.array_equal(loaded['img'][..., ::-1], expected)
     assert loaded['ori_shape'] == image_size(path) == image_size(path, decode=True) == expected.shape[:2]
-    assert np.array_equal(shown(segmenter, path), expected)
+    assert np.array_equal(pixels_shown(segmenter, path), expected)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_ordinary_files_are_decoded_as_mmcv_does(tmp_path, segmenter, suffix, op
     expected = mmcv.imread(path)
     assert np.array_equal(read_image(path, order='bgr'), expected)
     assert np.array_equal(read_image(path), expected[..., ::-1]) and np.array_equal(
-        shown(segmenter, path), expected[..., ::-1]
+        pixels_shown(segmenter, path), expected[..., ::-1]
     )
 
 
@@ -143,7 +143,7 @@ def test_pil_images_and_arrays(segmenter):
     stored.save(buffer, 'PNG', exif=exif(6))
     for image in (Image.fromarray(RGB), RGB, Image.open(buffer)):
         assert np.array_equal(as_rgb(image), RGB)
-    assert np.array_equal(shown(segmenter, Image.open(buffer)), RGB)
+    assert np.array_equal(pixels_shown(segmenter, Image.open(buffer)), RGB)
     for deep in (GREY.astype(np.uint16) * 257, GREY.astype(np.int32) * 257):  # I;16, I
         assert np.array_equal(as_rgb(Image.fromarray(deep)), GREY3)
     assert np.array_equal(as_rgb(Image.fromarray(np.dstack([RGB, ALPHA]))), RGB)
@@ -187,7 +187,7 @@ def test_pil_images_and_arrays(segmenter):
         ),
     ],
 )
-def test_what_is_no_image_is_one_line(tmp_path, segmenter, name, write, message):
+def test_a_file_without_an_image_is_an_error_of_one_line(tmp_path, segmenter, name, write, message):
     path = str(tmp_path / name)
     write(path)
     for read in (
@@ -205,7 +205,7 @@ def test_what_is_no_image_is_one_line(tmp_path, segmenter, name, write, message)
 
 
 def test_low_values_of_sixteen_bits(tmp_path):
-    """Data of 12 bits is said, and is right with its `image_max`; a dark image with the full range's."""
+    """12 bits in 16 are an error without `image_max`; a dark image needs the full range's."""
     path = str(tmp_path / 'a.png')
     opencv(RGB.astype(np.uint16) * 16)(path)
     largest = 16 * int(RGB.max())
@@ -231,7 +231,7 @@ def test_low_values_of_sixteen_bits(tmp_path):
 
 
 def test_images_beyond_the_free_memory(tmp_path, monkeypatch):
-    """The head is read, and nothing is decoded."""
+    """Only the head is read; no pixel is decoded."""
     path = str(tmp_path / 'a.png')
     Image.new('1', (3000, 3000)).save(path)
     free = 6 * 3000 * 3000
@@ -245,14 +245,14 @@ def test_images_beyond_the_free_memory(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='the image .*a.png takes'):
         read_image(path)
     monkeypatch.undo()
-    for memory, free in (((None, None), None), ((9216, 12288), 12288)):  # where the system does not say, all is tried
+    for memory, free in (((None, None), None), ((9216, 12288), 12288)):  # unknown free memory: every image is tried
         monkeypatch.setattr(files, 'memory', lambda memory=memory: memory)
         assert files.free_memory() == free
         if free is None:
             assert read_image(path).any() is np.False_
 
 
-def test_a_fifo_is_not_waited_for(tmp_path):
+def test_reading_a_fifo_does_not_wait(tmp_path):
     os.mkfifo(tmp_path / 'a.png')
     thread = threading.Thread(target=lambda: pytest.raises(UserError, as_rgb, str(tmp_path / 'a.png')), daemon=True)
     thread.start()
@@ -261,20 +261,20 @@ def test_a_fifo_is_not_waited_for(tmp_path):
 
 
 def test_a_jpeg_that_is_cut_short(tmp_path, monkeypatch):
-    """OpenCV 4 fills what is missing with grey, and says nothing; bytes after the end do no harm."""
+    """OpenCV 4 fills the rest with grey, without an error; bytes after the end do no harm."""
     path = tmp_path / 'a.jpg'
     content = open(PHOTO, 'rb').read()
     monkeypatch.setattr(images.cv2, 'imdecode', lambda *arguments: np.zeros((240, 320, 3), np.uint8))
     path.write_bytes(content[: len(content) * 9 // 10])
     with pytest.raises(UserError, match='a.jpg cannot be decoded: image file is truncated'):
         read_image(str(path))
-    for more in (b'', b'\0\0', b'trailer'):
-        path.write_bytes(content + more)
+    for ending in (b'', b'\0\0', b'trailer'):
+        path.write_bytes(content + ending)
         assert read_image(str(path)).shape == (240, 320, 3)
 
 
 def test_white_of_a_single_picture(run_tool, tmp_path):
-    """The error names an option that the tool has, and with the option the picture is that of the 8-bit file."""
+    """The error names an option of the tool; with the option, results equal those of the 8-bit file."""
     picture = np.array(Image.open(os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')))[
         :64, :64
     ]
@@ -284,6 +284,8 @@ def test_white_of_a_single_picture(run_tool, tmp_path):
     status, printed = run_tool('segment', 'twelve.png', *command)
     assert status == 1 and '--image-max 4095' in printed
     shares = []
-    for name, more in (('eight.png', ()), ('twelve.png', ('--image-max', 4095))):
-        shares.append([line for line in run_tool('segment', name, *command, *more)[1].splitlines() if '%  ' in line])
+    for name, arguments in (('eight.png', ()), ('twelve.png', ('--image-max', 4095))):
+        shares.append(
+            [line for line in run_tool('segment', name, *command, *arguments)[1].splitlines() if '%  ' in line]
+        )
     assert shares[0] == shares[1] and len(shares[0]) == 2

@@ -1,4 +1,4 @@
-"""Label images: label maps, what a set of labels can mean, and files that are none."""
+"""Label images: label maps, impossible sets of labels, and files of other formats."""
 
 import os
 import time
@@ -38,7 +38,7 @@ def test_label_maps(tmp_path):
         (tmp_path / 'map.txt').write_text(text)
         with pytest.raises(UserError, match=message):
             read_label_map('map.txt', str(tmp_path))
-    for given, message in (
+    for source, message in (
         ('none.txt', "the label map 'none.txt' does not exist; give a text file"),
         (5, 'has the entry 5'),
         ({1: -1}, 'two whole numbers'),
@@ -46,11 +46,11 @@ def test_label_maps(tmp_path):
         ([1, 2], 'has the entry 1'),
     ):
         with pytest.raises(UserError, match=message):
-            read_label_map(given)
+            read_label_map(source)
 
 
 def test_numbers_are_replaced_at_once(tmp_path):
-    """0 and 1 change places; what the map does not name stays; ids of 32 bits and colours are numbers too."""
+    """0 and 1 change places; numbers outside the map stay; ids of 32 bits and colours are numbers too."""
     grey = save(tmp_path / 'l.png', np.array([[0, 1, 2, 255]], np.uint8))
     assert read_labels(grey, [[0, 1], [1, 0], [255, 3]]).tolist() == [[1, 0, 2, 3]]
     ids = save(tmp_path / 'l.tif', np.array([[70001, 5]], np.int32))
@@ -76,7 +76,7 @@ def test_the_map_comes_before_the_shift(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'seen, classes, zero, void, said, message',
+    'labels, classes, zero, void, void_named, message',
     [
         (
             {0, 255},
@@ -98,15 +98,15 @@ def test_the_map_comes_before_the_shift(tmp_path):
         ({0, 11}, 2, False, 11, True, None),
     ],
 )
-def test_labels_that_can_be_no_truth(seen, classes, zero, void, said, message):
+def test_impossible_labels(labels, classes, zero, void, void_named, message):
     if message is None:
-        assert check_seen(seen, classes, zero, void, said) is None
+        assert check_seen(labels, classes, zero, void, void_named) is None
     else:
         with pytest.raises(UserError, match=message):
-            check_seen(seen, classes, zero, void, said)
+            check_seen(labels, classes, zero, void, void_named)
 
 
-def test_one_class_of_many_is_odd_alone():
+def test_a_single_class_of_many_is_a_warning():
     assert 'hold 0 and 255 alone' in check_seen({0, 255}, 21, False, 255, False)
     assert check_seen({0, 3, 255}, 21, False, 255, False) is None
 
@@ -121,7 +121,7 @@ def test_one_class_of_many_is_odd_alone():
         ((5, False, 255, [[9, 5]]), 'gives 9 the label 5; the data set has 0 to 4, and 255 for void'),
     ],
 )
-def test_rules_that_do_not_fit(arguments, message):
+def test_void_and_label_map_fit_the_classes(arguments, message):
     with pytest.raises(UserError, match=message):
         check_rule(*arguments)
     check_rule(5, True, 255, [[9, 5], [8, 255]])
@@ -140,7 +140,7 @@ def test_rules_that_do_not_fit(arguments, message):
         ),
     ],
 )
-def test_what_is_no_label_image(tmp_path, write, message):
+def test_files_of_other_formats(tmp_path, write, message):
     write(tmp_path / 'l.png')
     with pytest.raises(UserError, match=message):
         read_labels(str(tmp_path / 'l.png'))
@@ -156,7 +156,7 @@ def test_labels_beyond_the_free_memory(tmp_path, monkeypatch):
 
 
 def test_the_first_bad_file_ends_a_check(tmp_path, monkeypatch):
-    """The files that wait are not read; the check that lists all that is wrong reads on."""
+    """The check before a run reads no further file; the check that lists all wrong files reads on."""
     image, label = (
         save(tmp_path / 'i.png', np.zeros((4, 4, 3), np.uint8)),
         save(tmp_path / 'l.png', np.zeros((4, 4), np.uint8)),

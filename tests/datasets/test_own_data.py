@@ -1,4 +1,4 @@
-"""Data of a user's own: a folder of images, one of label images and a list of classes, by options or by a config."""
+"""A user's own data: a folder of images, a folder of label images and a list of classes, by options or by a config."""
 
 import json
 import os
@@ -25,8 +25,8 @@ TOY = ('--backbone', 'toy', '--vfm', 'toy', '--method', 'sclip', '--workers', 0)
 
 
 @pytest.fixture
-def own(tmp_path):
-    """Two of the toy world's images in other formats, one in a folder below, with VOC's labels and classes."""
+def user_data(tmp_path):
+    """Two images of the toy world in other formats, with VOC's labels and classes; the second lies in a subfolder."""
     folder = tmp_path / 'mine'
     (folder / 'images' / 'more').mkdir(parents=True)
     (folder / 'labels' / 'more').mkdir(parents=True)
@@ -44,8 +44,8 @@ def options(folder):
     return '--images', folder / 'images', '--labels', folder / 'labels', '--classes', folder / 'classes.txt'
 
 
-def test_options_in_place_of_a_config(run_tool, own, tmp_path):
-    status, printed = run_tool('test', *options(own), *TOY, '--out', 'one.json', '--show-dir', 'shown')
+def test_options_in_place_of_a_config(run_tool, user_data, tmp_path):
+    status, printed = run_tool('test', *options(user_data), *TOY, '--out', 'one.json', '--show-dir', 'shown')
     assert status == 0 and 'SCLIP + FSA on own_mine (sclip): mIoU' in printed, printed
     result = json.loads((tmp_path / 'one.json').read_text())
     assert [image['name'] for image in result['images']] == ['images/a.PNG', 'images/more/b.x.jpeg'] and not result[
@@ -56,31 +56,31 @@ def test_options_in_place_of_a_config(run_tool, own, tmp_path):
     ]
     assert Image.open(tmp_path / 'shown' / 'images' / 'a.png').width > 2 * 300
     status, printed = run_tool('test', 'one.json', '--out', 'two.json', '--workers', 0)
-    two = json.loads((tmp_path / 'two.json').read_text())
-    assert two['confusion'] == result['confusion'] and two['hash'] == result['hash']
-    status, printed = run_tool('test', 'voc21', *options(own), *TOY)
+    repeated = json.loads((tmp_path / 'two.json').read_text())
+    assert repeated['confusion'] == result['confusion'] and repeated['hash'] == result['hash']
+    status, printed = run_tool('test', 'voc21', *options(user_data), *TOY)
     assert status == 2 and 'give CONFIG, or --images, --labels and --classes' in printed
-    assert run_tool('test', *options(own)[:4], *TOY)[0] == 2
+    assert run_tool('test', *options(user_data)[:4], *TOY)[0] == 2
 
 
-def test_it_is_the_run_of_voc_with_its_words(run_tool, own, tmp_path):
+def test_run_equals_voc_with_the_same_words(run_tool, user_data, tmp_path):
     """The same pixels under the same settings and words give the same counts, whatever the data set is called."""
-    shutil.rmtree(own / 'images')
-    shutil.rmtree(own / 'labels')
-    shutil.copytree(os.path.join(VOC, 'JPEGImages'), own / 'images')
-    shutil.copytree(os.path.join(VOC, 'SegmentationClass'), own / 'labels')
-    (own / 'classes.txt').write_text('\n'.join(NAMES))
-    run_tool('test', *options(own), *TOY, '--protocol', 'clearclip', '--limit', 2, '--out', 'own.json')
-    words = ('--words', own / 'classes.txt', '--cfg-options', 'model.prob_thd=0.0')
+    shutil.rmtree(user_data / 'images')
+    shutil.rmtree(user_data / 'labels')
+    shutil.copytree(os.path.join(VOC, 'JPEGImages'), user_data / 'images')
+    shutil.copytree(os.path.join(VOC, 'SegmentationClass'), user_data / 'labels')
+    (user_data / 'classes.txt').write_text('\n'.join(NAMES))
+    run_tool('test', *options(user_data), *TOY, '--protocol', 'clearclip', '--limit', 2, '--out', 'own.json')
+    words = ('--words', user_data / 'classes.txt', '--cfg-options', 'model.prob_thd=0.0')
     run_tool(
         'test', 'voc21', *TOY, '--data-root', MINI, '--protocol', 'clearclip', *words, '--limit', 2, '--out', 'voc.json'
     )
-    own, voc = (json.loads((tmp_path / name).read_text()) for name in ('own.json', 'voc.json'))
-    assert own['confusion'] == voc['confusion'] and own['metrics']['mIoU'] > 10
+    result, voc = (json.loads((tmp_path / name).read_text()) for name in ('own.json', 'voc.json'))
+    assert result['confusion'] == voc['confusion'] and result['metrics']['mIoU'] > 10
 
 
-def test_a_config_of_ten_lines(run_tool, own, tmp_path):
-    (own / 'split.txt').write_text('more/b.x\n')
+def test_a_config_of_ten_lines(run_tool, user_data, tmp_path):
+    (user_data / 'split.txt').write_text('more/b.x\n')
     (tmp_path / 'mine.py').write_text("""dataset = dict(
     name='mine',
     type='ImageFolderDataset',
@@ -97,26 +97,26 @@ def test_a_config_of_ten_lines(run_tool, own, tmp_path):
     assert words[NAMES.index('cat')] == ['cat', 'kitten'] and words[0] == ['background']
     status, printed = run_tool('prepare_dataset', '--check', tmp_path, 'mine.py')
     assert status == 0 and '| mine | 1 | – | 0 to' in printed, printed
-    (own / 'classes.txt').unlink()
+    (user_data / 'classes.txt').unlink()
     status, printed = run_tool('test', 'mine.py', *TOY, '--data-root', tmp_path)
     assert status == 1 and "classes.txt does not exist, from which the data set 'mine' has its classes" in printed
 
 
 @pytest.mark.parametrize('void, reduce_zero_label', [(65535, False), (0, True)])
-def test_more_than_255_labels(run_tool, own, tmp_path, void, reduce_zero_label):
+def test_more_than_255_labels(run_tool, user_data, tmp_path, void, reduce_zero_label):
     """Label 255 is a class; 65535 (or 0) is void."""
     first = int(reduce_zero_label)
     names = [f'thing {i}' for i in range(300)]
     for name, label in (('cat', 255), ('wall', 256), ('grass', 299)):
         names[label] = name
-    shutil.rmtree(own / 'images' / 'more')
-    labels = np.full(Image.open(own / 'labels' / 'a.png').size[::-1], void, np.uint16)
+    shutil.rmtree(user_data / 'images' / 'more')
+    labels = np.full(Image.open(user_data / 'labels' / 'a.png').size[::-1], void, np.uint16)
     labels[:60], labels[60:120], labels[120:180] = (label + first for label in (255, 256, 299))
-    Image.fromarray(labels).save(own / 'labels' / 'a.png')
-    (own / 'classes.txt').write_text('\n'.join(names))
-    given = ['--reduce-zero-label'] if reduce_zero_label else []
+    Image.fromarray(labels).save(user_data / 'labels' / 'a.png')
+    (user_data / 'classes.txt').write_text('\n'.join(names))
+    options_of_zero = ['--reduce-zero-label'] if reduce_zero_label else []
     status, printed = run_tool(
-        'test', *options(own), *given, *TOY, '--no-fsa', '--out', 'wide.json', '--show-dir', 'shown'
+        'test', *options(user_data), *options_of_zero, *TOY, '--no-fsa', '--out', 'wide.json', '--show-dir', 'shown'
     )
     assert status == 0, printed
     result = json.loads((tmp_path / 'wide.json').read_text())
@@ -126,111 +126,139 @@ def test_more_than_255_labels(run_tool, own, tmp_path, void, reduce_zero_label):
     assert (tmp_path / 'shown' / 'images' / 'a.png').exists()
 
 
-def test_other_labels_of_the_same_images(run_tool, own, tmp_path):
-    """Two results, not one under the name of the other; and an interrupted run of the one is not gone on with by the other."""
-    command = ('test', *options(own), *TOY, '--no-fsa')
+def test_other_labels_of_the_same_images(run_tool, user_data, tmp_path):
+    """Other labels give another result, under another name, and do not continue the first run."""
+    command = ('test', *options(user_data), *TOY, '--no-fsa')
     assert run_tool(*command)[0] == 0
-    path = own / 'labels' / 'a.png'
+    path = user_data / 'labels' / 'a.png'
     Image.fromarray((np.array(Image.open(path)) == 0).astype(np.uint8)).save(path)
     assert run_tool(*command)[0] == 0
     assert len(list((tmp_path / 'work_dirs' / 'results').iterdir())) == 2
-    shutil.copytree(own, tmp_path / 'elsewhere' / 'mine')  # where it lies does not matter
+    shutil.copytree(user_data, tmp_path / 'elsewhere' / 'mine')  # the place of the data does not matter
     assert run_tool('test', *options(tmp_path / 'elsewhere' / 'mine'), *TOY, '--no-fsa')[0] == 0
     assert len(list((tmp_path / 'work_dirs' / 'results').iterdir())) == 2
 
 
-def test_labels_below_the_images(run_tool, own):
-    shutil.move(own / 'labels', own / 'images' / 'labels')
-    given = ('--images', own / 'images', '--labels', own / 'images' / 'labels', '--classes', own / 'classes.txt')
-    status, printed = run_tool('test', *given, *TOY, '--no-fsa', '--limit', 1)
+def test_labels_below_the_images(run_tool, user_data):
+    shutil.move(user_data / 'labels', user_data / 'images' / 'labels')
+    folders = (
+        '--images',
+        user_data / 'images',
+        '--labels',
+        user_data / 'images' / 'labels',
+        '--classes',
+        user_data / 'classes.txt',
+    )
+    status, printed = run_tool('test', *folders, *TOY, '--no-fsa', '--limit', 1)
     assert status == 0 and 'own_images' in printed, printed
 
 
-def test_a_part_without_a_labelled_pixel(run_tool, own, tmp_path):
-    """The labels of one image are all void: a subset of that image has no mIoU, and says so."""
-    for path, value in ((own / 'labels' / 'a.png', 255), (own / 'labels' / 'more' / 'b.x.png', 0)):
+def test_a_part_without_a_labelled_pixel(run_tool, user_data, tmp_path):
+    """The labels of one image are all void: a run on that image alone has no mIoU."""
+    for path, value in ((user_data / 'labels' / 'a.png', 255), (user_data / 'labels' / 'more' / 'b.x.png', 0)):
         Image.fromarray(np.full_like(np.array(Image.open(path)), value)).save(path)
     statuses = []
     for limit in (1, 2):
-        status, printed = run_tool('test', *options(own), *TOY, '--no-fsa', '--limit', limit, '--out', f'{limit}.json')
+        status, printed = run_tool(
+            'test', *options(user_data), *TOY, '--no-fsa', '--limit', limit, '--out', f'{limit}.json'
+        )
         statuses.append(status)
     assert statuses == [0, 0], printed
-    found = {limit: json.loads((tmp_path / f'{limit}.json').read_text()) for limit in (1, 2)}
-    assert found[2]['metrics']['mIoU'] is not None
-    void = found[1]['images'][0]['name'] == 'images/a.PNG'
-    assert (found[1]['metrics']['aAcc'] is None) == void
+    results = {limit: json.loads((tmp_path / f'{limit}.json').read_text()) for limit in (1, 2)}
+    assert results[2]['metrics']['mIoU'] is not None
+    void = results[1]['images'][0]['name'] == 'images/a.PNG'
+    assert (results[1]['metrics']['aAcc'] is None) == void
 
 
 @pytest.mark.parametrize(
     'damage, message',
     [
         (
-            lambda own: [
+            lambda user_data: [
                 Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
-                for path in (own / 'labels').rglob('*.png')
+                for path in (user_data / 'labels').rglob('*.png')
             ],
             'no pixel of the label images is of any class: labels are 0 to 20',
         ),
         (
-            lambda own: (shutil.rmtree(own / 'labels'), os.symlink(own / 'images', own / 'labels')),
+            lambda user_data: (
+                shutil.rmtree(user_data / 'labels'),
+                os.symlink(user_data / 'images', user_data / 'labels'),
+            ),
             'images and labels are both in',
         ),
         (
-            lambda own: (own / 'labels' / 'a.png').unlink(),
+            lambda user_data: (user_data / 'labels' / 'a.png').unlink(),
             "1 of 2 names have no label image in .*labels; the first is 'a'",
         ),
-        (lambda own: shutil.copyfile(own / 'images' / 'a.PNG', own / 'images' / 'a.bmp'), "two files are called 'a'"),
         (
-            lambda own: (own / 'classes.txt').write_text('\n'.join(NAMES[:5])),
+            lambda user_data: shutil.copyfile(user_data / 'images' / 'a.PNG', user_data / 'images' / 'a.bmp'),
+            "two files are called 'a'",
+        ),
+        (
+            lambda user_data: (user_data / 'classes.txt').write_text('\n'.join(NAMES[:5])),
             r'labels \[\d+.*\]; the data set has 0 to 4, and 255 for void',
         ),
-        (lambda own: (own / 'classes.txt').write_text('cat\n\ndog\n\n'), 'line 2 of .*classes.txt is empty'),
-        (lambda own: (own / 'classes.txt').write_text('cat\ndog;\ndog'), "line 3 of .*classes.txt is 'dog', as line 2"),
-        (lambda own: (own / 'classes.txt').write_text(''), 'classes.txt is empty'),
-        (lambda own: (own / 'classes.txt').write_bytes(b'\xff\xfe\xff'), 'classes.txt.* cannot be read as UTF-8 text'),
-        (lambda own: (own / 'classes.txt').unlink(), 'the file .*classes.txt does not exist'),
-        (lambda own: shutil.rmtree(own / 'labels'), 'the folder .*labels does not exist'),
-        (lambda own: [path.unlink() for path in (own / 'images').rglob('*') if path.is_file()], 'no image found'),
+        (
+            lambda user_data: (user_data / 'classes.txt').write_text('cat\n\ndog\n\n'),
+            'line 2 of .*classes.txt is empty',
+        ),
+        (
+            lambda user_data: (user_data / 'classes.txt').write_text('cat\ndog;\ndog'),
+            "line 3 of .*classes.txt is 'dog', as line 2",
+        ),
+        (lambda user_data: (user_data / 'classes.txt').write_text(''), 'classes.txt is empty'),
+        (
+            lambda user_data: (user_data / 'classes.txt').write_bytes(b'\xff\xfe\xff'),
+            'classes.txt.* cannot be read as UTF-8 text',
+        ),
+        (lambda user_data: (user_data / 'classes.txt').unlink(), 'the file .*classes.txt does not exist'),
+        (lambda user_data: shutil.rmtree(user_data / 'labels'), 'the folder .*labels does not exist'),
+        (
+            lambda user_data: [path.unlink() for path in (user_data / 'images').rglob('*') if path.is_file()],
+            'no image found',
+        ),
     ],
 )
-def test_bad_data_is_one_message_and_status_1(run_tool, own, damage, message):
-    damage(own)
-    status, printed = run_tool('test', *options(own), *TOY)
+def test_bad_data_is_one_message_with_status_1(run_tool, user_data, damage, message):
+    damage(user_data)
+    status, printed = run_tool('test', *options(user_data), *TOY)
     assert status == 1 and 'Traceback' not in printed
     assert re.search('error: .*' + message, printed), printed
 
 
-def test_names_that_a_split_lacks(own):
-    (own / 'split.txt').write_text('a\nc\n')
+def test_names_without_an_image_or_named_twice(user_data):
+    (user_data / 'split.txt').write_text('a\nc\n')
     part = dict(
-        folder_dataset(str(own / 'images'), str(own / 'labels'), str(own / 'classes.txt')), ann_file='split.txt'
+        folder_dataset(str(user_data / 'images'), str(user_data / 'labels'), str(user_data / 'classes.txt')),
+        ann_file='split.txt',
     )
     with pytest.raises(UserError, match="1 of 2 names have no image in .*images; the first is 'c'"):
         list_images({key: value for key, value in part.items() if key not in ('name', 'classes')})
-    (own / 'split.txt').write_text('a\na\n')
+    (user_data / 'split.txt').write_text('a\na\n')
     with pytest.raises(UserError, match='split.txt names 1 images more than once, the first is .*a.PNG'):
         list_images({key: value for key, value in part.items() if key not in ('name', 'classes')})
 
 
-def test_void_of_a_config(own):
-    """255, or 65535 where 255 is a label; or what the config says."""
-    part = folder_dataset(str(own / 'images'), str(own / 'labels'), str(own / 'classes.txt'))
-    for classes, more, void in (
+def test_void_of_a_config(user_data):
+    """255, or 65535 if 255 is a label, or the config's `ignore_index`."""
+    part = folder_dataset(str(user_data / 'images'), str(user_data / 'labels'), str(user_data / 'classes.txt'))
+    for classes, keys, void in (
         (255, {}, 255),
         (256, {}, 65535),
         (255, dict(reduce_zero_label=True), 65535),
         (254, dict(reduce_zero_label=True), 255),
         (3, dict(ignore_index=254), 254),
     ):
-        (own / 'classes.txt').write_text('\n'.join(f'thing {i}' for i in range(classes)))
-        config = compose({**part, **more}, 'clip', None, 'toy')
+        (user_data / 'classes.txt').write_text('\n'.join(f'thing {i}' for i in range(classes)))
+        config = compose({**part, **keys}, 'clip', None, 'toy')
         assert config.test_evaluator.get('ignore_index', 255) == void
         assert DATASETS.build(config.test_dataloader.dataset).ignore_index == void
         assert config.test_dataloader.dataset.pipeline[2].get('void', 255) == void
 
 
 def voc_pair(folder, name, number, image=lambda picture, path: picture.save(path + '.png'), labels=lambda array: array):
-    """Write image and labels number `number` of the toy world's VOC as `name`."""
+    """Write image and label image `number` of the toy world's VOC under a name."""
     source = sorted(os.listdir(os.path.join(VOC, 'JPEGImages')))[number].removesuffix('.jpg')
     for sub in ('images', 'labels'):
         (folder / sub / name).parent.mkdir(parents=True, exist_ok=True)
@@ -240,10 +268,10 @@ def voc_pair(folder, name, number, image=lambda picture, path: picture.save(path
     (folder / 'classes.txt').write_text('\n'.join(NAMES))
 
 
-def run(run_tool, folder, *more, out='result.json'):
-    """Run SCLIP without FSA on a folder; return status, what is printed, and the confusion of the result."""
-    (folder.parent / out).unlink(missing_ok=True)  # a file of another cell is not written over
-    status, printed = run_tool('test', *options(folder), *TOY, '--no-fsa', '--out', out, *more)
+def run(run_tool, folder, *arguments, out='result.json'):
+    """Run SCLIP without FSA on a folder; return status, output, and the confusion of the result."""
+    (folder.parent / out).unlink(missing_ok=True)  # results of another cell are not overwritten
+    status, printed = run_tool('test', *options(folder), *TOY, '--no-fsa', '--out', out, *arguments)
     return status, printed, json.loads((folder.parent / out).read_text())['confusion'] if status == 0 else None
 
 
@@ -256,16 +284,16 @@ def on_its_side(picture, path):
 
 
 def test_the_same_pixels_in_other_files(run_tool, tmp_path):
-    """A TIFF on its side, 16 bits, and 12 bits in 16 once white is said: each is the number of the plain files."""
+    """A turned TIFF, 16 bits, and 12 bits in 16 with the value of white: each gives the numbers of the plain files."""
     voc_pair(tmp_path / 'plain', 's0', 0)
     _, _, expected = run(run_tool, tmp_path / 'plain')
-    for name, write, more in (
+    for name, write, arguments in (
         ('tif6', on_its_side, ()),
         ('sixteen', sixteen_bits(257), ()),
         ('bits12', sixteen_bits(16), ('--image-max', 4095)),
     ):
         voc_pair(tmp_path / name, 's0', 0, write)
-        status, printed, confusion = run(run_tool, tmp_path / name, *more, '--show-dir', tmp_path / 'shown' / name)
+        status, printed, confusion = run(run_tool, tmp_path / name, *arguments, '--show-dir', tmp_path / 'shown' / name)
         assert status == 0 and confusion == expected, printed
     pictures = [
         np.array(Image.open(tmp_path / 'shown' / name / 'images' / 's0.png')) for name in ('tif6', 'sixteen', 'bits12')
@@ -290,7 +318,7 @@ def test_the_same_pixels_in_other_files(run_tool, tmp_path):
 
 
 def test_masks_of_0_and_255(run_tool, tmp_path):
-    """They are said; with a label map they are the masks of 0 and 1; and 255 is void where the user says so."""
+    """Such masks are an error. A label map makes masks of 0 and 1, and a user can declare 255 to be void."""
     for white in (1, 255):
         voc_pair(tmp_path / f'mask{white}', 's0', 0, labels=lambda array: np.where(array == 0, 0, white))
         (tmp_path / f'mask{white}' / 'classes.txt').write_text(
@@ -301,8 +329,8 @@ def test_masks_of_0_and_255(run_tool, tmp_path):
     status, printed, _ = run(run_tool, mask)
     assert status == 1 and 'error: the label images hold 0 and 255 alone' in printed and '--label-map 255:1' in printed
     (tmp_path / 'map.txt').write_text('255 1\n')
-    for more in (('--label-map', '255:1', '--ignore-index', 254), ('--label-map', tmp_path / 'map.txt')):
-        status, printed, confusion = run(run_tool, mask, *more)
+    for arguments in (('--label-map', '255:1', '--ignore-index', 254), ('--label-map', tmp_path / 'map.txt')):
+        status, printed, confusion = run(run_tool, mask, *arguments)
         assert status == 0 and confusion == expected, printed
     assert run(run_tool, mask, '--ignore-index', 255)[0] == 0
     config = (
@@ -311,8 +339,8 @@ def test_masks_of_0_and_255(run_tool, tmp_path):
     )
     for key, status in (('', 1), ("label_map='../map.txt', ", 0), ('label_map={255: 1}, ignore_index=254, ', 0)):
         (tmp_path / 'm.py').write_text(config % key)
-        found, printed = run_tool('prepare_dataset', '--check', tmp_path, 'm.py')
-        assert found == status and ('--label-map 255:1' in printed) == bool(status), printed
+        check_status, printed = run_tool('prepare_dataset', '--check', tmp_path, 'm.py')
+        assert check_status == status and ('--label-map 255:1' in printed) == bool(status), printed
     status, printed = run_tool('test', 'm.py', *TOY, '--no-fsa', '--data-root', tmp_path, '--out', 'config.json')
     assert json.loads((tmp_path / 'config.json').read_text())['confusion'] == expected, printed
     status, printed = run_tool('test', 'config.json', '--out', 'again.json')
@@ -326,7 +354,7 @@ def test_masks_of_0_and_255(run_tool, tmp_path):
 
 
 def test_another_void(run_tool, tmp_path):
-    """CamVid's void is 11, after its classes: the pixels are those of the same labels with 255."""
+    """CamVid's void is 11, after its classes: the counts equal those of the same labels with 255."""
     for name, void in (('a', 255), ('b', 21)):
         voc_pair(tmp_path / name, 's0', 0, labels=lambda array: np.where(array == 255, void, array))
     _, _, expected = run(run_tool, tmp_path / 'a')
@@ -334,19 +362,19 @@ def test_another_void(run_tool, tmp_path):
     assert status == 0 and confusion == expected, printed
     status, printed, _ = run(run_tool, tmp_path / 'b')
     assert status == 1 and 'has the labels [21]' in printed and '--ignore-index says another' in printed
-    for more, message in (
+    for arguments, message in (
         (('--ignore-index', -1), 'ignore_index is -1'),
         (('--label-map', '21:22'), 'gives 21 the label 22'),
         (('--image-max', 7), 'image_max is 7'),
     ):
-        status, printed, _ = run(run_tool, tmp_path / 'b', *more)
+        status, printed, _ = run(run_tool, tmp_path / 'b', *arguments)
         assert status == 1 and message in printed and 'Traceback' not in printed, printed
 
 
-def test_what_is_left_out_is_said(run_tool, tmp_path):
+def test_unused_files_are_listed(run_tool, tmp_path):
     folder = tmp_path / 'mixed'
-    for place in (folder, tmp_path / 'plain'):
-        voc_pair(place, 's0', 0)
+    for parent in (folder, tmp_path / 'plain'):
+        voc_pair(parent, 's0', 0)
     _, _, expected = run(run_tool, tmp_path / 'plain')
     for number in (1, 2):
         voc_pair(folder, f's{number}', number, lambda picture, path: picture.save(path + '.gif'))
@@ -357,12 +385,12 @@ def test_what_is_left_out_is_said(run_tool, tmp_path):
     (folder / 'images' / '.hidden.png').write_text('')
     status, printed, confusion = run(run_tool, folder)
     assert status == 0 and confusion == expected
-    said = [
+    warnings = [
         line.removeprefix('warning: not used: ').split(' (the first is ')
         for line in printed.splitlines()
         if line.startswith('warning: not used: ')
     ]
-    assert [what for what, _ in said] == [
+    assert [kind for kind, _ in warnings] == [
         '2 files of other suffixes',
         '1 broken links',
         '1 FIFOs, sockets or devices',
@@ -370,7 +398,7 @@ def test_what_is_left_out_is_said(run_tool, tmp_path):
         '1 FIFOs, sockets or devices',
         '2 label images without an image',
     ]
-    assert said[0][1].endswith('images/s1.gif)') and said[5][1].endswith('labels/s1.png)')
+    assert warnings[0][1].endswith('images/s1.gif)') and warnings[5][1].endswith('labels/s1.png)')
     (tmp_path / 'mixed.py').write_text(
         "dataset = dict(name='mixed', type='ImageFolderDataset', data_root='mixed', classes='classes.txt',"
         "data_prefix=dict(img_path='images', seg_map_path='labels'))"
@@ -383,7 +411,7 @@ def test_what_is_left_out_is_said(run_tool, tmp_path):
     )
     assert (
         'not used' not in run_tool('prepare_dataset', '--check', tmp_path, 'mixed.py')[1]
-    )  # the split is what was asked for
+    )  # a split leaves files out on purpose
 
 
 def test_pictures_keep_the_folders_of_their_images(run_tool, tmp_path):
@@ -403,7 +431,7 @@ def test_pictures_keep_the_folders_of_their_images(run_tool, tmp_path):
 
 
 def test_a_part_under_a_known_name(run_tool, tmp_path):
-    """One image is not VOC, whatever the config says: partial, or of another name; and the result runs again."""
+    """One image is not VOC, whatever the config says. The run needs --limit or another name; its result runs again."""
     voc_pair(tmp_path / 'part', 's0', 0)
     config = (
         "dataset = dict(name='voc21', type='ImageFolderDataset', data_root='part', classes='classes.txt', %s"
@@ -418,11 +446,11 @@ def test_a_part_under_a_known_name(run_tool, tmp_path):
         assert '--limit N, which marks the result as partial' in printed and 'another `name`' in printed
     assert run_tool('prepare_dataset', '--check', tmp_path, 'part.py')[0] == 1
     status, printed = run_tool(*command, '--limit', 9, '--out', 'one.json')
-    one = json.loads((tmp_path / 'one.json').read_text())
-    assert status == 0 and one['partial'] and len(one['images']) == 1 and 'partial: 1 images' in printed
+    result = json.loads((tmp_path / 'one.json').read_text())
+    assert status == 0 and result['partial'] and len(result['images']) == 1 and 'partial: 1 images' in printed
     assert run_tool('test', 'one.json', '--out', 'two.json')[0] == 0
-    two = json.loads((tmp_path / 'two.json').read_text())
-    assert two['partial'] and two['confusion'] == one['confusion'] and two['hash'] == one['hash']
+    repeated = json.loads((tmp_path / 'two.json').read_text())
+    assert repeated['partial'] and repeated['confusion'] == result['confusion'] and repeated['hash'] == result['hash']
     (tmp_path / 'part.py').write_text(config.replace('voc21', 'mine') % 'images=1, ')
     status, printed = run_tool(*command, '--limit', 9, '--out', 'mine.json')
     assert status == 0 and 'on mine' in printed and not json.loads((tmp_path / 'mine.json').read_text())['partial']
@@ -430,7 +458,7 @@ def test_a_part_under_a_known_name(run_tool, tmp_path):
 
 @pytest.mark.parametrize('known', [3, 9])
 def test_a_limited_result_of_a_known_number_runs_again(run_tool, tmp_path, known):
-    """With the same image, which is not the first."""
+    """The same image is used, which is not the first."""
     for number in range(3):
         voc_pair(tmp_path / 'three', f's{number}', number)
     (tmp_path / 'three.py').write_text(
@@ -444,16 +472,20 @@ def test_a_limited_result_of_a_known_number_runs_again(run_tool, tmp_path, known
     )
     status, printed = run_tool('test', 'one.json', '--out', 'two.json')
     assert status == 0, printed
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
-    assert two['confusion'] == one['confusion'] and two['images'] == one['images'] and two['hash'] == one['hash']
-    assert len(one['images']) == 1 and one['images'][0]['name'] != 'images/s0.png'
+    result, repeated = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
+    assert (
+        repeated['confusion'] == result['confusion']
+        and repeated['images'] == result['images']
+        and repeated['hash'] == result['hash']
+    )
+    assert len(result['images']) == 1 and result['images'][0]['name'] != 'images/s0.png'
 
 
-def test_names_that_are_one_text_to_clip(run_tool, own, tmp_path):
-    (own / 'classes.txt').write_text('\n'.join('Cat ' if name == 'dog' else name for name in NAMES))
-    status, printed, _ = run(run_tool, own)
+def test_names_with_the_same_text_for_clip(run_tool, user_data, tmp_path):
+    (user_data / 'classes.txt').write_text('\n'.join('Cat ' if name == 'dog' else name for name in NAMES))
+    status, printed, _ = run(run_tool, user_data)
     assert status == 1 and "'cat' of class 8 (cat) and 'Cat' of class 12 (Cat) are one text to CLIP" in printed
-    (own / 'classes.txt').write_text('\n'.join(NAMES))
+    (user_data / 'classes.txt').write_text('\n'.join(NAMES))
     (tmp_path / 'words.txt').write_text('\n'.join('dog; a  CAT' if name == 'dog' else f'a {name}' for name in NAMES))
-    status, printed, _ = run(run_tool, own, '--words', 'words.txt')
+    status, printed, _ = run(run_tool, user_data, '--words', 'words.txt')
     assert status == 1 and "words.txt: 'a cat' of class 8 (cat) and 'a  CAT' of class 12 (dog) are one text" in printed
