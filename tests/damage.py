@@ -1,4 +1,4 @@
-"""Ways to damage the folder of VOC2012, and what the check of the data says of each."""
+"""Ways to damage the folder of VOC2012, and the error of the data check for each."""
 
 import shutil
 
@@ -52,7 +52,7 @@ def break_size(folder):
     Image.open(path).crop((0, 0, 100, 90)).save(path)
 
 
-DAMAGE = [  # what is done to the folder of VOC2012, and what the error says
+DAMAGE = [  # (function that damages the folder of VOC2012, pattern of the error)
     (break_root, 'lacks the folder .*VOC2012.*--data-root'),
     (break_split, 'split file .*val.txt does not exist'),
     (break_empty, 'no image found: .*val.txt is empty'),

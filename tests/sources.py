@@ -1,7 +1,7 @@
-"""What the publishers of the data sets serve, in small: the exact folders, file formats and encodings, written by hand.
+"""Small downloads of every data set, in the publishers' exact folders, file formats and encodings, written by hand.
 
-`SOURCES[name](folder)` writes a data set's downloads into a folder; `EXPECTED[name]` is what is made of them: label image
-(below the data set's folder) -> rows of labels.
+`SOURCES[name](folder)` writes a data set's downloads into a folder. `EXPECTED[name]` holds the label images that the
+preparation makes of them: path below the data set's folder -> (height, width) labels.
 """
 
 import io
@@ -24,7 +24,7 @@ CONTEXT = (
 
 
 def rows(*values):
-    """Return a label map of SIZE: each row one value, or values from the left of which the last one goes on."""
+    """Return a label map of SIZE; a row is one value, or values from the left of which the last is repeated."""
     return np.array(
         [
             list(row) + [row[-1]] * (SIZE[1] - len(row)) if isinstance(row, (tuple, list)) else [row] * SIZE[1]
@@ -85,7 +85,8 @@ def run_length(labels):
 def detail():
     """Return the content of trainval_merged.json."""
     height, width = SIZE
-    top, left, one = rows(1, 1, 0, 0), rows((1, 1, 0), (1, 1, 0), (1, 1, 0), (1, 1, 0)), rows(0, 0, 0, (1, 0))
+    top_half, left_half = rows(1, 1, 0, 0), rows((1, 1, 0), (1, 1, 0), (1, 1, 0), (1, 1, 0))
+    corner = rows(0, 0, 0, (1, 0))
     images = [
         dict(image_id=i, file_name=f'{name}.jpg', phase=phase, height=height, width=width)
         for i, name, phase in ((11, '2008_000007', 'val'), (12, '2008_000002', 'val'), (13, '2008_000003', 'train'))
@@ -93,11 +94,11 @@ def detail():
     annotations = [
         dict(id=number, image_id=of, category_id=category, iscrowd=0, area=1, segmentation=run_length(area), parts=[])
         for number, of, category, area in (
-            (1, 12, 458, top),
-            (2, 13, 2, top),
-            (3, 12, 2, left),
-            (4, 12, 113, one),
-            (5, 11, 9, one),
+            (1, 12, 458, top_half),
+            (2, 13, 2, top_half),
+            (3, 12, 2, left_half),
+            (4, 12, 113, corner),
+            (5, 11, 9, corner),
         )
     ]
     return dict(
@@ -116,7 +117,7 @@ def context(folder):
 
 
 def context_names():
-    """Return the 459 names; the 59 stand at other numbers than in the Detail file, to be found by name."""
+    """Return the 459 names; the 59 have other numbers than in the Detail file, so that only names match."""
     names = [f'thing {i}' for i in range(1, 460)]
     for i, name in enumerate(CONTEXT):
         names[458 - 7 * i] = name
@@ -148,7 +149,7 @@ def coco(folder):
 
 
 def cityscapes(folder):
-    """Train ids: road 0, car 13, 255 for what is not of the 19."""
+    """Train ids: road 0, car 13, and 255 outside of the 19 classes."""
     for city, name in (('frankfurt', 'frankfurt_000000_000294'), ('munster', 'munster_000001_000019')):
         image(f'{folder}/leftImg8bit/val/{city}/{name}_leftImg8bit.png', 1)
         objects = [
@@ -159,8 +160,8 @@ def cityscapes(folder):
             ('sky', (0, 0), (5, 3), dict(deleted=1)),
         ]
         objects = [
-            dict(label=label, polygon=[[x0, y0], [x1, y0], [x1, y1], [x0, y1]], **more)
-            for label, (x0, y0), (x1, y1), more in objects
+            dict(label=label, polygon=[[x0, y0], [x1, y0], [x1, y1], [x0, y1]], **keys)
+            for label, (x0, y0), (x1, y1), keys in objects
         ]
         write(
             f'{folder}/gtFine/val/{city}/{name}_gtFine_polygons.json',
@@ -182,7 +183,7 @@ def ade20k(folder):
 
 
 def ade20k847(folder):
-    """Objects 1, 11 to 855 and 857 are in both splits, 847; 2 in training alone, 3 in validation as a part alone."""
+    """847 objects are in both splits: 1, 11 to 855, 857. 2 is in training only, and 3 in validation only as a part."""
     root = f'{folder}/ADE20K_2021_17_01'
     stems = ['ADE_frame_00000001', 'ADE_val_00000001']
     present, part = np.zeros((900, 2)), np.zeros((900, 2))

@@ -174,50 +174,41 @@ def test_a_part_without_a_labelled_pixel(run_tool, user_data, tmp_path):
     'damage, message',
     [
         (
-            lambda user_data: [
+            lambda folder: [
                 Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
-                for path in (user_data / 'labels').rglob('*.png')
+                for path in (folder / 'labels').rglob('*.png')
             ],
             'no pixel of the label images is of any class: labels are 0 to 20',
         ),
         (
-            lambda user_data: (
-                shutil.rmtree(user_data / 'labels'),
-                os.symlink(user_data / 'images', user_data / 'labels'),
-            ),
+            lambda folder: (shutil.rmtree(folder / 'labels'), os.symlink(folder / 'images', folder / 'labels')),
             'images and labels are both in',
         ),
         (
-            lambda user_data: (user_data / 'labels' / 'a.png').unlink(),
+            lambda folder: (folder / 'labels' / 'a.png').unlink(),
             "1 of 2 names have no label image in .*labels; the first is 'a'",
         ),
         (
-            lambda user_data: shutil.copyfile(user_data / 'images' / 'a.PNG', user_data / 'images' / 'a.bmp'),
+            lambda folder: shutil.copyfile(folder / 'images' / 'a.PNG', folder / 'images' / 'a.bmp'),
             "two files are called 'a'",
         ),
         (
-            lambda user_data: (user_data / 'classes.txt').write_text('\n'.join(NAMES[:5])),
+            lambda folder: (folder / 'classes.txt').write_text('\n'.join(NAMES[:5])),
             r'labels \[\d+.*\]; the data set has 0 to 4, and 255 for void',
         ),
+        (lambda folder: (folder / 'classes.txt').write_text('cat\n\ndog\n\n'), 'line 2 of .*classes.txt is empty'),
         (
-            lambda user_data: (user_data / 'classes.txt').write_text('cat\n\ndog\n\n'),
-            'line 2 of .*classes.txt is empty',
-        ),
-        (
-            lambda user_data: (user_data / 'classes.txt').write_text('cat\ndog;\ndog'),
+            lambda folder: (folder / 'classes.txt').write_text('cat\ndog;\ndog'),
             "line 3 of .*classes.txt is 'dog', as line 2",
         ),
-        (lambda user_data: (user_data / 'classes.txt').write_text(''), 'classes.txt is empty'),
+        (lambda folder: (folder / 'classes.txt').write_text(''), 'classes.txt is empty'),
         (
-            lambda user_data: (user_data / 'classes.txt').write_bytes(b'\xff\xfe\xff'),
+            lambda folder: (folder / 'classes.txt').write_bytes(b'\xff\xfe\xff'),
             'classes.txt.* cannot be read as UTF-8 text',
         ),
-        (lambda user_data: (user_data / 'classes.txt').unlink(), 'the file .*classes.txt does not exist'),
-        (lambda user_data: shutil.rmtree(user_data / 'labels'), 'the folder .*labels does not exist'),
-        (
-            lambda user_data: [path.unlink() for path in (user_data / 'images').rglob('*') if path.is_file()],
-            'no image found',
-        ),
+        (lambda folder: (folder / 'classes.txt').unlink(), 'the file .*classes.txt does not exist'),
+        (lambda folder: shutil.rmtree(folder / 'labels'), 'the folder .*labels does not exist'),
+        (lambda folder: [path.unlink() for path in (folder / 'images').rglob('*') if path.is_file()], 'no image found'),
     ],
 )
 def test_bad_data_is_one_message_with_status_1(run_tool, user_data, damage, message):
@@ -399,19 +390,17 @@ def test_unused_files_are_listed(run_tool, tmp_path):
         '2 label images without an image',
     ]
     assert warnings[0][1].endswith('images/s1.gif)') and warnings[5][1].endswith('labels/s1.png)')
-    (tmp_path / 'mixed.py').write_text(
-        "dataset = dict(name='mixed', type='ImageFolderDataset', data_root='mixed', classes='classes.txt',"
+    config = (
+        "dataset = dict(name='mixed', type='ImageFolderDataset', data_root='mixed', classes='classes.txt', %s"
         "data_prefix=dict(img_path='images', seg_map_path='labels'))"
     )
-    status, printed = run_tool('prepare_dataset', '--check', tmp_path, 'mixed.py')
+    command = ('prepare_dataset', '--check', tmp_path, 'mixed.py')
+    (tmp_path / 'mixed.py').write_text(config % '')
+    status, printed = run_tool(*command)
     assert status == 0 and '- not used: 2 files of other suffixes' in printed
     (folder / 'split.txt').write_text('s0')
-    (tmp_path / 'mixed.py').write_text(
-        (tmp_path / 'mixed.py').read_text().replace('dict(name', "dict(ann_file='split.txt', name")
-    )
-    assert (
-        'not used' not in run_tool('prepare_dataset', '--check', tmp_path, 'mixed.py')[1]
-    )  # a split leaves files out on purpose
+    (tmp_path / 'mixed.py').write_text(config % "ann_file='split.txt', ")
+    assert 'not used' not in run_tool(*command)[1]  # a split leaves files out on purpose
 
 
 def test_pictures_keep_the_folders_of_their_images(run_tool, tmp_path):

@@ -162,7 +162,7 @@ def test_downloads_of_a_data_set(url, tmp_path, monkeypatch):
 
 
 def test_published_addresses_and_checksums():
-    """torchvision knows the same archives of VOC and their MD5s; its older versions name the publisher's earlier host."""
+    """torchvision knows the same archives of VOC and their MD5s; older versions name the earlier host."""
     from torchvision.datasets.voc import DATASET_YEAR_DICT
 
     for name, year in (('voc', '2012'), ('context', '2010'), ('context459', '2010')):

@@ -1,4 +1,4 @@
-"""Every data set prepared from small downloads in the publishers' own formats, and every form of it that is wrong."""
+"""Every data set, prepared from small downloads in the publishers' formats, and every wrong form of the downloads."""
 
 import errno
 import io
@@ -52,7 +52,7 @@ def downloads(tmp_path):
 
 
 def prepared(downloads, root, source, **options):
-    """Prepare, and return the label images below the data set's folder: path -> labels."""
+    """Prepare a data set, and return path below its folder -> label map."""
     prepare(name_of(source), [str(downloads)], str(root), **options)
     folder = root / PREPARATIONS[name_of(source)].folder
     return {
@@ -63,7 +63,7 @@ def prepared(downloads, root, source, **options):
 
 
 def pack(folder, kind):
-    """Put what is in a folder into one archive, and remove it."""
+    """Move the files of a folder into an archive, and return its path."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file())
     if kind == 'zip':
         with zipfile.ZipFile(folder / 'all.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
@@ -86,15 +86,15 @@ def test_labels_are_those_worked_out_by_hand(downloads, tmp_path, source, kind):
     if kind != 'folder':
         pack(folder, kind)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob('*') if path.is_file()}
-    made = prepared(folder, tmp_path / 'root', source)
-    assert sorted(made) == sorted(EXPECTED[source])
+    label_maps = prepared(folder, tmp_path / 'root', source)
+    assert sorted(label_maps) == sorted(EXPECTED[source])
     for path, labels in EXPECTED[source].items():
-        assert made[path].tolist() == labels.tolist(), path
-        assert made[path].dtype == (np.uint16 if source in ('context459', 'ade20k847') else np.uint8)
+        assert label_maps[path].tolist() == labels.tolist(), path
+        assert label_maps[path].dtype == (np.uint16 if source in ('context459', 'ade20k847') else np.uint8)
     assert before == {
         path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob('*') if path.is_file()
     }
-    for benchmark in PREPARATIONS[name_of(source)].benchmarks:  # the configs find what was made
+    for benchmark in PREPARATIONS[name_of(source)].benchmarks:  # the configs find the label images
         config = compose(benchmark, 'clip', None, 'toy', data_root=str(tmp_path / 'root'))
         entries = list_images(config.test_dataloader.dataset)
         assert len(entries) == len({path for path in EXPECTED[source] if not path.endswith('instanceTrainIds.png')})
@@ -102,7 +102,7 @@ def test_labels_are_those_worked_out_by_hand(downloads, tmp_path, source, kind):
 
 
 @every_source
-def test_training_images_too(downloads, tmp_path, source):
+def test_training_images(downloads, tmp_path, source):
     folder, root = downloads(source), tmp_path / 'root'
     if source == 'cityscapes':
         for path in list(folder.rglob('*')):
@@ -110,11 +110,11 @@ def test_training_images_too(downloads, tmp_path, source):
                 target = str(path).replace('/val/', '/train/').replace('munster', 'aachen')
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 shutil.copyfile(path, target)
-    more = set(prepared(folder, root, source, images='all')) - set(EXPECTED[source])
-    assert len(more) == (2 if source == 'coco' else 1) and all('val' not in path.split('/')[:-1] for path in more)
+    paths = set(prepared(folder, root, source, images='all')) - set(EXPECTED[source])
+    assert len(paths) == (2 if source == 'coco' else 1) and all('val' not in path.split('/')[:-1] for path in paths)
 
 
-def test_class_lists_of_the_data_sets_own(downloads, tmp_path):
+def test_class_lists_from_the_downloads(downloads, tmp_path):
     for source, path, first, last, count in (
         ('context459', 'context459_classes.txt', 'thing 1', 'aeroplane', 459),
         ('ade20k847', 'classes.txt', 'thing 1; object 1', 'thing 857; object 857', 847),
@@ -139,11 +139,13 @@ def test_tables_of_the_sources():
 
 def test_polygons_and_label_ids_of_cityscapes_agree(downloads, tmp_path):
     folder = downloads('cityscapes')
-    one = prepared(folder, tmp_path / 'one', 'cityscapes')
+    from_polygons = prepared(folder, tmp_path / 'one', 'cityscapes')
     for path in folder.rglob('*_polygons.json'):
         path.unlink()
-    two = prepared(folder, tmp_path / 'two', 'cityscapes')
-    assert one.keys() == two.keys() and all(np.array_equal(one[path], two[path]) for path in one)
+    from_ids = prepared(folder, tmp_path / 'two', 'cityscapes')
+    assert from_polygons.keys() == from_ids.keys() and all(
+        np.array_equal(from_polygons[path], from_ids[path]) for path in from_polygons
+    )
 
 
 def test_voc_keeps_its_palette(downloads, tmp_path):
@@ -161,7 +163,7 @@ def test_images_are_linked_or_copied(downloads, tmp_path, link):
     assert image.read_bytes() == (folder / 'ADEChallengeData2016/images/validation/ADE_val_00000001.jpg').read_bytes()
 
 
-def test_downloads_that_lie_in_the_data_root_already(downloads, tmp_path):
+def test_downloads_inside_the_data_root(downloads, tmp_path):
     folder = downloads('voc')
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*') if path.is_file()}
     prepare('voc', [str(folder)], str(folder))
@@ -170,15 +172,15 @@ def test_downloads_that_lie_in_the_data_root_already(downloads, tmp_path):
 
 def test_processes_give_the_same(downloads, tmp_path):
     folder = downloads('coco')
-    one, three = (prepared(folder, tmp_path / str(n), 'coco', workers=n) for n in (1, 3))
-    assert one.keys() == three.keys() and all(np.array_equal(one[path], three[path]) for path in one)
+    serial, parallel = (prepared(folder, tmp_path / str(n), 'coco', workers=n) for n in (1, 3))
+    assert serial.keys() == parallel.keys() and all(np.array_equal(serial[path], parallel[path]) for path in serial)
 
 
-# What is wrong: for every data set
+# Wrong downloads of every data set
 
 
 def refused(downloads, tmp_path, source, message):
-    """Prepare, which has to fail; the downloads stay, and no label image is there but right ones."""
+    """Check that preparing fails, leaves no half-written file and writes no wrong label map; return the error."""
     with pytest.raises(UserError, match=message) as error:
         prepare(name_of(source), [str(downloads)], str(tmp_path / 'root'))
     folder = tmp_path / 'root' / PREPARATIONS[name_of(source)].folder
@@ -194,7 +196,7 @@ def refused(downloads, tmp_path, source, message):
 def test_truncated_archive(downloads, tmp_path, source, kind):
     archive = pack(downloads(source), kind)
     size = archive.stat().st_size * 6 // 10
-    if kind == 'tar':  # a small one is half padding: cut within a file, or before one
+    if kind == 'tar':  # a small archive is half padding: cut it within or before a file
         with tarfile.open(archive) as f:
             size = f.getmembers()[-1].offset_data + 1 if source in ('voc', 'coco') else f.getmembers()[-1].offset
     archive.write_bytes(archive.read_bytes()[:size])
@@ -253,20 +255,20 @@ def test_annotation_of_another_size(downloads, tmp_path, source):
     sources.image(str(path), 1, (SIZE[0] + 1, SIZE[1]))
     printed = refused(folder, tmp_path, source, f'has {SIZE[0]}×{SIZE[1]} pixels, its image .*{SIZE[0] + 1}×{SIZE[1]}')
     assert '1 of' in printed and 'nothing was written' in printed
-    made = list((tmp_path / 'root').rglob('*.png'))
-    assert len(made) < len(EXPECTED[source]) + 2 and not any(
-        name in path.name and path.suffix == '.png' and 'left' not in path.name for path in made
+    written = list((tmp_path / 'root').rglob('*.png'))
+    assert len(written) < len(EXPECTED[source]) + 2 and not any(
+        name in path.name and path.suffix == '.png' and 'left' not in path.name for path in written
     )
-    sources.image(str(path), 1)  # mended: the same command goes on
-    made = prepared(folder, tmp_path / 'root', source)
-    assert all(np.array_equal(made[path], labels) for path, labels in EXPECTED[source].items())
+    sources.image(str(path), 1)  # after mending, the same command goes on
+    label_maps = prepared(folder, tmp_path / 'root', source)
+    assert all(np.array_equal(label_maps[path], labels) for path, labels in EXPECTED[source].items())
 
 
-# What is wrong: label maps
+# Wrong annotations
 
 
 def wrong_labels(source, path, labels):
-    """Return a damage: one label map of a data set is replaced."""
+    """Return a function that replaces a label map in a folder of downloads."""
 
     def damage(folder):
         if path.endswith('.mat'):
@@ -376,7 +378,7 @@ def evil_index(folder):
 
 
 def index_of(content):
-    """Return what writes the bytes of a pickle in place of ADE20K's index."""
+    """Return a function that replaces ADE20K's index by a pickle's bytes."""
     return lambda folder: (folder / 'ADE20K_2021_17_01/index_ade20k.pkl').write_bytes(content)
 
 
@@ -540,12 +542,12 @@ def test_a_list_of_the_847(downloads, tmp_path):
     folder = downloads('ade20k847')
     fewer_objects(folder)
     (folder / 'ade20k847_labels.txt').write_text('1: thing 1\n300: thing 300\n')
-    made = prepared(folder, tmp_path / 'root', 'ade20k847')
-    assert made['annotations/validation/ADE_val_00000001.png'].tolist() == rows(0, 1, (2, 0), 0).tolist()
+    label_maps = prepared(folder, tmp_path / 'root', 'ade20k847')
+    assert label_maps['annotations/validation/ADE_val_00000001.png'].tolist() == rows(0, 1, (2, 0), 0).tolist()
 
 
-def test_labels_that_would_be_made_in_another_way(downloads, tmp_path):
-    """A list that changed shifts all labels after it, so that labels of both would be mixed without a word."""
+def test_label_images_of_another_recipe(downloads, tmp_path):
+    """A changed list shifts the labels after the change; label images of both lists must not be mixed."""
     folder, root = downloads('ade20k847'), tmp_path / 'root'
     prepared(folder, root, 'ade20k847')
     (folder / 'ade20k847_labels.txt').write_text('1: thing 1\n300: thing 300\n')
@@ -568,7 +570,7 @@ def test_labels_that_would_be_made_in_another_way(downloads, tmp_path):
         prepare('context', [str(downloads('context'))], str(root))
 
 
-def test_a_member_that_stands_twice(downloads, tmp_path):
+def test_an_archive_with_a_member_twice(downloads, tmp_path):
     archive = pack(downloads('ade20k'), 'tar')
     with tarfile.open(archive, 'a') as f:
         f.add(__file__, './ADEChallengeData2016/objectInfo150.txt')
@@ -583,16 +585,16 @@ def test_links_within_a_tar(downloads, tmp_path):
     archive = pack(folder, 'tar.xz')
     with tarfile.open(archive) as f:
         assert sum(info.islnk() for info in f.getmembers()) == 2
-    made = prepared(archive, tmp_path / 'root', 'voc')
-    assert sorted(made) == sorted(EXPECTED['voc'])
-    one, two = sorted((tmp_path / 'root').rglob('*.jpg'))
-    assert one.read_bytes() == two.read_bytes()
+    label_maps = prepared(archive, tmp_path / 'root', 'voc')
+    assert sorted(label_maps) == sorted(EXPECTED['voc'])
+    first, second = sorted((tmp_path / 'root').rglob('*.jpg'))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_files_that_differ_by_case_alone(downloads, tmp_path):
     folder = downloads('coco') / 'val2017'
     shutil.copytree(folder, folder.parent / 'other' / 'val2017')
-    prepared(folder.parent, tmp_path / 'one', 'coco')  # the same file twice is one
+    prepared(folder.parent, tmp_path / 'one', 'coco')  # two copies of a file count once
     with zipfile.ZipFile(folder.parent / 'images.zip', 'w') as archive:
         archive.writestr('leftImg8bit/val/a/a_000000_000000_leftImg8bit.png', b'1')
         archive.writestr('VOC2012/JPEGImages/a.jpg', b'1')
@@ -601,7 +603,7 @@ def test_files_that_differ_by_case_alone(downloads, tmp_path):
     refused(folder.parent, tmp_path, 'voc', 'A.jpg in .*images.zip differ by upper and lower case alone')
 
 
-def test_a_download_that_is_there_twice_and_once_cut(downloads, tmp_path):
+def test_two_copies_of_a_download_and_one_is_cut(downloads, tmp_path):
     folder = downloads('ade20k')
     pack(folder, 'zip')
     sources.ade20k(str(folder))
@@ -625,12 +627,12 @@ def test_no_space_left(downloads, tmp_path, monkeypatch):
         patch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10, 10, 0))
         refused(folder, tmp_path, 'coco', 'has 0.0 GB left, and .* are to be written; make room')
     assert not list((tmp_path / 'root').rglob('*.jpg'))
-    made, replace = [], os.replace
+    written, replace = [], os.replace
 
     def full(source, target):
-        if len(made) == 4:  # two images and the two label images of one are there
+        if len(written) == 4:  # two images and the two label images of the first
             raise OSError(errno.ENOSPC, 'No space left on device', target)
-        made.append(target)
+        written.append(target)
         replace(source, target)
 
     with monkeypatch.context() as patch:
@@ -641,9 +643,9 @@ def test_no_space_left(downloads, tmp_path, monkeypatch):
             'coco',
             'cannot be written .No space left on device.; what is there stays, and the same command',
         )
-    times = {path: os.stat(path).st_mtime_ns for path in made}
+    times = {path: os.stat(path).st_mtime_ns for path in written}
     prepared(folder, tmp_path / 'root', 'coco')
-    assert times == {path: os.stat(path).st_mtime_ns for path in made}  # nothing was made twice
+    assert times == {path: os.stat(path).st_mtime_ns for path in written}  # no file is written twice
 
 
 def workers_of(process):
@@ -660,7 +662,7 @@ def is_alive(pid):
 
 
 @pytest.mark.parametrize(
-    'how, status, message',
+    'end, status, message',
     [
         (lambda process: process.send_signal(signal.SIGINT), 130, 'the same command goes on'),
         (lambda process: process.send_signal(signal.SIGKILL), -signal.SIGKILL, ''),
@@ -672,47 +674,34 @@ def is_alive(pid):
         ),
     ],
 )
-def test_a_preparation_that_is_ended_goes_on(downloads, tmp_path, how, status, message):
-    """Ended while it converts; its half-written files are removed by the next one, and what was made stays."""
+def test_an_ended_preparation_goes_on(downloads, tmp_path, end, status, message):
+    """It ends while it converts. The next preparation removes half-written files and keeps the finished files."""
     folder = downloads('coco')
     for i in range(400):
         name = f'{1000 + i:012d}'
         sources.image(f'{folder}/val2017/{name}.jpg', i)
         png(f'{folder}/stuffthingmaps/val2017/{name}.png', rows(0, 1, 2, 3))
     target = tmp_path / 'root/coco_stuff164k/annotations/val2017'
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            os.path.join(ROOT, 'tools', 'prepare_dataset.py'),
-            'coco',
-            '--from',
-            str(folder),
-            '--to',
-            str(tmp_path / 'root'),
-            '--workers',
-            '2',
-        ],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    tool = os.path.join(ROOT, 'tools', 'prepare_dataset.py')
+    arguments = ['coco', '--from', str(folder), '--to', str(tmp_path / 'root'), '--workers', '2']
+    process = subprocess.Popen([sys.executable, tool, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (target.is_dir() and len(list(target.iterdir())) > 20):
         time.sleep(0.01)
     workers = workers_of(process)
-    how(process)
+    end(process)
     printed = process.communicate(timeout=60)[1]
     assert process.returncode == status and message in printed and 'Traceback' not in printed, printed
     assert len(workers) == 2
     deadline = time.monotonic() + 30
-    while any(map(is_alive, workers)):  # they end with it, and hold nothing
+    while any(map(is_alive, workers)):  # workers end with their parent
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    made = {path: path.stat().st_mtime_ns for path in target.glob('*.png')}
-    assert 20 < len(made) < 804
+    times = {path: path.stat().st_mtime_ns for path in target.glob('*.png')}
+    assert 20 < len(times) < 804
     (target / 'x.png.7.part').write_bytes(b'half')
     prepare('coco', [str(folder)], str(tmp_path / 'root'))
     assert len(list(target.iterdir())) == 804
-    assert all(path.stat().st_mtime_ns == at for path, at in made.items())
+    assert all(path.stat().st_mtime_ns == modified for path, modified in times.items())
 
 
 def test_two_preparations_of_one_data_set_at_once(downloads, tmp_path):
@@ -721,10 +710,10 @@ def test_two_preparations_of_one_data_set_at_once(downloads, tmp_path):
     folder = downloads('voc')
     target = tmp_path / 'root/VOCdevkit/VOC2012'
     target.mkdir(parents=True)
-    other = os.open(target, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
+    lock = os.open(target, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     refused(folder, tmp_path, 'voc', 'another process prepares voc in')
-    os.close(other)
+    os.close(lock)
     prepared(folder, tmp_path / 'root', 'voc')
 
 
@@ -750,7 +739,7 @@ def test_bad_choices(tmp_path, arguments, message):
 
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
 def test_an_index_of_any_protocol_and_numpy(downloads, tmp_path, protocol):
-    """Also by the names that numpy 1 gave its modules; nothing is imported for it."""
+    """Names of numpy 1's modules work too; nothing is imported for them."""
     folder = downloads('ade20k847')
     path = folder / 'ADE20K_2021_17_01/index_ade20k.pkl'
     index = pickle.loads(path.read_bytes())
@@ -759,13 +748,13 @@ def test_an_index_of_any_protocol_and_numpy(downloads, tmp_path, protocol):
     data = pickle.dumps(index, protocol)
     old = data.replace(b'numpy._core', b'numpy.core') if protocol < 4 else data
     path.write_bytes(old)
-    made = prepared(folder, tmp_path / 'root', 'ade20k847')
+    label_maps = prepared(folder, tmp_path / 'root', 'ade20k847')
     for name, labels in EXPECTED['ade20k847'].items():
-        assert np.array_equal(made[name], labels)
+        assert np.array_equal(label_maps[name], labels)
 
 
 def test_matlab_files_beyond_the_free_memory(monkeypatch):
-    """A compressed variable's shape is read before the variable."""
+    """The shape of a compressed variable is read before the variable."""
     out = io.BytesIO()
     savemat(out, dict(S=np.zeros((3000, 3000)), names=np.zeros(3)), do_compression=True)
     monkeypatch.setattr(files, 'free_memory', lambda: 8 * 3000 * 3000)
