@@ -106,12 +106,12 @@ class Downloads:
             first = by_key.setdefault(file.key.lower(), file)
             if first.key != file.key:
                 raise UserError(
-                    f'{first} and {file} differ by upper and lower case alone: on many file systems they would be '
-                    'one file; remove one'
+                    f'{first} and {file} differ only in upper and lower case, which many file '
+                    'systems ignore; remove either file'
                 )
             if first.size != file.size:
                 raise UserError(
-                    f'{first} has {first.size} bytes, but {file} {file.size}: one of them is not whole; remove it'
+                    f'{first} has {first.size} bytes, but {file} has {file.size}; remove the incomplete file'
                 )
         return list(by_key.values())
 
@@ -134,7 +134,7 @@ class Downloads:
             raise self.missing(what)
         if len(files) > 1:
             paths = ', '.join(str(file) for file in files[:3])
-            raise UserError(f'{len(files)} files could be {what}: {paths}; leave one')
+            raise UserError(f'{len(files)} files could be {what}: {paths}; keep one file')
         return files[0]
 
     def missing(self, what: str) -> Missing:
@@ -210,9 +210,9 @@ def _find_problem(names: Collection[str], infos: Iterable) -> str | None:
         return f'packs {packed[0]!r} by a method that cannot be read in parts; unpack it, and name the folder'
     outside = [name for name in names if name.startswith(('/', '\\')) or '..' in re.split(r'[/\\]', name)]
     if outside:
-        return f'has a member outside of itself, {outside[0]!r}: its publisher made none like that'
+        return f"has a member outside of itself, {outside[0]!r}; download the publisher's archive again"
     if len(set(names)) < len(names):
-        return f'has the member {Counter(names).most_common(1)[0][0]!r} more than once'
+        return f'has the member {Counter(names).most_common(1)[0][0]!r} more than once; download it again'
     return None
 
 
@@ -268,11 +268,11 @@ def _receive_in_tries(url, part, path):
             return _receive(url, part)
         except (OSError, EOFError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                raise UserError(f'{url} is refused ({error}); download it by hand to {path}') from None
+                raise UserError(f'{url} is refused ({error}); download the file by hand to {path}') from None
             if not tries_left or getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
-                    f'{url} cannot be downloaded to {part} ({getattr(error, "reason", error)}); what came '
-                    f'is kept, and the same command goes on from it; or download it by hand to {path}'
+                    f'{url} cannot be downloaded to {part} ({getattr(error, "reason", error)}); the received '
+                    f'part stays, and the same command goes on from it; or download the file by hand to {path}'
                 ) from None
             time.sleep(PAUSE)
 
@@ -324,7 +324,7 @@ def _receive(url, part):
                 f.write(block)
                 bar.update(len(block))
             if total is not None and f.tell() != total:
-                raise EOFError(f'{f.tell()} of {total} bytes came')
+                raise EOFError(f'{f.tell()} of {total} bytes were received')
 
 
 def _md5(path):

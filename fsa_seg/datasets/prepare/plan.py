@@ -172,7 +172,7 @@ def index_files(downloads: Downloads, pattern: str, suffix: str, what: str) -> d
     for file in downloads.find(pattern):
         name = os.path.basename(file.key).removesuffix(suffix)
         if name in files:
-            raise UserError(f'{files[name]} and {file} are both called {name}; leave one of them')
+            raise UserError(f'{files[name]} and {file} have the same name {name}; remove either file')
         files[name] = file
     if not files:
         raise downloads.missing(what)
@@ -214,4 +214,4 @@ def import_optional(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"{error}; what preparations need is installed by pip install -e '.[data]'") from None
+        raise UserError(f"{error}; install the libraries of the preparations with pip install -e '.[data]'") from None

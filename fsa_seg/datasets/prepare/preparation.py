@@ -67,8 +67,8 @@ def prepare(
             _carry_out(plan, name, folder, link, workers, lock)
         except OSError as error:
             raise UserError(
-                f'{error.filename or folder} cannot be written ({error.strerror or error}); what is there stays, '
-                'and the same command goes on from it'
+                f'{error.filename or folder} cannot be written ({error.strerror or error}); finished files stay, '
+                'and the same command goes on from them'
             ) from None
 
 
@@ -134,7 +134,7 @@ def _check_recipe(plan, folder, name):
         labels = sorted({os.path.dirname(target) for job in plan.labels for target in job.targets})
         raise UserError(
             f'{folder} has label images that were made from {recipe}, and would now be made from {plan.recipe}; '
-            f'remove {", ".join(labels)} and {os.path.basename(path)} there to make them anew'
+            f'remove {", ".join(labels)} and {os.path.basename(path)} in that folder, and run the same command again'
         )
 
 
@@ -187,8 +187,8 @@ def _make_labels(plan, jobs, folder, workers, lock):
                     bar.update()
             except BrokenExecutor:
                 raise UserError(
-                    'a process that converts was ended from outside (was there too little memory?); the same command '
-                    'goes on, and --workers 1 needs the least'
+                    'a process that converts was ended from outside (too little memory?); the same command goes on, and '
+                    '--workers 1 needs the least memory'
                 ) from None
     if problems:
         raise UserError(

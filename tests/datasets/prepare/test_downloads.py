@@ -90,7 +90,7 @@ def test_a_broken_download_goes_on_where_it_was(url, tmp_path):
 
 def test_a_download_that_keeps_breaking_goes_on_the_next_time(url, tmp_path):
     Server.cuts = [1000] * 5
-    with pytest.raises(UserError, match='cannot be downloaded .*5000 of 5120000 bytes came.*goes on from it'):
+    with pytest.raises(UserError, match='cannot be downloaded .*5000 of 5120000 bytes were received.*goes on from it'):
         fetch(Download(url, 5), str(tmp_path))
     assert (tmp_path / 'all.tar.part').stat().st_size == 5000
     fetch(Download(url, 5), str(tmp_path))
@@ -114,7 +114,7 @@ def test_a_wrong_md5_and_a_wrong_address(url, tmp_path):
     with pytest.raises(UserError, match='all.tar.part has the MD5 .*, and .* 000.*; remove it'):
         fetch(Download(url, 5, '0' * 32), str(tmp_path))
     os.remove(tmp_path / 'all.tar.part')
-    with pytest.raises(UserError, match='is refused .*404.*download it by hand to'):
+    with pytest.raises(UserError, match='is refused .*404.*download the file by hand to'):
         fetch(Download(url + '.gz', 5), str(tmp_path))
     assert not os.listdir(tmp_path)
 
@@ -144,7 +144,7 @@ def test_no_server_and_no_space(tmp_path, url):
         fetch(Download(url, 9 * 10**8), str(tmp_path))
     assert not Server.starts
     os.symlink('/dev/full', tmp_path / 'all.tar.part')
-    with pytest.raises(UserError, match='No space left on device.*what came is kept'):
+    with pytest.raises(UserError, match='No space left on device.*the received part stays'):
         fetch(Download(url, 5), str(tmp_path))
     assert len(Server.starts) == 1  # a full disk is not tried again
 
@@ -185,7 +185,7 @@ def test_a_tree_of_folders_links_and_files(tmp_path):
     assert [tree.read(file) for file in tree.find(r'VOC/x\.jpg')] == [b'12']
     (file,) = Downloads([str(tmp_path / 'a' / 'VOC' / 'x.jpg')]).find(r'VOC/[^/]+\.jpg')
     assert file.size == 2 and str(file).endswith('x.jpg')
-    with pytest.raises(UserError, match='2 files could be the one: .*leave one'):
+    with pytest.raises(UserError, match='2 files could be the one: .*keep one file'):
         tree.find_single(r'[a-z]\.jpg', 'the one')
 
 
