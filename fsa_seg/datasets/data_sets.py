@@ -23,8 +23,13 @@ from fsa_seg.system.paths import file_digest
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 LABEL_SUFFIXES = ('.png', '.tif', '.tiff')
-UNUSED = ('files of other suffixes', 'broken links', 'FIFOs, sockets or devices', 'folders with the name of an image')
-THINGS = 80  # of COCO-Stuff's 171 classes, the first
+UNUSED = (  # kinds of files that `ImageFolderDataset` leaves out
+    'files of other suffixes',
+    'broken links',
+    'FIFOs, sockets or devices',
+    'folders with the name of an image',
+)
+THINGS = 80  # the first of COCO-Stuff's 171 classes
 
 
 @DATASETS.register_module()
@@ -33,7 +38,7 @@ class PascalVOC20Dataset(PascalVOCDataset):
 
     METAINFO = {key: value[1:] for key, value in PascalVOCDataset.METAINFO.items()}
 
-    def __init__(self, ann_file, reduce_zero_label=True, **kwargs):
+    def __init__(self, ann_file: str, reduce_zero_label: bool = True, **kwargs):
         super().__init__(ann_file=ann_file, reduce_zero_label=reduce_zero_label, **kwargs)
 
 
@@ -46,7 +51,7 @@ class COCOObjectDataset(COCOStuffDataset):
         palette=[[0, 0, 0], *COCOStuffDataset.METAINFO['palette'][:THINGS]],
     )
 
-    def __init__(self, seg_map_suffix='_instanceTrainIds.png', **kwargs):
+    def __init__(self, seg_map_suffix: str = '_instanceTrainIds.png', **kwargs):
         super().__init__(seg_map_suffix=seg_map_suffix, **kwargs)
 
 

@@ -637,12 +637,7 @@ def test_no_space_left(downloads, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, 'replace', full)
-        refused(
-            folder,
-            tmp_path,
-            'coco',
-            'cannot be written .No space left on device.; .*, and the same command',
-        )
+        refused(folder, tmp_path, 'coco', 'cannot be written .No space left on device.; .*, and the same command')
     times = {path: os.stat(path).st_mtime_ns for path in written}
     prepared(folder, tmp_path / 'root', 'coco')
     assert times == {path: os.stat(path).st_mtime_ns for path in written}  # no file is written twice
