@@ -20,7 +20,7 @@ from fsa_seg.datasets.images import read_image
 from fsa_seg.datasets.label_images import WIDE_VOID, check_rule, check_seen, read_labels, without_zero
 from fsa_seg.datasets.prepare.preparations import PREPARATIONS
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.visualization.pictures import panel, picture_path, write_picture
+from fsa_seg.visualization.pictures import picture_grid, picture_path, write_picture
 
 SAMPLES = 4  # pictures of each data set
 MOST_PROBLEMS = 5  # of a data set that the table lists
@@ -227,7 +227,7 @@ def _draw(report, entries, dataset, classes, palette, folder, label_map, image_m
         if dataset.reduce_zero_label:
             labels = without_zero(labels, dataset.ignore_index)
         path = picture_path(folder, entries[i]['img_path'], dataset.data_root)
-        write_picture(panel(read_image(entries[i]['img_path'], image_max), dict(labels=labels), classes, palette), path)
+        write_picture(picture_grid(read_image(entries[i]['img_path'], image_max), dict(labels=labels), classes, palette), path)
         report['pictures'].append(path)
 
 

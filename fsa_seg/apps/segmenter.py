@@ -14,6 +14,7 @@ from PIL import Image
 from fsa_seg.config.components import load_parts, load_protocol, protocol_settings
 from fsa_seg.config.compose import MAX_LONG_SIDE, model_config
 from fsa_seg.datasets.images import as_rgb
+from fsa_seg.datasets.palette import even_palette
 from fsa_seg.errors import UserError
 from fsa_seg.models.segmentor import resolve_precision
 from fsa_seg.models.shared_pass import Member, check_finite_stages, merged_images
@@ -21,9 +22,7 @@ from fsa_seg.models.text import Text, check_distinct, split_words
 from fsa_seg.models.window import Inspection
 from fsa_seg.ops.windows import cut_window, patch_at, to_window, window_spans
 from fsa_seg.settings import SEGMENTOR, check_values
-from fsa_seg.visualization.pictures import attention_panel as attention_picture
-from fsa_seg.visualization.pictures import even_palette
-from fsa_seg.visualization.pictures import panel as picture_grid
+from fsa_seg.visualization.pictures import attention_picture, picture_grid
 
 Picture = str | Image.Image | np.ndarray
 

@@ -14,6 +14,7 @@ from mmseg.registry import DATASETS, MODELS
 from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.images import WHITE
 from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label
+from fsa_seg.datasets.palette import even_palette
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import SPELLED_OUT, make_method, method_names
 from fsa_seg.methods.base import Method, check_feedback
@@ -22,7 +23,6 @@ from fsa_seg.models.segmentor import register_method, vfms_by_role
 from fsa_seg.models.text import read_classes
 from fsa_seg.settings import BACKBONE, DATASET, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values, dict_of, list_of
 from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
-from fsa_seg.visualization.pictures import even_palette
 
 KINDS = dict(
     dataset='datasets',

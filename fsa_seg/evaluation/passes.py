@@ -39,8 +39,7 @@ from fsa_seg.models.segmentor import check_window, configured_method, vfms_by_ro
 from fsa_seg.models.shared_pass import label_field
 from fsa_seg.ops.device import device_name, exact_float32
 from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
-from fsa_seg.visualization.pictures import panel as picture_grid
-from fsa_seg.visualization.pictures import picture_path
+from fsa_seg.visualization.pictures import picture_grid, picture_path
 
 LIMIT_SEED = 0
 LONG_LIST = 200  # elements that a list of the config has in a log

@@ -1,15 +1,16 @@
-"""Pictures: an image beside its truth and predictions, with a legend of the classes that they show.
+"""Pictures: an image beside its truth and predictions, with a legend of the classes that the label maps show.
 
-Images are (height, width, 3) uint8 RGB; label maps (height, width) integers; labels beyond the palette are void.
+Images are (height, width, 3) uint8 RGB. Label maps are (height, width) integers. Labels beyond the palette are void.
 """
 
-import colorsys
 import functools
 import os
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,53 +18,56 @@ from fsa_seg.datasets.data_sets import read_as_loaded
 from fsa_seg.errors import UserError
 from fsa_seg.system.paths import check_file, new_file
 
-TITLE, LEGEND, GAP = 22, 20, 6  # heights of a title and of a line of the legend, and the margin, in pixels
-SPOT = 3  # radius of the mark of a pixel
-ROW_TITLES = dict(
+TITLE, LEGEND, GAP = 22, 20, 6  # height of a title, height of a legend line, margin; in pixels
+SPOT = 3  # radius of a pixel's mark
+ROW_TITLES = dict(  # titles of a patch's rows of FSA's maps
     attention='A', similarity='S', pruned='S pruned', adapted='W', ensemble='A with FSA'
-)  # of a patch's rows
-ROWS = 64  # of an image that are drawn at once: floating point numbers of a whole photograph would fill gigabytes
+)
+ROWS = 64  # rows of an image drawn at once; float values of a large photograph would fill gigabytes
 _OPACITY = 0.75
+WHITE = (255, 255, 255)
 
 
-def panel(image, label_maps, classes, palette, columns=None):
-    """Return one picture: the image, then each label map laid over it under its title, and a legend below.
+def picture_grid(
+    image: np.ndarray,
+    label_maps: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    columns: int | None = None,
+) -> Image.Image:
+    """Return a grid of tiles with a legend: the image, then each label map over the image under its title.
 
     Args:
-        image (height, width, 3): uint8 RGB.
-        label_maps (dict): title -> label map of the image's size.
-        classes (sequence of str), palette (sequence of 3 ints): names and colours of the labels.
-        columns (int): tiles per row; by default all in one.
-
-    Returns:
-        PIL.Image
+        image: (height, width, 3) uint8 RGB.
+        label_maps: title -> label map (height, width).
+        classes: names of the labels.
+        palette: RGB colours of the labels, 0..255.
+        columns: tiles per row; by default all tiles share a row.
     """
     tiles = {'image': lambda: image, **_overlays(image, label_maps, palette)}
     return _compose(tiles, image.shape[:2], _legend(label_maps.values(), classes, palette), columns or len(tiles))
 
 
-def attention_panel(image, pixel, window, rows, label_maps, classes, palette):
-    """Return one picture: the image with a pixel and its window, that patch's rows of FSA's maps, and label maps.
+def attention_picture(
+    image: np.ndarray,
+    pixel: tuple[int, int],
+    window: tuple[int, int, int, int],
+    rows: Mapping[str, np.ndarray],
+    label_maps: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> Image.Image:
+    """Return a grid of tiles for one patch: the image with the window, the patch's rows of FSA's maps, label maps.
 
     Args:
-        image (height, width, 3): uint8 RGB.
-        pixel (x, y): the pixel looked at.
-        window (left, top, right, bottom): in pixels of the image.
-        rows (dict): name -> values over the window, of any resolution; −∞ where nothing was kept. Each is drawn from
-            its least value (dark) to its greatest (bright), which its title gives.
-        label_maps, classes, palette: as of `panel`.
-
-    Returns:
-        PIL.Image
+        image: (height, width, 3) uint8 RGB.
+        pixel: (x, y) of the marked pixel.
+        window: (left, top, right, bottom) in the image's pixels.
+        rows: name -> values (h, w) over the window, −∞ where pruned. The least value is dark, the greatest bright;
+            the title gives both.
+        label_maps, classes, palette: as of `picture_grid`.
     """
-
-    def marked():
-        picture = Image.fromarray(image)
-        left, top, right, bottom = window
-        ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=(255, 255, 255))
-        return np.array(picture)
-
-    tiles = {f'patch at {pixel[0]},{pixel[1]}': marked}
+    tiles = {f'patch at {pixel[0]},{pixel[1]}': functools.partial(_framed, image, window)}
     for name, values in rows.items():
         kept = values[np.isfinite(values)]
         title = f'{ROW_TITLES.get(name, name)}: {kept.min():.2g} to {kept.max():.2g}'
@@ -74,20 +78,29 @@ def attention_panel(image, pixel, window, rows, label_maps, classes, palette):
 
 
 def _overlays(image, label_maps, palette):
+    """Return title -> function that draws the label map over the image."""
     return {title: functools.partial(overlay, image, labels, palette) for title, labels in label_maps.items()}
 
 
+def _framed(image, window):
+    """Return the image with the window's edge in white."""
+    picture = Image.fromarray(image)
+    x_min, y_min, x_max, y_max = window
+    ImageDraw.Draw(picture).rectangle((x_min, y_min, x_max - 1, y_max - 1), outline=WHITE)
+    return np.array(picture)
+
+
 def _spotted(tile, pixel):
-    """Return what a tile's function draws, with a mark at a pixel (x, y)."""
+    """Return a tile's image with a mark at a pixel (x, y); `tile` is a function without arguments."""
     spot = Image.fromarray(tile())
     x, y = pixel
-    ImageDraw.Draw(spot).ellipse((x - SPOT, y - SPOT, x + SPOT, y + SPOT), outline=(255, 255, 255), fill=(0, 160, 255))
+    ImageDraw.Draw(spot).ellipse((x - SPOT, y - SPOT, x + SPOT, y + SPOT), outline=WHITE, fill=(0, 160, 255))
     return np.array(spot)
 
 
 def _heat(image, window, values):
-    """Return the image in grey, its window under the colours of `values`; what is −∞ stays grey and dark."""
-    left, top, right, bottom = window
+    """Return the image in grey, its window in the colours of `values`; places of −∞ stay grey and dark."""
+    x_min, y_min, x_max, y_max = window
     out = np.empty_like(image)
     for rows in _blocks(len(image)):
         out[rows] = image[rows].mean(2, keepdims=True) * 0.4
@@ -95,28 +108,28 @@ def _heat(image, window, values):
     low, high = values[kept].min(), values[kept].max()
     level = np.where(kept, (np.where(kept, values, low) - low) / max(high - low, 1e-12), 0)
     colors = cv2.applyColorMap((255 * level).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    size = right - left, bottom - top
+    size = x_max - x_min, y_max - y_min
     colors = cv2.resize(np.ascontiguousarray(colors), size, interpolation=cv2.INTER_NEAREST)
     kept = cv2.resize(kept.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
-    out[top:bottom, left:right][kept] = colors[kept]
+    out[y_min:y_max, x_min:x_max][kept] = colors[kept]
     return out
 
 
 def _legend(label_maps, classes, palette):
-    """Return name and colour of each label that is shown."""
+    """Return (name, colour) of each label in the label maps."""
     shown = sorted(
         {label for labels in label_maps for rows in _blocks(len(labels)) for label in np.unique(labels[rows]).tolist()}
     )
-    return [(classes[i], palette[i]) if i < len(classes) else ('void', (255, 255, 255)) for i in shown]
+    return [(classes[i], palette[i]) if i < len(classes) else ('void', WHITE) for i in shown]
 
 
 def _compose(tiles, size, entries, columns):
-    """Return tiles in rows of `columns`, each under its title, and a legend below.
+    """Return tiles in rows of `columns`, each tile under its title, and a legend below.
 
     Args:
-        tiles (dict): title -> function that draws it: uint8 RGB. One at a time is held.
-        size (int, int): height and width of each.
-        entries (list): of `_legend`.
+        tiles (dict): title -> function that returns the tile's image, uint8 RGB. Memory holds one tile at a time.
+        size (int, int): height and width of a tile.
+        entries (list): (name, colour), see `_legend`.
         columns (int): tiles per row.
     """
     height, width = size
@@ -137,16 +150,16 @@ def _compose(tiles, size, entries, columns):
     return canvas
 
 
-def overlay(image, labels, palette):
-    """Return the image under its labels' colours, regions edged in white: (height, width, 3) uint8."""
-    colors = np.array([*palette, (255, 255, 255)], np.float32)
+def overlay(image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the image under its labels' colours, with white edges between regions: (height, width, 3) uint8."""
+    colors = np.array([*palette, WHITE], np.float32)
     out = np.empty_like(image)
     for rows in _blocks(len(image)):
-        own = labels[rows]
-        block = (1 - _OPACITY) * image[rows].mean(2, keepdims=True) + _OPACITY * colors[np.minimum(own, len(palette))]
-        edge = np.zeros(own.shape, bool)
-        edge[:, 1:] |= own[:, 1:] != own[:, :-1]
-        below = labels[max(rows.start, 1) : rows.stop]  # the image's first row has none above it
+        part = labels[rows]
+        block = (1 - _OPACITY) * image[rows].mean(2, keepdims=True) + _OPACITY * colors[np.minimum(part, len(palette))]
+        edge = np.zeros(part.shape, bool)
+        edge[:, 1:] |= part[:, 1:] != part[:, :-1]
+        below = labels[max(rows.start, 1) : rows.stop]  # no row lies above the image's first row
         edge[len(edge) - len(below) :] |= below != labels[max(rows.start, 1) - 1 : rows.stop - 1]
         block[edge] = 255
         out[rows] = block
@@ -154,59 +167,57 @@ def overlay(image, labels, palette):
 
 
 def _blocks(height):
-    """Return slices of ROWS rows that make up a height."""
+    """Return slices of at most ROWS rows that together cover `height` rows."""
     return [slice(start, min(start + ROWS, height)) for start in range(0, height, ROWS)]
 
 
-def even_palette(count):
-    """Return `count` colours (3 ints in 0..255), hues evenly apart and lightness alternating."""
-    colors = [colorsys.hsv_to_rgb(i / count, 0.85, 1.0 if i % 2 == 0 else 0.65) for i in range(count)]
-    return [tuple(round(255 * c) for c in color) for color in colors]
-
-
-def check_picture(path, what):
-    """Raise a UserError unless a picture can be written under `path`; `what` is the option that names it."""
-    check_file(path, what)
+def check_picture(path: str, option: str) -> None:
+    """Raise a UserError unless a picture can be written to `path`; `option` names the path in the message."""
+    check_file(path, option)
     suffix = os.path.splitext(path)[1].lower()
     if suffix and Image.registered_extensions().get(suffix) not in Image.SAVE:
-        raise UserError(f'{what} {path}: pictures are not written as {suffix}; use .png, .jpg, .webp or .tif')
+        raise UserError(f'{option} {path}: pictures are not written as {suffix}; use .png, .jpg, .webp or .tif')
 
 
-def write_picture(picture, path):
-    """Write a PIL image; a half-written one never appears under `path`."""
+def write_picture(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Write a PIL image; a half-written file never appears at `path`."""
     with new_file(path) as part:
         picture.save(part, Image.registered_extensions().get(os.path.splitext(path)[1].lower(), 'PNG'))
 
 
-def picture_path(folder, image, root):
-    """Return where an image's picture goes: its path below the data root, under `folder`, with the suffix .png."""
+def picture_path(folder: str, image: str, root: str | None) -> str:
+    """Return the path of an image's picture: the image's path below the data root, in `folder`, with suffix .png."""
     name = os.path.splitext(os.path.relpath(image, root or '.'))[0] + '.png'
     return os.path.join(folder, *(part for part in name.split(os.sep) if part != os.pardir))  # never above the folder
 
 
 @HOOKS.register_module()
 class SideBySideHook(Hook):
-    """Writes image, truth and prediction side by side for every tested image, see `picture_path`.
+    """Write image, truth and prediction side by side for every tested image, see `picture_path`.
 
     Args:
-        folder (str): where the pictures go; made when needed.
+        folder: folder of the pictures; made when needed.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str):
         self.folder = folder
 
-    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
+    ) -> None:
+        """Write the pictures of one batch; mmengine's `Hook` gives the arguments."""
         dataset = runner.test_dataloader.dataset
         meta = dataset.metainfo
         for sample in outputs:
             maps = dict(truth=sample.gt_sem_seg.data, prediction=sample.pred_sem_seg.data)
             maps = {title: data.squeeze(0).cpu().numpy() for title, data in maps.items()}
-            picture = panel(read_as_loaded(dataset, sample.img_path), maps, meta['classes'], meta['palette'])
+            image = read_as_loaded(dataset, sample.img_path)
+            picture = picture_grid(image, maps, meta['classes'], meta['palette'])
             write_picture(picture, picture_path(self.folder, sample.img_path, dataset.data_root))
 
 
 def _legend_places(entries, font, width):
-    """Return the place (x, y) of each entry, lines broken at `width`, and the legend's height."""
+    """Return the place (x, y) of each entry, and the legend's height; lines break at `width` pixels."""
     places, x, y = [], GAP, 0
     for name, _ in entries:
         length = 17 + int(font.getlength(name)) + 14

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from fsa_seg.visualization import pictures
-from fsa_seg.visualization.pictures import GAP, TITLE, overlay, panel, write_picture
+from fsa_seg.visualization.pictures import GAP, TITLE, overlay, picture_grid, write_picture
 
 PALETTE = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
 
@@ -20,16 +20,16 @@ def test_overlay_colours_regions_and_edges():
 
 
 def test_an_overlay_is_drawn_in_blocks_of_rows(monkeypatch):
-    """Whatever their height, the picture is the same, and no floating point numbers of the whole image are held."""
+    """The block's height does not change the picture, and memory never holds float values of all rows."""
     rng = np.random.default_rng(0)
     image, labels = rng.integers(0, 256, (37, 50, 3), dtype=np.uint8), rng.integers(0, 5, (37, 50))
     monkeypatch.setattr(pictures, 'ROWS', 10**6)
-    whole, both = overlay(image, labels, PALETTE), dict(a=labels, b=labels // 2)
-    picture = panel(image, both, 'abc', PALETTE)
+    expected, maps = overlay(image, labels, PALETTE), dict(a=labels, b=labels // 2)
+    picture = picture_grid(image, maps, 'abc', PALETTE)
     for rows in (1, 5, 36):
         monkeypatch.setattr(pictures, 'ROWS', rows)
-        assert np.array_equal(overlay(image, labels, PALETTE), whole)
-        assert panel(image, both, 'abc', PALETTE).tobytes() == picture.tobytes()
+        assert np.array_equal(overlay(image, labels, PALETTE), expected)
+        assert picture_grid(image, maps, 'abc', PALETTE).tobytes() == picture.tobytes()
     monkeypatch.setattr(pictures, 'ROWS', 16)
     image, labels = np.zeros((1000, 500, 3), np.uint8), np.zeros((1000, 500), np.int64)
     tracemalloc.start()
@@ -39,16 +39,18 @@ def test_an_overlay_is_drawn_in_blocks_of_rows(monkeypatch):
     assert peak < 1.5 * image.nbytes
 
 
-def test_panel_places_image_and_maps_side_by_side():
+def test_a_picture_grid_places_image_and_maps_side_by_side():
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    truth, other = np.zeros((40, 60), int), np.ones((40, 60), int)
-    picture = np.array(panel(image, dict(truth=truth, other=other), ['a', 'b', 'c'], PALETTE))
+    truth, prediction = np.zeros((40, 60), int), np.ones((40, 60), int)
+    maps = dict(truth=truth, prediction=prediction)
+    picture = np.array(picture_grid(image, maps, ['a', 'b', 'c'], PALETTE))
     top, step = GAP + TITLE, 60 + GAP
     assert np.array_equal(picture[top : top + 40, GAP : GAP + 60], image)
-    assert np.array_equal(picture[top : top + 40, GAP + 2 * step : GAP + 2 * step + 60], overlay(image, other, PALETTE))
+    drawn = picture[top : top + 40, GAP + 2 * step : GAP + 2 * step + 60]
+    assert np.array_equal(drawn, overlay(image, prediction, PALETTE))
     legend = picture[top + 40 :].reshape(-1, 3).tolist()
-    assert [255, 0, 0] in legend and [0, 0, 255] not in legend  # the classes present alone
-    rows = panel(image, dict(truth=truth, other=other), ['a', 'b', 'c'], PALETTE, columns=2)
+    assert [255, 0, 0] in legend and [0, 0, 255] not in legend  # the legend names the classes in the maps alone
+    rows = picture_grid(image, maps, ['a', 'b', 'c'], PALETTE, columns=2)
     assert rows.width < picture.shape[1] and rows.height > picture.shape[0]
 
 
