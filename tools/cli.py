@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import ctypes
-import errno
 import logging
 import os
 import signal
@@ -13,7 +12,6 @@ import warnings
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 INTERRUPTED = 130  # exit status
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 MINI = dict(data_root='data/mini', backbone='toy', vfm='toy')
 
 
@@ -156,6 +154,8 @@ def _run(main):
         # one that a data loader's process raised comes with its traceback before the message
         _fail(str(error).rsplit('UserError: ', 1)[-1].strip())
     except OSError as error:
+        from fsa_seg.system.paths import FULL
+
         if error.errno not in FULL:
             raise
         _fail(

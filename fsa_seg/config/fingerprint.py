@@ -35,31 +35,10 @@ from fsa_seg.models.text import templates_digest
 from fsa_seg.models.weights import path_of, weights_from
 from fsa_seg.ops.device import device_name, tf32_state
 from fsa_seg.ops.feedback import FSA, TERMS
+from fsa_seg.system.machine import FINGERPRINT_PACKAGES
 from fsa_seg.system.paths import ROOT, file_digest, local_path
 
 LEVELS = ('number', 'source', 'rounding', 'none')
-PACKAGES = (
-    'torch',
-    'torchvision',
-    'open_clip_torch',
-    'timm',
-    'onedl-mmengine',
-    'onedl-mmcv',
-    'onedl-mmsegmentation',
-    'mmengine',
-    'mmcv',
-    'mmcv-lite',
-    'mmsegmentation',
-    'numpy',
-    'opencv-python',
-    'opencv-python-headless',
-    'opencv-contrib-python',
-    'pillow',
-    'safetensors',
-    'huggingface_hub',
-    'ftfy',
-    'regex',
-)
 WEIGHT_SUFFIXES = ('.json', '.safetensors', '.bin', '.pt', '.pth')
 SPELT_OUT = ('method', 'backbone', 'vfm', 'feedback', 'refinement')  # settings whose own settings are entries
 MODEL_LEVELS = dict(
@@ -233,7 +212,7 @@ def files_digest(paths):
 def versions():
     """Return the versions of the libraries that are installed, and of Python, CUDA and cuDNN."""
     found = dict(python='.'.join(map(str, sys.version_info[:3])))
-    for package in PACKAGES:
+    for package in FINGERPRINT_PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,6 @@
 """Weights of backbones and VFMs as files: where they come from, whether they are here, and whether they are whole."""
 
 import glob
-import hashlib
 import os
 import re
 import zipfile
@@ -21,13 +20,13 @@ from tqdm import tqdm
 from fsa_seg.config.components import load_part, part_config, part_names
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.models.clip import load_clip, loading_weights
+from fsa_seg.system.files import hash_file
 from fsa_seg.system.paths import local_path
 
 KINDS = ('backbone', 'vfm')
 TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')  # what timm looks for in a repository of the hub, in its order
 CLIP_FILES = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)  # what open_clip looks for
 TRIES = 5  # connections for one file of the hub
-BLOCK = 1 << 22  # bytes read at once
 
 
 class Weights(NamedTuple):
@@ -219,14 +218,7 @@ def _check_file(path, expected):
 
 
 def _sha256(path):
-    digest = hashlib.sha256()
-    with (
-        open(path, 'rb') as f,
-        tqdm(
-            total=os.path.getsize(path), unit='B', unit_scale=True, leave=False, desc=os.path.basename(path)[:16]
-        ) as bar,
-    ):
-        while block := f.read(BLOCK):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+    """Return the SHA-256 of a file, and show how much of it is read."""
+    size, title = os.path.getsize(path), os.path.basename(path)[:16]
+    with tqdm(total=size, unit='B', unit_scale=True, leave=False, desc=title) as bar:
+        return hash_file(path, progress=bar.update)

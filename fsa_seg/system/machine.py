@@ -13,23 +13,24 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PACKAGES = (
+PACKAGES = (  # distributions whose versions the report gives
     'torch',
     'torchvision',
     'triton',
     'open_clip_torch',
     'timm',
     'onedl-mmengine',
-    'mmengine',
     'onedl-mmcv',
+    'onedl-mmsegmentation',
+    'mmengine',
     'mmcv',
     'mmcv-lite',
-    'onedl-mmsegmentation',
     'mmsegmentation',
     'numpy',
     'scipy',
     'opencv-python',
     'opencv-python-headless',
+    'opencv-contrib-python',
     'pillow',
     'safetensors',
     'huggingface_hub',
@@ -37,6 +38,9 @@ PACKAGES = (
     'regex',
     'tqdm',
 )
+FINGERPRINT_PACKAGES = tuple(
+    name for name in PACKAGES if name not in ('triton', 'scipy', 'tqdm')
+)  # a fingerprint names these
 INSTRUCTIONS = (
     'avx2',
     'avx512f',

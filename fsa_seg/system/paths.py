@@ -1,40 +1,50 @@
-"""Where the repository's own files lie, and where parts are looked for."""
+"""Paths: the repository's files, the folders of parts, locks, and files that appear only when they are complete."""
 
 import contextlib
 import errno
 import fcntl
 import functools
-import hashlib
 import os
 import secrets
 import sys
+from collections.abc import Iterator
 
 from fsa_seg.errors import UserError, warn_once
+from fsa_seg.system.files import hash_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CONFIGS = os.path.join(ROOT, 'configs')
 MAX_NAME = 255  # bytes of a file's name
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk that takes no more files
+UNWRITABLE = (*FULL, errno.EFBIG, errno.EACCES)  # of a new file that cannot be written
 TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 
 
-def local_path(path, what):
-    """Return `path` if it exists, taken from the working directory or else from the repository; else a UserError."""
+def local_path(path: str | None, subject: str) -> str:
+    """Return an existing path, relative to the working directory or else to the repository.
+
+    Args:
+        path: the path.
+        subject: how the message names the path, such as 'checkpoint of the VFM'.
+
+    Raises:
+        UserError: the path exists in neither place.
+    """
     for base in ('', ROOT):
         candidate = os.path.join(base, os.path.expanduser(path or ''))
         if path and os.path.exists(candidate):
             return candidate
-    raise UserError(f'{what}: {path!r} does not exist, neither here nor in {ROOT}')
+    raise UserError(f'{subject}: {path!r} does not exist, neither here nor in {ROOT}')
 
 
-def find_root(path):
-    """Return a folder of data, taken from the working directory or else from the repository."""
-    other = os.path.join(ROOT, path)
-    return other if not os.path.isdir(path) and os.path.isdir(other) else path
+def find_root(path: str) -> str:
+    """Return a folder of data: in the working directory, or else in the repository."""
+    shipped = os.path.join(ROOT, path)
+    return shipped if not os.path.isdir(path) and os.path.isdir(shipped) else path
 
 
-def make_folder(path):
-    """Make a folder; one that cannot be made or written to is a UserError."""
+def make_folder(path: str) -> None:
+    """Make a folder; raise a UserError if the folder cannot be made or written to."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
@@ -43,29 +53,27 @@ def make_folder(path):
         raise UserError(f'the folder {path} cannot be written to')
 
 
-def file_digest(path):
-    """Return the SHA-256 of a file, which is read once for each state of the file (size and time of change)."""
+def file_digest(path: str) -> str:
+    """Return the SHA-256 of a file; a file is read again only when its size or its time of change differs."""
     state = os.stat(path)
     return _file_digest(os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ino)
 
 
 @functools.lru_cache(None)
 def _file_digest(path, size, modified, inode):
-    digest = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hash_file(path)
 
 
 @contextlib.contextmanager
-def locked(folder, wait=True):
-    """Hold a folder's lock, which ends with the process; yield whether another process had to be waited for.
+def locked(folder: str, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder's lock, which ends with the process; yield whether this process waited for another process.
 
     Args:
-        folder (str): what is worked on.
-        wait (bool): False raises a UserError where another process holds the lock, as one of several has to, which the
-            others wait for.
+        folder: the folder of the lock's file.
+        wait: whether to wait while another process holds the lock. A process that other processes wait for must not.
+
+    Raises:
+        UserError: another process holds the lock, and `wait` is False.
     """
     handle, waited = os.open(os.path.join(folder, 'lock'), os.O_RDWR | os.O_CREAT), False
     try:
@@ -87,56 +95,58 @@ def locked(folder, wait=True):
 
 
 @contextlib.contextmanager
-def new_file(path):
-    """Yield a name beside `path`; what is written there takes its place when the block ends well, and is removed else.
+def new_file(path: str | os.PathLike) -> Iterator[str]:
+    """Yield a temporary name beside `path`; the file of that name replaces `path` when the block ends without error.
 
-    A disk that is full, or a folder that cannot be written to, is a UserError.
+    An error removes the temporary file.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     folder, name = os.path.split(os.path.abspath(path))
-    part = os.path.join(
-        folder, f'{cut_name(name, MAX_NAME - 22)}.{secrets.token_hex(8)}.part'
-    )  # unique, also over hosts
+    unique = secrets.token_hex(8)  # also among the processes of several hosts
+    part = os.path.join(folder, f'{cut_name(name, MAX_NAME - 22)}.{unique}.part')
     try:
         yield part
         os.replace(part, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(part)
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(
-                f'{path} cannot be written ({error.strerror}); what is there stays, and the same command goes on from it: '
-                'make room, or name another place'
+                f'{path} cannot be written ({error.strerror}); what is there stays, and the same command goes on from '
+                'it: make room, or name another place'
             ) from None
         raise
 
 
-def check_file(path, what):
-    """Raise a UserError unless a file can be written under `path`; its folder is made.
+def check_file(path: str, option: str) -> None:
+    """Make the file's folder; raise a UserError unless a file can be written to `path`.
 
     Args:
-        path (str): the file.
-        what (str): the option or setting that names the file, for the message.
+        path: the file.
+        option: the option or setting that names the file, for the message.
     """
     folder, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
     if not name or path.endswith(os.sep) or os.path.isdir(path):
-        raise UserError(f'{what} {path} is a folder; name a file in it')
+        raise UserError(f'{option} {path} is a folder; name a file in it')
     if len(os.fsencode(name)) > MAX_NAME:
         raise UserError(
-            f'{what}: the name {name[:40]}... has {len(os.fsencode(name))} bytes; file systems allow {MAX_NAME}'
+            f'{option}: the name {name[:40]}... has {len(os.fsencode(name))} bytes; file systems allow {MAX_NAME}'
         )
     if os.path.lexists(path) and not os.path.isfile(path):
-        raise UserError(f'{what} {path} is there and is no file; name another')
+        raise UserError(f'{option} {path} is there and is no file; name another')
     make_folder(folder)
 
 
-def cut_name(name, most=160):
-    """Return a file's name, or the part of it that takes at most so many bytes."""
-    return os.fsencode(name)[:most].decode(errors='ignore')
+def cut_name(name: str, max_bytes: int = 160) -> str:
+    """Return the head of a file's name that takes at most `max_bytes` bytes."""
+    return os.fsencode(name)[:max_bytes].decode(errors='ignore')
 
 
-def config_folders():
-    """Return the folders that hold parts: the repository's configs/, then those that FSA_SEG_CONFIGS names."""
+def config_folders() -> list[str]:
+    """Return the folders of parts: the repository's configs/, then the folders that FSA_SEG_CONFIGS names."""
     extra = [os.path.expanduser(folder) for folder in os.environ.get('FSA_SEG_CONFIGS', '').split(os.pathsep) if folder]
     for folder in extra:
         if not os.path.isdir(folder):
@@ -144,23 +154,23 @@ def config_folders():
     return [CONFIGS, *extra]
 
 
-def part_files(subfolder):
-    """Return the files of parts of one kind, as a dict of name -> path.
+def part_files(subfolder: str) -> dict[str, str]:
+    """Return the files of one kind of part: name -> path.
 
     Args:
-        subfolder (str): 'backbones', 'vfms', ...
+        subfolder: 'backbones', 'vfms', ...
 
     Raises:
-        UserError: a folder of FSA_SEG_CONFIGS that is missing, or two files of one name.
+        UserError: a folder of FSA_SEG_CONFIGS is missing, or two files have one name.
     """
-    found = {}
+    paths = {}
     for folder in config_folders():
         folder = os.path.join(folder, subfolder)
         for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             name, extension = os.path.splitext(file)
             if extension != '.py':
                 continue
-            if name in found:
-                raise UserError(f'two files are called {name!r}: {found[name]} and {folder}/{file}; rename one')
-            found[name] = os.path.join(folder, file)
-    return found
+            if name in paths:
+                raise UserError(f'two files are called {name!r}: {paths[name]} and {folder}/{file}; rename one')
+            paths[name] = os.path.join(folder, file)
+    return paths

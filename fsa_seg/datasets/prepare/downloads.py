@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import hashlib
 import http.client
 import os
 import re
@@ -20,7 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from fsa_seg.errors import UserError
-from fsa_seg.system.files import check_memory, check_regular, read_file, walk
+from fsa_seg.system.files import check_memory, check_regular, hash_file, read_file, walk
 
 ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # methods of zip whose output can be bounded
@@ -284,7 +283,7 @@ def _checked(path, download, size=None):
             f'{path} has {os.path.getsize(path)} bytes, and {download.url} {size}; remove it, and run the same '
             'command again'
         )
-    if download.md5 and (md5 := _md5(path)) != download.md5:
+    if download.md5 and (md5 := hash_file(path, 'md5')) != download.md5:
         raise UserError(
             f'{path} has the MD5 {md5}, and {download.url} {download.md5}; remove it, and run the same command again'
         )
@@ -325,11 +324,3 @@ def _receive(url, part):
                 bar.update(len(block))
             if total is not None and f.tell() != total:
                 raise EOFError(f'{f.tell()} of {total} bytes were received')
-
-
-def _md5(path):
-    digest = hashlib.md5()
-    with open(path, 'rb') as f:
-        while block := f.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
