@@ -4,29 +4,40 @@ import difflib
 import functools
 import os
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable, Iterable
+from typing import TypeVar
+
+Value = TypeVar('Value')
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message says what, what is allowed, and how to mend it.
+    """An error that a user can mend; the message says what was found, what was expected, and how to mend it.
 
     The tools print the message alone and exit with status 1.
     """
 
 
-def built(what, make):
-    """Return what `make` returns; whatever a class of a library or of a user's own raises is a UserError that names `what`."""
+def built(subject: str, make: Callable[[], Value]) -> Value:
+    """Return the result of `make`, which builds an object of a library's or a user's class.
+
+    Args:
+        subject: names the object in the message.
+        make: function without arguments.
+
+    Raises:
+        UserError: `make` raised an error of any kind.
+    """
     try:
         return make()
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f'{what} cannot be built: {type(error).__name__}: {" ".join(str(error).split())[:300]}'
+            f'{subject} cannot be built: {type(error).__name__}: {" ".join(str(error).split())[:300]}'
         ) from error
 
 
-def one_of(name, allowed, kind):
+def one_of(name: Value, allowed: Collection, kind: str) -> Value:
     """Return `name` if it is among `allowed`; else raise a UserError that names the nearest match and the choices."""
     if isinstance(name, Hashable) and name in allowed:
         return name
@@ -34,22 +45,25 @@ def one_of(name, allowed, kind):
     raise UserError(f'unknown {kind} {name!r}{_nearest(name, names)}; choose from: {", ".join(names)}')
 
 
-def check_keys(given, allowed, where):
-    """Raise a UserError if the mapping `given` has keys that are not among `allowed`."""
-    for key in given:
+def check_keys(keys: Iterable[str], allowed: Collection[str], where: str) -> None:
+    """Raise a UserError if one of `keys` is not among `allowed`; `where` names their mapping in the message."""
+    for key in keys:
         if key not in allowed:
             names = sorted(allowed)
             raise UserError(f'unknown key {key!r} in {where}{_nearest(key, names)}; its keys: {", ".join(names)}')
 
 
 @functools.lru_cache(None)
-def warn_once(message):
-    """Print a warning to standard error, once in a process, whatever the loggers' levels are; of several processes the main one
-    prints."""
+def warn_once(message: str) -> None:
+    """Print a warning to standard error, once, whatever the loggers' levels are.
+
+    Of several processes the main process alone prints.
+    """
     if os.environ.get('RANK', '0') == '0':
         print(f'warning: {message}', file=sys.stderr, flush=True)
 
 
 def _nearest(name, names):
+    """Return a hint at the name that is nearest to `name`; an empty text if none is near."""
     match = difflib.get_close_matches(str(name), names, 1, 0.5)
     return f' (did you mean {match[0]!r}?)' if match else ''

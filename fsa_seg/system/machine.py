@@ -1,7 +1,7 @@
-"""What a machine has, as pairs of text (what, value): versions, CPU, GPUs, memory, caches, disk, environment.
+"""Report a machine as pairs of text (subject, value): versions, CPU, GPUs, memory, caches, disk, environment.
 
-Python's own library alone is imported here; any other is imported where it is needed, so that a missing library costs
-its own lines alone.
+The file imports Python's own library alone. Functions import other libraries where they need them, so that a missing
+library costs its own lines alone.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ PACKAGES = (  # distributions whose versions the report gives
 FINGERPRINT_PACKAGES = tuple(
     name for name in PACKAGES if name not in ('triton', 'scipy', 'tqdm')
 )  # a fingerprint names these
-INSTRUCTIONS = (
+INSTRUCTIONS = (  # instruction sets that the report names
     'avx2',
     'avx512f',
     'avx512_vnni',
@@ -55,9 +55,9 @@ INSTRUCTIONS = (
     'bf16',
     'i8mm',
 )
-BF16_UNITS = ('amx_bf16', 'avx512_bf16', 'bf16')  # flags of CPUs that multiply bf16 matrices
+BF16_UNITS = ('amx_bf16', 'avx512_bf16', 'bf16')  # flags of a CPU that multiplies bf16 matrices
 OFFLINE = ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLINE')
-VARIABLES = (
+VARIABLES = (  # variables of the environment that can change a number or a place
     'TORCH_ALLOW_TF32_CUBLAS_OVERRIDE',
     'NVIDIA_TF32_OVERRIDE',
     'CUBLAS_WORKSPACE_CONFIG',
@@ -76,14 +76,14 @@ VARIABLES = (
     'PYTHONPATH',
 )
 GROUP_FILES = (
-    ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),  # limit and use, version 2 and 1
+    ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),  # limit and use of control groups 2 and 1
     ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory/memory.usage_in_bytes'),
 )
-UNLIMITED = 2**60  # bytes; a control group's limit above is none
+UNLIMITED = 2**60  # bytes; a control group without a limit reports more
 
 
-def report():
-    """Return pairs (what, value) of text about the machine; what cannot be read says so, and the rest is there."""
+def report() -> list[tuple[str, str]]:
+    """Return pairs (subject, value) of text about the machine; a section that cannot be read becomes its error."""
     rows = []
     for section in (software, processor, graphics, storage, environment):
         try:
@@ -93,16 +93,16 @@ def report():
     return rows
 
 
-def software():
-    """Return Python's, the libraries' and the suite's versions."""
-    found = []
+def software() -> list[tuple[str, str]]:
+    """Return the versions of Python, the libraries and the suite."""
+    libraries = []
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f'{name} {importlib.metadata.version(name)}')
+            libraries.append(f'{name} {importlib.metadata.version(name)}')
     rows = [
         ('system', platform.platform()),
         ('Python', f'{platform.python_version()}, {_short(sys.executable)}'),
-        ('libraries', ', '.join(found)),
+        ('libraries', ', '.join(libraries)),
         ('fsa_seg', f'{_short(ROOT)}, sources {_sources()}'),
     ]
     with contextlib.suppress(ImportError):
@@ -114,11 +114,11 @@ def software():
     return rows
 
 
-def processor():
+def processor() -> list[tuple[str, str]]:
     """Return the CPU's name, cores, threads and instruction sets."""
     lines = _lines('/proc/cpuinfo')
-    packages, numbers = ([value for key, value in lines if key == name] for name in ('physical id', 'core id'))
-    cores = len(set(zip(packages, numbers)))
+    sockets, numbers = ([value for key, value in lines if key == name] for name in ('physical id', 'core id'))
+    cores = len(set(zip(sockets, numbers)))
     usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     threads, capability = '–', '–'
     with contextlib.suppress(ImportError):
@@ -134,63 +134,61 @@ def processor():
     ]
 
 
-def cpu_name():
-    """Return the CPU's name, or else its architecture's."""
+def cpu_name() -> str:
+    """Return the CPU's name, or else the name of its architecture."""
     names = (value for key, value in _lines('/proc/cpuinfo') if key == 'model name')
     return next(names, platform.processor() or platform.machine())
 
 
-def cpu_flags():
-    """Return the CPU's flags as a set of str; empty where the system does not tell."""
+def cpu_flags() -> set[str]:
+    """Return the CPU's flags; none where the system does not tell."""
     return {flag for key, value in _lines('/proc/cpuinfo') if key in ('flags', 'Features') for flag in value.split()}
 
 
-def graphics():
-    """Return each GPU's name, memory, capability, and the driver's version."""
-    seen = [('nvidia-smi', line) for line in nvidia_smi()]
+def graphics() -> list[tuple[str, str]]:
+    """Return each GPU's name, memory and capability, and the driver's version."""
+    rows = [('nvidia-smi', line) for line in nvidia_smi()]
     import torch
 
     for i in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(i)
+        device = torch.cuda.get_device_properties(i)
         free, total = torch.cuda.mem_get_info(i)
-        seen.append(
-            (
-                f'GPU {i}',
-                f'{about.name}, {amount(total)} ({amount(free)} free), capability '
-                f'{about.major}.{about.minor}, {about.multi_processor_count} multiprocessors',
-            )
+        text = (
+            f'{device.name}, {amount(total)} ({amount(free)} free), capability '
+            f'{device.major}.{device.minor}, {device.multi_processor_count} multiprocessors'
         )
+        rows.append((f'GPU {i}', text))
     if torch.cuda.is_available():
-        seen.append(('kernels of torch for', ', '.join(torch.cuda.get_arch_list())))
-    return seen or [('GPU', 'none')]
+        rows.append(('kernels of torch for', ', '.join(torch.cuda.get_arch_list())))
+    return rows or [('GPU', 'none')]
 
 
-def nvidia_smi():
-    """Return a line for each GPU that the driver knows; none without the driver."""
+def nvidia_smi() -> list[str]:
+    """Return a line for each GPU that the driver knows; no line without the driver."""
     query = ['nvidia-smi', '--query-gpu=name,memory.total,driver_version', '--format=csv,noheader']
     try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=20)
+        run = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [line.strip() for line in found.stdout.splitlines() if line.strip()] if found.returncode == 0 else []
+    return [line.strip() for line in run.stdout.splitlines() if line.strip()] if run.returncode == 0 else []
 
 
-def memory():
-    """Return the bytes of memory in all, and those that are free, None where the system does not tell.
+def memory() -> tuple[int | None, int | None]:
+    """Return (total, free) memory in bytes; None where the system does not tell.
 
-    A control group's limit counts where there is one (containers, SLURM).
+    The limit of a control group counts (containers, SLURM).
     """
-    held = {key: int(value.split()[0]) * 1024 for key, value in _lines('/proc/meminfo')}
-    total, free = held.get('MemTotal'), held.get('MemAvailable')
-    for limit, used in GROUP_FILES:
-        limit, used = _number(limit), _number(used)
+    sizes = {key: int(value.split()[0]) * 1024 for key, value in _lines('/proc/meminfo')}
+    total, free = sizes.get('MemTotal'), sizes.get('MemAvailable')
+    for files in GROUP_FILES:
+        limit, used = map(_number, files)
         if total and limit and used and limit < min(total, UNLIMITED):
             return limit, min(free, max(0, limit - used))
     return total, free
 
 
-def storage():
-    """Return memory, caches (path, size, whether they can be written to) and what is free on the disk."""
+def storage() -> list[tuple[str, str]]:
+    """Return the memory, the disk's free space, and the caches (path, size, whether they are writable)."""
     total, free = memory()
     rows = [
         ('memory', f'{amount(total)}, {amount(free)} free'),
@@ -199,8 +197,8 @@ def storage():
     return rows + [(name, _folder(path)) for name, path in caches().items()]
 
 
-def caches():
-    """Return the folders of weights and of text embeddings, as a dict of name -> path."""
+def caches() -> dict[str, str]:
+    """Return the folders of weights and of text embeddings: name -> path."""
     folders = {
         'cache of the hub': os.environ.get('HF_HUB_CACHE')
         or os.path.join(os.environ.get('HF_HOME', '~/.cache/huggingface'), 'hub')
@@ -218,67 +216,70 @@ def caches():
     return {name: os.path.abspath(os.path.expanduser(path)) for name, path in folders.items()}
 
 
-def environment():
-    """Return which offline switches, and which variables that can change a number or a place, are set."""
+def environment() -> list[tuple[str, str]]:
+    """Return which of the OFFLINE switches and of the VARIABLES are set."""
     return [('offline switches', _variables(OFFLINE)), ('environment', _variables(VARIABLES))]
 
 
-def amount(count):
-    """Return bytes as text."""
+def amount(count: int | None) -> str:
+    """Return a number of bytes as text, in GiB or MiB."""
     if count is None:
         return 'unknown'
     return f'{count / 2**30:.1f} GiB' if count >= 2**30 else f'{count / 2**20:.0f} MiB'
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """Return an exception as one line of at most 300 characters."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
 
 
 def _sources():
+    """Return the head of the digest of the package's sources, or the error that hides it."""
     try:
         from fsa_seg.config.fingerprint import sources_digest
 
         return sources_digest()[:12]
-    except Exception as error:  # the package needs libraries
+    except Exception as error:  # a library that the package needs is missing
         return f'unknown ({one_line(error)})'
 
 
 def _folder(path):
-    """Return what is to be said of a folder: its size, whether it can be written to, what is free there."""
-    there = path
-    while not os.path.exists(there):
-        there = os.path.dirname(there)
-    writable = 'writable' if os.access(there, os.W_OK | os.X_OK) else 'NOT writable'
-    free = f'{amount(shutil.disk_usage(there).free)} free'
-    if there != path:
+    """Return a folder as text: its path, its size, whether it is writable, and the free space on its disk."""
+    parent = path  # the nearest folder that exists
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    writable = 'writable' if os.access(parent, os.W_OK | os.X_OK) else 'NOT writable'
+    free = f'{amount(shutil.disk_usage(parent).free)} free'
+    if parent != path:
         return f'{_short(path)}: not there yet, {writable}, {free}'
     return f'{_short(path)}: {amount(_size(path))}, {writable}, {free}'
 
 
 def _size(folder):
-    """Return the bytes of a folder's files; those that links name are counted where they lie."""
+    """Return the bytes of a folder's files; a link's target counts where the target lies."""
     size = 0
-    for place, _, names in os.walk(folder):
+    for subfolder, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(place, name)).st_size
+                size += os.lstat(os.path.join(subfolder, name)).st_size
     return size
 
 
 def _variables(names):
-    given = [f'{name}={os.environ[name]}' for name in names if name in os.environ]
+    """Return variables of the environment as text: the values of those that are set, and the names of the others."""
+    present = [f'{name}={os.environ[name]}' for name in names if name in os.environ]
     absent = [name for name in names if name not in os.environ]
-    return '; '.join([', '.join(given) or 'none set'] + ([f'not set: {", ".join(absent)}'] if absent else []))
+    return '; '.join([', '.join(present) or 'none set'] + ([f'not set: {", ".join(absent)}'] if absent else []))
 
 
 def _short(path):
+    """Return a path with ~ in place of the home folder."""
     home = os.path.expanduser('~')
     return '~' + path[len(home) :] if home != '/' and path.startswith(home + os.sep) else path
 
 
 def _lines(path):
-    """Return the lines 'key: value' of a file as pairs; none where it cannot be read."""
+    """Return the lines 'key: value' of a file as pairs; no pair if the file cannot be read."""
     try:
         with open(path, encoding='utf-8') as f:
             return [tuple(part.strip() for part in line.split(':', 1)) for line in f if ':' in line]
@@ -287,6 +288,7 @@ def _lines(path):
 
 
 def _number(path):
+    """Return the whole number in a file; None if the file holds none or cannot be read."""
     try:
         with open(path, encoding='utf-8') as f:
             return int(f.read())
