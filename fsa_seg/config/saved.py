@@ -1,10 +1,11 @@
-"""Composed configs as data: written into results as JSON, and read again without running anything that they say.
+"""Write composed configs into results as JSON, and read them again without running any code from them.
 
-Only classes of this package and those of the named lists are built; a key that mmengine would carry out (`_base_`, `_scope_`,
-...) is an error. Modules of a user's own are imported where they are allowed by name.
+A saved config may name the classes of this package and of the lists below. A key that mmengine would carry out
+(`_base_`, `_scope_`, ...) is an error. A user's modules are imported if the user allows them by name.
 """
 
 import json
+from collections.abc import Sequence
 
 from mmengine import Config
 from mmengine.utils import import_modules_from_strings
@@ -12,7 +13,7 @@ from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.errors import UserError, one_of
 
-KEYS = (
+KEYS = (  # of a composed config
     'batch_size',
     'cell',
     'compile',
@@ -33,8 +34,8 @@ KEYS = (
     'window_batch',
     'work_dir',
     'workers',
-)  # of a composed config
-LIBRARY_CLASSES = (
+)
+LIBRARY_CLASSES = (  # of mmengine, mmcv and mmseg, beside mmseg's data sets
     'Resize',
     'PackSegInputs',
     'LoadAnnotations',
@@ -49,36 +50,35 @@ LIBRARY_CLASSES = (
     'MMSeparateDistributedDataParallel',
     'MMDistributedDataParallel',
     'pseudo_collate',
-)  # of mmengine, mmcv and mmseg, beside mmseg's data sets
-LOGGER = ('type', 'interval', 'log_metric_by_epoch')  # what a saved config may say of the log
+)
+LOGGER = ('type', 'interval', 'log_metric_by_epoch')  # keys of the log's hook that a saved config may set
+COMPOSED = {'cell', 'model', 'test_dataloader', 'test_evaluator', 'test_cfg'}  # keys of every composed config
 REGISTER = 'fsa_seg.register'  # the suite's own module, which a config may always import
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
 
 
-def to_json(config):
-    """Return a composed config as JSON-ready data; what JSON does not have (a class, an array) becomes its text."""
+def to_json(config: Config) -> dict:
+    """Return a composed config as JSON-ready data; a value that JSON does not have (a class, an array) becomes text."""
     return json.loads(json.dumps(config.to_dict(), default=repr))
 
 
-def from_json(data, path, modules=()):
-    """Return the composed config in what a result's JSON says under `config`.
+def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
+    """Return the composed config that a result's JSON holds under `config`.
 
     Args:
-        data: what the file says.
-        path (str): the file, for errors.
-        modules (sequence of str): names of modules that may be imported, since they register classes.
+        data: the value of `config` in the file.
+        path: the file, for messages.
+        modules: names of a user's modules that may be imported; importing a module registers its classes.
 
     Raises:
-        UserError: it is no composed config, or holds a key or class that would run code.
+        UserError: the data is no composed config, or has a key or a class that would run code.
     """
     if isinstance(data, str):
         raise UserError(
             f'{path} was written by an earlier fsa_seg, whose results held their config as a program; it is not run: '
             'run the cell anew'
         )
-    if not isinstance(data, dict) or not {'cell', 'model', 'test_dataloader', 'test_evaluator', 'test_cfg'} <= set(
-        data
-    ):
+    if not isinstance(data, dict) or not set(data) >= COMPOSED:
         raise UserError(f'{path} holds no composed config; give a result of tools/test.py, or a config file')
     for key in data:
         one_of(key, KEYS, f'key in the config of {path}')
@@ -86,14 +86,14 @@ def from_json(data, path, modules=()):
     refused = [name for name in imports if name not in (*modules, REGISTER)]
     if refused:
         raise UserError(
-            f'{path} asks for modules of your own, {", ".join(refused)}, whose code would be run: where you trust them, '
-            f'add --allow-modules {" ".join(refused)}'
+            f'{path} asks for modules of your own, {", ".join(refused)}, whose code would be run: where you trust '
+            f'them, add --allow-modules {" ".join(refused)}'
         )
     if imports:
         _import(imports, path)
     _check(data, path, _allowed(imports))
     hooks = data.setdefault('default_hooks', {})
-    hooks.pop('pictures', None)  # --show-dir names where pictures go, not a file
+    hooks.pop('pictures', None)  # --show-dir alone names the folder of the pictures
     hooks['logger'] = {key: value for key, value in (hooks.get('logger') or {}).items() if key in LOGGER}
     data['model'].pop('text_cache', None)
     for step in data['test_dataloader'].get('dataset', {}).get('pipeline', ()):
@@ -103,6 +103,7 @@ def from_json(data, path, modules=()):
 
 
 def _imports(data, path):
+    """Return the names of the modules that a saved config asks for."""
     imports = (data.get('custom_imports') or {}).get('imports', [])
     if not isinstance(imports, list) or not all(isinstance(name, str) for name in imports):
         raise UserError(f'{path}: custom_imports has to be {{"imports": [names of modules]}}, not {imports!r}')
@@ -110,9 +111,10 @@ def _imports(data, path):
 
 
 def _import(names, path):
+    """Import modules by name; a module that cannot be imported is a UserError."""
     try:
         import_modules_from_strings(names)
-    except Exception as error:  # a user's module is executed: anything can be raised
+    except Exception as error:  # the code of a user's module runs, and can raise any error
         raise UserError(
             f'{path} asks for the modules {", ".join(names)}: {type(error).__name__}: {error}; run it from the folder '
             'that has them, or name that folder in PYTHONPATH'
@@ -130,12 +132,12 @@ def _allowed(imports):
 
 
 def _within(module, packages):
-    """Return whether a module is one of some packages or lies in one."""
+    """Return whether a module is one of the packages or lies in one of them."""
     return any(module == package or module.startswith(f'{package}.') for package in packages)
 
 
 def _check(node, path, allowed):
-    """Raise a UserError unless a saved config, a dict or list, is data alone."""
+    """Raise a UserError unless a node (dict or list) of a saved config is data alone, at every depth."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if isinstance(key, str) and key.startswith('_'):
             raise UserError(f'{path}: the key {key!r} has no place in a saved config')

@@ -1,7 +1,8 @@
-"""Expected numbers of a table, kept as a JSON file, and the comparison of results with them."""
+"""Keep the expected numbers of a table in a JSON file, and compare results with the expected numbers."""
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.results import table_rows
@@ -10,14 +11,16 @@ from fsa_seg.system.paths import new_file
 TOLERANCE = 0.1  # mIoU, in percent points
 SHOWN = 20  # wrong cells that a report names
 
+Cells = dict[tuple[str, str], float]  # (row, data set) -> mIoU in percent
 
-def write_goldens(results, command, path):
+
+def write_goldens(results: Sequence[dict], command: str, path: str) -> None:
     """Write the mIoU of results as expected numbers.
 
     Args:
-        results (list of dict): of `fsa_seg.evaluation.results.read_result`; those that enter no table are left out.
-        command (str): that made them.
-        path (str): of the file.
+        results: see `fsa_seg.evaluation.results.read_result`; a result that enters no table is left out.
+        command: the command that made the results.
+        path: the file.
 
     Raises:
         UserError: no result enters a table.
@@ -45,15 +48,15 @@ def write_goldens(results, command, path):
         f.write('\n')
 
 
-def read_goldens(path, datasets=None):
-    """Return the expected numbers in a file: ((row, data set) -> mIoU in percent, the tolerance of each).
+def read_goldens(path: str, datasets: Sequence[str] | None = None) -> tuple[Cells, float]:
+    """Return the expected numbers in a file, (row, data set) -> mIoU in percent, and their tolerance.
 
     Args:
-        path (str): of the file.
-        datasets (list of str): the data sets that are compared; by default all.
+        path: the file.
+        datasets: the data sets to compare; by default all.
 
     Raises:
-        UserError: a file that holds no expected numbers, or none of these data sets.
+        UserError: the file holds no expected numbers, or none of these data sets.
     """
     try:
         with open(path, encoding='utf-8') as f:
@@ -72,37 +75,39 @@ def read_goldens(path, datasets=None):
     return cells, tolerance
 
 
-def compare(results, expected, tolerance=TOLERANCE):
-    """Return whether results are as expected, and a report of it.
+def compare(
+    results: Sequence[dict], expected: Mapping[tuple[str, str], float], tolerance: float = TOLERANCE
+) -> tuple[bool, str]:
+    """Return whether results are as expected, and a report.
 
-    A cell that is missing, or further away than the tolerance, is not as expected, and the report names it. Results
-    without an expected number are counted, and wrong nothing.
+    A cell is wrong if its result is missing, or further away than the tolerance; the report names wrong cells. The
+    report counts the results without an expected number; they make nothing wrong.
 
     Args:
-        results (list of dict): of `fsa_seg.evaluation.results.read_result`; those that enter no table count as missing.
-        expected (dict): of `read_goldens`.
-        tolerance (float): in percent points.
+        results: see `fsa_seg.evaluation.results.read_result`; a result that enters no table counts as missing.
+        expected: (row, data set) -> mIoU in percent, see `read_goldens`.
+        tolerance: in percent points.
     """
-    found = _numbers(results)
-    differences = {cell: abs(found[cell] - value) for cell, value in expected.items() if cell in found}
+    numbers = _numbers(results)
+    differences = {cell: abs(numbers[cell] - value) for cell, value in expected.items() if cell in numbers}
     wrong = [cell for cell in expected if not differences.get(cell, math.inf) <= tolerance]
     largest = f'{max(differences.values()):.2f}' if differences else '–'
     lines = [
         f'{row}, {dataset}: expected {expected[row, dataset]:.2f}, found '
-        + (f'{found[row, dataset]:.2f}' if (row, dataset) in found else 'none')
+        + (f'{numbers[row, dataset]:.2f}' if (row, dataset) in numbers else 'none')
         for row, dataset in wrong[:SHOWN]
     ]
     if wrong[SHOWN:]:
         lines.append(f'... and {len(wrong) - SHOWN} more')
-    more = len(set(found) - set(expected))
-    if more:
-        lines.append(f'{more} more cells have no expected number')
+    extra = len(set(numbers) - set(expected))
+    if extra:
+        lines.append(f'{extra} more cells have no expected number')
     lines.append(f'{len(expected) - len(wrong)} of {len(expected)} as expected, largest difference {largest}')
     return not wrong, '\n'.join(lines)
 
 
 def _numbers(results):
-    """Return (row, data set) -> mIoU of the results that enter a table; NaN where there is none."""
+    """Return (row, data set) -> mIoU of the results that enter a table; NaN for an undefined mIoU."""
     numbers = {}
     for result, row in zip(results, table_rows(results)):
         if row:
