@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,27 +23,29 @@ from fsa_seg.errors import UserError
 from fsa_seg.models.shared_pass import check_finite_stages, finite_field
 from fsa_seg.ops.device import count_labels, to_device, to_host
 
+MOST_LOGGED = 200  # classes whose IoU the log shows; the result has all classes
+
 
 class Journal:
-    """The counts of an interrupted run: files of one line an image, one for each process and run.
+    """The counts of an interrupted run: one file for each process and run, one line for each image.
 
-    A line is tied to the cell and to what the image and its label image held; a line that is torn, garbled, of another cell
-    or of files that have changed since is not believed, and its image is counted anew.
+    A line holds a seal of the cell, of the image and of its label image. A line without its seal (torn, garbled, of
+    another cell, of changed files) is ignored, and its image is counted again.
 
     Args:
-        folder (str): of the files; made with the first line.
-        cell (str): hash of the cell's settings and of the code behind them.
-        contents (dict): image name -> digest of what its image and label image hold now.
-        weights (list): digests of the files of weights, None for a file that is not there; `self.weights` is replaced when
+        folder: folder of the files; made with the first line.
+        cell: hash of the cell's settings and of the code behind the settings.
+        contents: image name -> digest of the present contents of the image and its label image.
+        weights: digests of the files of weights, None for an absent file. The caller replaces `self.weights` after
             the models are loaded.
     """
 
-    def __init__(self, folder, cell, contents, weights=()):
+    def __init__(self, folder: str, cell: str, contents: Mapping[str, str], weights: Iterable[str | None] = ()):
         self.folder, self.weights, self._cell, self._contents = folder, list(weights), cell, contents
         self._path = os.path.join(folder, f'{get_rank()}_{secrets.token_hex(8)}.jsonl')
 
-    def keep(self, name, counts):
-        """Append the sparse confusion matrix of an image; a full disk is a UserError."""
+    def keep(self, name: str, counts: np.ndarray) -> None:
+        """Append the sparse confusion matrix (3, n) of an image; a full disk is a UserError."""
         line = [name, self._contents[name], self.weights, counts.tolist()]
         try:
             os.makedirs(self.folder, exist_ok=True)
@@ -54,9 +57,9 @@ class Journal:
                 'on with what is counted'
             ) from None
 
-    def read(self):
-        """Return what all files hold and can be believed: image name -> sparse confusion matrix."""
-        found = {}
+    def read(self) -> dict[str, np.ndarray]:
+        """Return the counts in all lines with a right seal: image name -> sparse confusion matrix (3, n)."""
+        matrices = {}
         for path in sorted(glob.glob(os.path.join(glob.escape(self.folder), '*.jsonl'))):
             with open(path, encoding='utf-8', errors='replace') as f:
                 for text in f:
@@ -67,67 +70,71 @@ class Journal:
                             and self._same(weights)
                             and seal == self._seal([name, content, weights, counts])
                         ):
-                            found[name] = np.array(counts, np.int64)
-        return found
+                            matrices[name] = np.array(counts, np.int64)
+        return matrices
 
-    def remove(self):
-        """Remove the files: the result is written."""
+    def remove(self) -> None:
+        """Remove the files, once the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _same(self, weights):
-        """Return whether counts were made by the files of weights that are there, as far as that is known."""
+        """Return whether the digests of weights agree with the present ones; None agrees with every digest."""
         return len(weights) == len(self.weights) and all(
             a == b or None in (a, b) for a, b in zip(weights, self.weights)
         )
 
     def _seal(self, line):
+        """Return a digest of the cell and a line."""
         return hashlib.sha256(json.dumps([self._cell, *line]).encode()).hexdigest()[:16]
-
-
-MOST_LOGGED = 200  # classes whose IoU is logged; the result has all of them
 
 
 @METRICS.register_module()
 class ExactIoUMetric(IoUMetric):
-    """mmseg's `IoUMetric` with exact int64 counts, kept per image.
+    """mmseg's `IoUMetric` with exact int64 counts for each image.
 
-    An image that a distributed sampler repeats counts once. After `evaluate`, `images` holds the names (paths below
-    `root`), sorted, and `confusions` the sparse confusion matrices in that order. `done` can hold those of images that
-    an interrupted run has already evaluated, and `journal`, a `Journal`, keeps the counts of every image as they come;
-    `settings` is what errors call the segmentor's.
+    An image that a distributed sampler repeats counts once.
 
     Args:
-        ignore_index (int): label of pixels that do not count.
-        root (str): the data root; images are named by their paths below it.
-        field (str): of the data samples, that holds the predicted labels.
+        ignore_index: label of pixels that do not count.
+        prefix: head of the metrics' names, see mmengine's `BaseMetric`.
+        root: the data root; an image's name is its path below the root.
+        field: field of the data samples that holds the predicted labels.
+
+    Attributes:
+        images (list of str): names of the images, sorted; filled by `evaluate`.
+        confusions (list): sparse confusion matrices (3, n), in the order of `images`; filled by `evaluate`.
+        done (dict): image name -> sparse confusion matrix, of the images that an interrupted run has evaluated.
+        journal (Journal): keeps the counts of every image as soon as they are there; None keeps nothing.
+        settings (str): how messages name the segmentor's settings.
 
     Raises (while processing):
-        UserError: a label or a prediction outside the classes, or numbers that are not finite; the file is named.
+        UserError: a label or a prediction outside the classes, or numbers that are not finite; the message names the
+            file.
     """
 
-    def __init__(self, ignore_index=255, prefix=None, root='', field='pred_sem_seg'):
+    def __init__(self, ignore_index: int = 255, prefix: str | None = None, root: str = '', field: str = 'pred_sem_seg'):
         super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix)
         self.images, self.confusions, self.done, self.journal = [], [], {}, None
         self.root, self.field, self.settings = root, field, 'the given settings'
         self._pending = []
 
-    def process(self, data_batch, data_samples):
-        """Count; on a GPU the counts of these images are read when the next ones come, so that it is not waited for."""
+    def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
+        """Count a batch's pixels; a GPU's counts are read at the next batch, so that the CPU does not wait for them."""
         classes, before = len(self.dataset_meta['classes']), len(self._pending)
         for sample in data_samples:
             predicted, truth = sample[self.field]['data'].squeeze(0), sample['gt_sem_seg']['data'].squeeze(0)
-            if 'truth' not in sample:  # copied once for all metrics of a panel
+            if 'truth' not in sample:  # the metrics of a panel share one copy on the device
                 sample['truth'] = to_device(truth, predicted.device)
             with _named(sample['seg_map_path']):
                 counts = _counting(sample['truth'], predicted, classes, self.ignore_index)
-            finite = sample.get(finite_field(self.field))  # another segmentor's samples have none
+            finite = sample.get(finite_field(self.field))  # absent in the samples of other segmentors
             self._pending.append(
                 (sample['img_path'], sample['seg_map_path'], truth, counts, finite is not None and to_host(finite))
             )
         self._settle(before if predicted.is_cuda else len(self._pending))
 
     def _settle(self, count):
-        """Keep the counts of the first so many images that wait."""
+        """Keep the counts of the first `count` pending images."""
         for image, labels, truth, counts, finite in self._pending[:count]:
             if finite:
                 check_finite_stages(finite(), image, self.settings)
@@ -139,8 +146,12 @@ class ExactIoUMetric(IoUMetric):
                 self.journal.keep(name, counts)
         del self._pending[:count]
 
-    def evaluate(self, size):
-        """Gather all processes' counts, and those in `done`, and return the metrics; see `metrics`."""
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Gather the counts of all processes and of `done`, and return the metrics in percent; see `metrics`.
+
+        Args:
+            size: number of images in the data set.
+        """
         self._settle(len(self._pending))
         gathered = dict(self.done)
         for part in all_gather_object(self.results):
@@ -156,6 +167,7 @@ class ExactIoUMetric(IoUMetric):
         return {'/'.join(filter(None, (self.prefix, key))): figures[key] for key in ('aAcc', 'mIoU', 'mAcc')}
 
     def _log(self, figures):
+        """Log the IoU of the first classes; `figures` is what `metrics` returns."""
         rows = [
             f'{name:>20}  {iou:6.2f}' if iou == iou else f'{name:>20}       –'
             for name, iou in zip(self.dataset_meta['classes'], figures['IoU'])
@@ -165,16 +177,16 @@ class ExactIoUMetric(IoUMetric):
         print_log('per-class IoU in percent (– where absent from truth and prediction):\n' + '\n'.join(rows), 'current')
 
 
-def confusion(truth, predicted, classes, ignore_index=255):
+def confusion(truth: torch.Tensor, predicted: torch.Tensor, classes: int, ignore_index: int = 255) -> np.ndarray:
     """Return the sparse confusion matrix of one image: int64 (3, n), rows truth, predicted, pixels.
 
     >>> confusion(torch.tensor([[0, 1, 255]]), torch.tensor([[0, 0, 1]]), 2).tolist()
     [[0, 1], [0, 0], [1, 1]]
 
     Args:
-        truth, predicted (height, width): integer labels.
-        classes (int): K.
-        ignore_index (int): truth that does not count.
+        truth, predicted: integer labels (height, width).
+        classes: K.
+        ignore_index: label of the truth that does not count.
 
     Raises:
         ValueError: sizes differ, or a label lies outside 0..K-1 and is not `ignore_index`.
@@ -184,7 +196,7 @@ def confusion(truth, predicted, classes, ignore_index=255):
 
 @contextlib.contextmanager
 def _named(path):
-    """Turn a ValueError into a UserError that names a file of labels."""
+    """Turn a ValueError into a UserError that names the file of labels."""
     try:
         yield
     except ValueError as error:
@@ -192,11 +204,11 @@ def _named(path):
 
 
 def _counting(truth, predicted, classes, ignore_index):
-    """Start counting how many pixels have each pair of labels; return a function that waits for the counts.
+    """Start to count the pixels of each pair of labels; return a function that waits for the counts.
 
-    They are int64 (n, ) each: the pairs that occur, truth · (K + 1) + predicted, increasing; and their pixels. What is
-    outside of 0..K-1 is counted as K, and ignored truth not at all. Either each pixel adds to a table of all pairs, or,
-    where there would be more pairs than pixels, the pixels are sorted by their pair.
+    The function returns the pairs that occur, truth · (K + 1) + predicted, increasing, and the pixels of each pair:
+    int64 (n, ) each. A label outside of 0..K-1 counts as K, and ignored truth does not count. Each pixel adds to a
+    table of all pairs; if the pairs outnumber the pixels, the pixels are sorted by their pair instead.
     """
     if truth.shape != predicted.shape:
         raise ValueError(f'truth has {tuple(truth.shape)} pixels, the prediction {tuple(predicted.shape)}')
@@ -213,19 +225,19 @@ def _counting(truth, predicted, classes, ignore_index):
 
 
 def _runs(ordered, stop):
-    """Return the values of a sorted tensor that are below `stop`, each once, and how often each occurs."""
+    """Return the distinct values below `stop` in a sorted tensor, and how often each value occurs."""
     return ordered[ordered < stop].unique_consecutive(return_counts=True)
 
 
 def _occurring(table):
-    """Return the indices of a table (n, ) that hold a count, and the counts."""
+    """Return the indices at which a table (n, ) is not 0, and the counts at these indices."""
     pairs = table.nonzero().flatten()
     return pairs, table[pairs]
 
 
-def _sparse(truth, found, classes, ignore_index):
+def _sparse(truth, counts, classes, ignore_index):
     """Return the counts of `_counting` as a sparse confusion matrix; a label outside the classes is a ValueError."""
-    pairs, pixels = (values.numpy() for values in found)
+    pairs, pixels = (values.numpy() for values in counts)
     rows, columns = np.divmod(pairs, classes + 1)
     allowed = f'but the data set has the classes 0 to {classes - 1} (and {ignore_index} for void)'
     if (rows == classes).any():
@@ -238,22 +250,22 @@ def _sparse(truth, found, classes, ignore_index):
     return np.stack([rows, columns, pixels])
 
 
-def sum_confusions(confusions, classes):
-    """Return the sum of sparse confusion matrices as a dense one, (K, K) int64."""
+def sum_confusions(confusions: Iterable[np.ndarray], classes: int) -> np.ndarray:
+    """Return the sum of sparse confusion matrices (3, n) as a dense matrix, (K, K) int64."""
     total = np.zeros((classes, classes), np.int64)
     for truth, predicted, pixels in confusions:
         np.add.at(total, (truth, predicted), pixels)
     return total
 
 
-def metrics(total):
+def metrics(total: np.ndarray) -> dict:
     """Return mIoU, mAcc, aAcc (percent, unrounded) and per-class IoU and Acc (percent, NaN where undefined).
 
-    A class that is absent from both truth and prediction is left out of mIoU; one that is absent from the truth is
-    left out of mAcc.
+    mIoU leaves out the classes that are absent from both truth and prediction. mAcc leaves out the classes that are
+    absent from the truth.
 
     Args:
-        total (K, K): confusion matrix.
+        total: confusion matrix (K, K), in pixels.
     """
     intersect, label, predicted = np.diag(total), total.sum(1), total.sum(0)
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -268,25 +280,28 @@ def metrics(total):
         )
 
 
-def per_image_counts(confusions):
-    """Return each image's counts: a list of dict(classes, intersection, union, label), over the classes it shows.
+def per_image_counts(confusions: Iterable[np.ndarray]) -> list[dict]:
+    """Return each image's pixels by class: dict(classes, intersection, union, label).
 
-    Lists are parallel: pixels of the classes that are in the image's truth or prediction.
+    The four lists of a dict are parallel, over the classes in the image's truth or prediction.
+
+    Args:
+        confusions: sparse confusion matrices (3, n).
     """
     rows = []
     for truth, predicted, pixels in confusions:
         classes = np.union1d(truth, predicted)
-        label, shown, both = np.zeros((3, len(classes)), np.int64)
+        label, prediction, intersection = np.zeros((3, len(classes)), np.int64)
         np.add.at(label, np.searchsorted(classes, truth), pixels)
-        np.add.at(shown, np.searchsorted(classes, predicted), pixels)
+        np.add.at(prediction, np.searchsorted(classes, predicted), pixels)
         right = truth == predicted
-        both[np.searchsorted(classes, truth[right])] = pixels[right]
+        intersection[np.searchsorted(classes, truth[right])] = pixels[right]
         rows.append(
             dict(
                 classes=classes.tolist(),
-                intersection=both.tolist(),
+                intersection=intersection.tolist(),
                 label=label.tolist(),
-                union=(label + shown - both).tolist(),
+                union=(label + prediction - intersection).tolist(),
             )
         )
     return rows

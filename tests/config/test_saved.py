@@ -1,4 +1,4 @@
-"""A result is data: whatever its config says, nothing of it is run."""
+"""A result is data: no code runs from its config, whatever the config says."""
 
 import copy
 import json
@@ -78,7 +78,7 @@ def test_what_would_be_run_is_refused(saved, tmp_path, monkeypatch, path, value,
 
 @pytest.mark.parametrize('config', ['import os; os.system("touch ran")', None, 5, [], {}, dict(model=1)])
 def test_what_is_no_composed_config(run_tool, tmp_path, config):
-    """Text was run by earlier versions."""
+    """Earlier versions ran text."""
     (tmp_path / 'r.json').write_text(json.dumps(dict(config=config)))
     status, printed = run_tool('test', 'r.json')
     assert status == 1 and 'Traceback' not in printed and 'r.json' in printed and not (tmp_path / 'ran').exists(), (

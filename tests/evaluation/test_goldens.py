@@ -1,4 +1,4 @@
-"""The numbers of the toy table: what the README prints, what the tool compares, what `Segmenter` has to give too."""
+"""The numbers of the toy table: the README prints them, the tool compares them, `Segmenter` gives the same labels."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def result(dataset, miou, method='sclip', **change):
 
 
 @pytest.mark.parametrize(
-    'found, right, report',
+    'mious, right, report',
     [
         ([50.0, 60.0], True, '2 of 2 as expected, largest difference 0.00'),
         ([50.09, 60.0], True, '2 of 2 as expected, largest difference 0.09'),
@@ -58,14 +58,14 @@ def result(dataset, miou, method='sclip', **change):
         ([50.0, 60.0, 70.0], True, '1 more cells have no expected number\n2 of 2 as expected, largest difference 0.00'),
     ],
 )
-def test_comparison(found, right, report):
+def test_comparison(mious, right, report):
     expected = {(ROW, 'a'): 50.0, (ROW, 'b'): 60.0}
-    assert compare([result(*cell) for cell in zip('abc', found)], expected, 0.1) == (right, report)
+    assert compare([result(*cell) for cell in zip('abc', mious)], expected, 0.1) == (right, report)
 
 
 def test_results_that_enter_no_table_are_missing():
-    others = [result('a', 50.0, partial=True), result('a', 50.0, method='clip')]
-    right, report = compare(others, {(ROW, 'a'): 50.0})
+    results = [result('a', 50.0, partial=True), result('a', 50.0, method='clip')]
+    right, report = compare(results, {(ROW, 'a'): 50.0})
     assert not right and report.startswith(f'{ROW}, a: expected 50.00, found none\n1 more')
 
 
@@ -97,7 +97,7 @@ def test_the_readme_prints_the_expected_numbers():
 
 
 def test_ten_rows_on_two_data_sets(run_tool, tmp_path):
-    """The numbers themselves; and the tool says which are wrong, if some are."""
+    """The tool finds the expected numbers, and names each number that is wrong."""
     command = ('benchmark', '--mini', '--datasets', *TWO)
     status, printed = run_tool(*command, '--golden', FILE)
     print('\n'.join(line for line in printed.splitlines() if 'expected' in line))
@@ -119,46 +119,46 @@ def test_ten_rows_on_two_data_sets(run_tool, tmp_path):
 
 
 @pytest.fixture
-def seen(monkeypatch):
-    """What goes through the tool and `Segmenter`: labels of each image as the metric gets them, and sizes of inputs."""
+def recorded(monkeypatch):
+    """Return what goes through the tool and `Segmenter`: the metric's labels of each image, and the inputs' shapes."""
     labels, sizes = {}, []
     process, prepare = ExactIoUMetric.process, ImageListPreprocessor.forward
 
-    def kept(self, batch, samples):
+    def recording_process(self, batch, samples):
         labels.update({sample['img_path']: sample['pred_sem_seg']['data'][0].clone() for sample in samples})
         process(self, batch, samples)
 
-    def measured(self, data, training=False):
+    def recording_forward(self, data, training=False):
         sizes.extend(tuple(image.shape) for image in data['inputs'])
         return prepare(self, data, training)
 
-    monkeypatch.setattr(ExactIoUMetric, 'process', kept)
-    monkeypatch.setattr(ImageListPreprocessor, 'forward', measured)
+    monkeypatch.setattr(ExactIoUMetric, 'process', recording_process)
+    monkeypatch.setattr(ImageListPreprocessor, 'forward', recording_forward)
     return labels, sizes
 
 
 @pytest.mark.parametrize(
     'dataset, method, protocol, limit', [('voc21', 'sclip', 'clearclip', 2), ('voc20', 'proxyclip', 'own', 1)]
 )
-def test_segmenter_gives_what_the_tool_gives(run_tool, seen, dataset, method, protocol, limit):
-    """On the same image, under the same words and threshold, every pixel."""
+def test_segmenter_gives_what_the_tool_gives(run_tool, recorded, dataset, method, protocol, limit):
+    """Every pixel has the same label, on the same image, under the same words and threshold."""
     status, printed = run_tool('test', dataset, '--mini', '--method', method, '--protocol', protocol, '--limit', limit)
     assert status == 0, printed
-    labels, _ = seen
+    labels, _ = recorded
     model = compose(dataset, method, 'fsa', 'toy', 'toy', protocol, data_root=MINI).model
     words = ['; '.join(group) for group in model.words]
     segmenter = Segmenter(backbone='toy', vfm='toy', method=method, protocol=protocol)
     assert len(labels) == limit
     for path, expected in list(labels.items()):
-        found = segmenter.segment(path, words, prob_thd=model.prob_thd).labels
-        assert np.array_equal(found, expected) and len(np.unique(found)) > 3
+        segmented = segmenter.segment(path, words, prob_thd=model.prob_thd).labels
+        assert np.array_equal(segmented, expected) and len(np.unique(segmented)) > 3
         if model.prob_thd:
             assert not np.array_equal(segmenter.segment(path, words).labels, expected)
 
 
 @pytest.mark.parametrize('size, resized', [((100, 900), (228, 2048)), ((150, 70), (720, 336))])
-def test_images_are_resized_by_their_shorter_side_up_to_a_longest(run_tool, tmp_path, seen, size, resized):
-    """A panorama is held to 2048 pixels; its shape stays; the tool and `Segmenter` see the same."""
+def test_images_are_resized_by_their_shorter_side_up_to_a_longest(run_tool, tmp_path, recorded, size, resized):
+    """A panorama gets at most 2048 pixels, and keeps its shape; the tool and `Segmenter` resize alike."""
     generator = torch.Generator().manual_seed(0)
     image = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 20, generator=generator), size, mode='bilinear')[0]
     for folder in ('images', 'labels'):
@@ -171,8 +171,8 @@ def test_images_are_resized_by_their_shorter_side_up_to_a_longest(run_tool, tmp_
         'test', *data, '--backbone', 'toy', '--method', 'maskclip', '--protocol', 'proxyclip', '--no-fsa'
     )
     assert status == 0, printed
-    ((_, expected),) = seen[0].items()
+    ((_, expected),) = recorded[0].items()
     segmenter = Segmenter(backbone='toy', method='maskclip', protocol='proxyclip', feedback=False)
-    found = segmenter.segment(str(tmp_path / 'images' / 'wide.png'), ['cat; kitten', 'wood', 'river', 'cloud'])
-    assert np.array_equal(found.labels, expected) and len(np.unique(found.labels)) > 1
-    assert seen[1] == [(3, *resized)] * 2
+    labels = segmenter.segment(str(tmp_path / 'images' / 'wide.png'), ['cat; kitten', 'wood', 'river', 'cloud']).labels
+    assert np.array_equal(labels, expected) and len(np.unique(labels)) > 1
+    assert recorded[1] == [(3, *resized)] * 2

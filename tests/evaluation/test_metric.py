@@ -24,7 +24,7 @@ PREDICTED = torch.tensor([[0, 1, 1], [1, 0, 0]])
 
 
 def test_metrics_by_hand():
-    """Class 0: 1 of 3; class 1: 2 of 3; class 2: 0 of 1; class 3 is nowhere and left out."""
+    """Class 0: 1 of 3; class 1: 2 of 3; class 2: 0 of 1; class 3 is absent and left out."""
     total = sum_confusions([confusion(TRUTH, PREDICTED, 4)], 4)
     assert total.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     figures = metrics(total)
@@ -47,7 +47,7 @@ def test_per_image_counts():
 
 @pytest.mark.parametrize('classes', [3, 5, 30, 400])
 def test_counts_of_many_classes_are_sparse(classes, monkeypatch):
-    """By sorting the pixels or by a table of all pairs: the same, and the same as pixel by pixel."""
+    """Sorted pixels, a table of all pairs, and a count pixel by pixel give the same."""
     torch.manual_seed(0)
     truth, predicted = torch.randint(classes, (12, 13)), torch.randint(classes, (12, 13))
     truth[:3, :5], predicted[4:, 4:] = 255, truth[4:, 4:].clamp(max=classes - 1)
@@ -57,12 +57,12 @@ def test_counts_of_many_classes_are_sparse(classes, monkeypatch):
     monkeypatch.setattr(
         metric_module, 'count_labels', lambda labels, count: tables.append(count) or count_labels(labels, count)
     )
-    found = confusion(truth, predicted, classes, ignored)
-    assert [((t, p), n) for t, p, n in found.T.tolist()] == expected and found.dtype == np.int64
+    counts = confusion(truth, predicted, classes, ignored)
+    assert [((t, p), n) for t, p, n in counts.T.tolist()] == expected and counts.dtype == np.int64
     assert tables == ([(classes + 1) ** 2 + 1] if classes <= 5 else [])
     pairs = truth.clamp(max=classes - 1).flatten() * (classes + 1) + predicted.flatten()
     runs, table = _runs(pairs.sort().values, (classes + 1) ** 2), _occurring(count_labels(pairs, (classes + 1) ** 2))
-    assert all(torch.equal(*both) for both in zip(runs, table))
+    assert all(torch.equal(*pair) for pair in zip(runs, table))
     with pytest.raises(ValueError, match=f'truth has labels .{classes}.'):
         confusion(torch.full((12, 13), classes), predicted, classes, ignored)
     with pytest.raises(ValueError, match='prediction has other labels'):
@@ -120,14 +120,14 @@ def test_an_image_counts_once_and_agrees_with_mmseg():
 
     torch.manual_seed(0)
     samples = [sample(f'{i}', torch.randint(4, (5, 6)), torch.randint(4, (5, 6))) for i in range(3)]
-    ours, theirs = build(), IoUMetric()
-    theirs.dataset_meta = ours.dataset_meta
-    ours.process({}, samples + samples[:1])
-    theirs.process({}, samples)
-    figures, expected = ours.evaluate(3), theirs.evaluate(3)
+    exact, mmsegs = build(), IoUMetric()
+    mmsegs.dataset_meta = exact.dataset_meta
+    exact.process({}, samples + samples[:1])
+    mmsegs.process({}, samples)
+    figures, expected = exact.evaluate(3), mmsegs.evaluate(3)
     for key in ('mIoU', 'mAcc', 'aAcc'):
-        assert figures[key] == pytest.approx(float(expected[key]), abs=0.0051)  # theirs are rounded to two places
-    assert ours.images == ['0.jpg', '1.jpg', '2.jpg']
+        assert figures[key] == pytest.approx(float(expected[key]), abs=0.0051)  # mmseg rounds to two places
+    assert exact.images == ['0.jpg', '1.jpg', '2.jpg']
 
 
 def test_the_file_of_a_wrong_label_is_named():
@@ -152,7 +152,7 @@ def journaled(folder, cell='cell', contents=CONTENTS):
 
 
 def test_journal(tmp_path):
-    """What one run kept, the next one counts; a half-written line is left out."""
+    """The next run takes over the counts that a run kept; a half-written line is left out."""
     journaled(tmp_path).process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
     (file,) = tmp_path.iterdir()
     lines = file.read_text().splitlines(keepends=True)
@@ -162,11 +162,11 @@ def test_journal(tmp_path):
     resumed.done = resumed.journal.read()
     assert list(resumed.done) == ['a.jpg']
     resumed.process({}, [sample('b', TRUTH, TRUTH)])
-    whole = build()
-    whole.process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
-    assert sorted(resumed.journal.read()) == ['a.jpg', 'b.jpg']  # and the next run reads both files
-    assert resumed.evaluate(1) == whole.evaluate(2)
-    assert resumed.images == whole.images
+    uninterrupted = build()
+    uninterrupted.process({}, [sample('a', TRUTH, PREDICTED), sample('b', TRUTH, TRUTH)])
+    assert sorted(resumed.journal.read()) == ['a.jpg', 'b.jpg']  # the next run reads both files
+    assert resumed.evaluate(1) == uninterrupted.evaluate(2)
+    assert resumed.images == uninterrupted.images
     resumed.journal.remove()
     assert not tmp_path.exists()
 
@@ -186,7 +186,7 @@ def test_journal(tmp_path):
         lambda line: line.strip()[:-1] + ', 9]\n',
     ],
 )
-def test_a_line_that_cannot_be_believed_is_counted_anew(tmp_path, garble):
+def test_an_image_whose_line_has_no_right_seal_is_counted_again(tmp_path, garble):
     journaled(tmp_path).process({}, [sample('a', TRUTH, PREDICTED)])
     (file,) = tmp_path.iterdir()
     line = file.read_text()
@@ -203,7 +203,7 @@ def test_kept_counts_are_those_of_the_files_and_the_cell(tmp_path):
 
 
 def test_kept_counts_are_those_of_the_weights(tmp_path):
-    """As far as it is known: a file that is downloaded in the first run was not there before."""
+    """An unknown digest agrees with every digest: the first run may download the file."""
     metric = journaled(tmp_path)
     metric.journal.weights = ['w', None]
     metric.process({}, [sample('a', TRUTH, PREDICTED)])
@@ -219,7 +219,7 @@ def test_images_are_named_below_the_root():
 
 
 def test_counts_that_are_read_later_are_the_same(tmp_path, monkeypatch):
-    """As on a GPU, where the counts of a step are read at the next one or at the end."""
+    """As on a GPU, where the counts of a step are read at the next step or at the end."""
     steps = [
         [
             dict(
@@ -232,17 +232,19 @@ def test_counts_that_are_read_later_are_the_same(tmp_path, monkeypatch):
         ]
         for k in (0, 2, 4)
     ]
-    found = []
+    counted = []
     for late in (False, True):
         metric = ExactIoUMetric()
         metric.dataset_meta = dict(classes='abc')
         settle = metric._settle
         if late:
-            monkeypatch.setattr(metric, '_settle', lambda count: settle(max(0, len(metric._pending) - 2)))
+            monkeypatch.setattr(
+                metric, '_settle', lambda count, metric=metric, settle=settle: settle(max(0, len(metric._pending) - 2))
+            )
         for step in steps:
             metric.process(None, step)
         assert len(metric.results) == (4 if late else 6)
         monkeypatch.setattr(metric, '_settle', settle)
         metric.evaluate(6)
-        found.append((metric.images, [counts.tolist() for counts in metric.confusions]))
-    assert found[0] == found[1]
+        counted.append((metric.images, [counts.tolist() for counts in metric.confusions]))
+    assert counted[0] == counted[1]
