@@ -1,9 +1,11 @@
 """Vision foundation models: an image to a grid of features, through unmodified `timm` models.
 
-A VFM is a module with `grid(height, width)`, `multiple` and `forward`; it owns its normalisation and its input size.
+A VFM is a module with `multiple`, `grid` and `forward`, see `check_vfm`. A VFM has its own normalisation and input size.
 
 Shape legend: B images, C feature channels, (h, w) the VFM's grid; images (B, 3, height, width).
 """
+
+from collections.abc import Sequence
 
 import timm
 import torch
@@ -18,28 +20,65 @@ from fsa_seg.ops.device import constant
 from fsa_seg.settings import VFM, check_values
 from fsa_seg.system.paths import local_path
 
-POSITION_RULES = dict(offset=POSITION_OFFSET, size=0, timm=None)  # offset of the scale factors, see TimmViT
+POSITION_RULES = dict(offset=POSITION_OFFSET, size=0, timm=None)  # offset of the scale factors, see `TimmViT`
+
+
+def check_vfm(module: nn.Module, name: str) -> None:
+    """Raise a UserError unless a module has what every VFM has: `multiple` and `grid`.
+
+    `multiple` is a pair of whole numbers, in pixels: a window's height is a multiple of the first, its width of the
+    second. `grid(height, width)` returns the rows and columns (h, w) of the features for a window in pixels.
+
+    Args:
+        module: the VFM.
+        name: names the VFM in the message.
+    """
+    faults, multiple = [], getattr(module, 'multiple', None)
+    if multiple is None:
+        faults.append('no `multiple`')
+    elif not isinstance(multiple, (tuple, list)) or len(multiple) != 2 or not all(map(_is_side, multiple)):
+        faults.append(f'multiple = {multiple!r}')
+    if not callable(getattr(module, 'grid', None)):
+        faults.append('no method `grid`')
+    if faults:
+        raise UserError(
+            f'the VFM {name!r} of class {type(module).__name__} has {" and ".join(faults)}; a VFM needs '
+            "`multiple = (16, 16)` (what a window's height and width must be multiples of: two whole numbers of at "
+            'least 1), `grid(height, width) -> (h, w)` and `forward(images) -> (B, C, h, w)`'
+        )
+
+
+def _is_side(value):
+    """Return whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class TimmModel(nn.Module):
-    """A ViT of `timm` with its weights; base of the classes that read features from it.
+    """A ViT of `timm` with its weights; base of the classes that read the ViT's features.
 
     Args:
-        model (str): `timm` name with its weight's tag ('vit_base_patch8_224.dino').
-        checkpoint (str): a local file of weights in place of the download; converted as `timm` converts its own.
-        model_args (dict): arguments of the architecture, such as dict(img_size=...).
-        mean, std (3 floats): the VFM's own normalisation, on 0..1 RGB; by default that of the weights' tag in `timm`.
-        random_weights (int): seed of random weights, which are used in place of trained ones.
+        model: `timm` name with the tag of the weights ('vit_base_patch8_224.dino').
+        checkpoint: a local file of weights in place of the download; converted as `timm` converts its own files.
+        model_args: arguments of the architecture, such as dict(img_size=...).
+        mean, std: 3 floats each, the VFM's normalisation on 0..1 RGB; by default that of the weights' tag in `timm`.
+        random_weights: seed of random weights, which replace trained weights.
 
     Raises:
-        UserError: an unknown model, or weights that are missing or do not fit.
+        UserError: the model is unknown, or its weights are missing or do not fit.
     """
 
     family = None  # pattern of timm's names
     filter_fn = None  # timm's conversion of the publishers' files
 
     def __init__(
-        self, model, checkpoint=None, model_args=None, mean=None, std=None, random_weights=None, **architecture
+        self,
+        model: str,
+        checkpoint: str | None = None,
+        model_args: dict | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        random_weights: int | None = None,
+        **architecture,
     ):
         super().__init__()
         check_values(dict(model_args=model_args), VFM, 'VFM')
@@ -51,20 +90,20 @@ class TimmModel(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(random_weights or 0)
                 self.vit = timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=0, **arguments)
-        except Exception as error:  # timm: an unknown tag; an unknown argument, or one that does not fit
+        except Exception as error:  # timm: an unknown tag, an unknown argument, an argument that does not fit
             raise UserError(f'the VFM {model!r} with model_args {model_args} cannot be built: {error}') from error
         self.check_architecture(model)
         if random_weights is None:
             with loading_weights(f'VFM {model!r}', checkpoint or model):
                 _load_strictly(self.vit, type(self).filter_fn)
         self.vit.eval().requires_grad_(False)
-        own = self.vit.pretrained_cfg
-        self.mean, self.std = (tuple(given or own[key]) for key, given in (('mean', mean), ('std', std)))
+        tag = self.vit.pretrained_cfg
+        self.mean, self.std = (tuple(value or tag[key]) for key, value in (('mean', mean), ('std', std)))
 
-    def check_architecture(self, model):
-        """Raise a UserError if features cannot be read from `self.vit`, called `model`; before weights are loaded."""
+    def check_architecture(self, model: str) -> None:
+        """Raise a UserError if the class cannot read features of `self.vit`, before the weights are loaded."""
 
-    def normalised(self, images):
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
         """Return images (B, 3, height, width) in 0..1 RGB, less the mean and divided by the std."""
         mean, std = (constant(tuple(values), images.device)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
@@ -72,38 +111,45 @@ class TimmModel(nn.Module):
 
 @MODELS.register_module()
 class TimmViT(TimmModel):
-    """A plain ViT of `timm`; its features are the last block's normalised patch tokens.
+    """A plain ViT of `timm`; the features are the last block's normalised patch tokens.
 
     Args:
         model, checkpoint, model_args, mean, std, random_weights: as of `TimmModel`.
-        pos_embed (str): how position embeddings are resized to another grid: 'offset' bicubically with scale factors
-            (n + 0.1)/s, 'size' bicubically to size, 'timm' as `timm` does (bicubically to size, antialiased). Each
-            publisher's own rule stands in its config.
+        pos_embed: how position embeddings are resized to another grid: 'offset' bicubically with scale factors
+            (n + 0.1)/s, 'size' bicubically to size, 'timm' as `timm` does (bicubically to size, antialiased). A
+            VFM's config has the publisher's rule.
 
     Raises:
-        UserError: an unknown model or option, or weights that are missing or do not fit.
+        UserError: the model or an option is unknown, or the weights are missing or do not fit.
     """
 
     family = 'vit_*'
     filter_fn = vision_transformer.checkpoint_filter_fn
 
     def __init__(
-        self, model, checkpoint=None, model_args=None, mean=None, std=None, pos_embed='offset', random_weights=None
+        self,
+        model: str,
+        checkpoint: str | None = None,
+        model_args: dict | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        pos_embed: str = 'offset',
+        random_weights: int | None = None,
     ):
         self.pos_embed = one_of(pos_embed, POSITION_RULES, 'pos_embed')
         super().__init__(model, checkpoint, model_args, mean, std, random_weights, dynamic_img_size=True)
         self.multiple = self.vit.patch_embed.patch_size
 
-    def check_architecture(self, model):
+    def check_architecture(self, model: str) -> None:
         """Raise a UserError if `self.vit`, called `model`, is no plain ViT."""
         if not isinstance(self.vit, vision_transformer.VisionTransformer) or self.vit.pos_embed is None:
             raise UserError(f'{model!r} is no plain ViT with absolute position embeddings; it needs a class of its own')
 
-    def grid(self, height, width):
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of features for a window of height × width pixels."""
         return height // self.multiple[0], width // self.multiple[1]
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return features (B, C, h, w) of images (B, 3, height, width) in 0..1 RGB.
 
         Raises:
@@ -125,7 +171,7 @@ class TimmViT(TimmModel):
         return patches.transpose(1, 2).unflatten(2, grid)
 
     def _embed(self, images, grid):
-        """Return the tokens that enter the first block, with position embeddings resized by the publisher's rule."""
+        """Return the tokens (B, T, C) that enter the first block, with position embeddings resized by `pos_embed`."""
         vit = self.vit
         x = vit.patch_embed(images).flatten(1, 2)  # (B, h, w, C) -> (B, N, C)
         prefix = [t.expand(len(x), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
@@ -142,73 +188,82 @@ class TimmViT(TimmModel):
 
 @MODELS.register_module()
 class TimmSAM(TimmModel):
-    """The image tower of SAM in `timm`; its features are the neck's channels.
+    """The image tower of SAM in `timm`; the features are the neck's channels.
 
-    A window of any size is resized bilinearly (align_corners=False) to the tower's own input, 1024×1024 pixels, as
-    the published code does; the grid is the same for all windows.
+    A window of any size is resized bilinearly (align_corners=False) to the tower's input, 1024×1024 pixels, as in the
+    published code. The grid is the same for all windows.
 
     Args:
         model, checkpoint, model_args, mean, std, random_weights: as of `TimmModel`.
 
     Raises:
-        UserError: an unknown model, or weights that are missing or do not fit.
+        UserError: the model is unknown, or its weights are missing or do not fit.
     """
 
     family = 'samvit_*'
     filter_fn = vision_transformer_sam.checkpoint_filter_fn
     multiple = (1, 1)
 
-    def __init__(self, model, checkpoint=None, model_args=None, mean=None, std=None, random_weights=None):
+    def __init__(
+        self,
+        model: str,
+        checkpoint: str | None = None,
+        model_args: dict | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        random_weights: int | None = None,
+    ):
         super().__init__(model, checkpoint, model_args, mean, std, random_weights)
 
-    def grid(self, height, width):
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of features, (64, 64), whatever the window's height and width in pixels."""
         return self.vit.patch_embed.grid_size
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return features (B, 256, h, w) of images (B, 3, height, width) in 0..1 RGB."""
         images = self.normalised(images)
         images = F.interpolate(images, self.vit.patch_embed.img_size, mode='bilinear', align_corners=False)
         return self.vit.forward_features(images.to(self.vit.patch_embed.proj.weight.dtype))
 
 
-def position_differences(config, windows, seed=0):
-    """Return how far a ViT's features under its own rule for position embeddings are from those under `timm`'s.
+def position_differences(config: dict, windows: Sequence[int], seed: int = 0) -> list[float]:
+    """Return the differences of a ViT's features between the publisher's rule for position embeddings and `timm`'s.
 
     The figure for each window is ‖f − f_timm‖ / ‖f_timm‖ over random pixels.
 
     Args:
-        config (dict): of a registered `TimmViT`, with random weights.
-        windows (list of int): sides of the windows, in pixels.
-        seed (int): of the pixels.
+        config: config of a registered `TimmViT`, with random weights.
+        windows: sides of the windows, in pixels.
+        seed: seed of the pixels.
     """
-    own, timms = MODELS.build(config), MODELS.build(dict(config, pos_embed='timm'))
+    publishers, timms = MODELS.build(config), MODELS.build(dict(config, pos_embed='timm'))
     figures = []
     for window in windows:
         image = torch.rand(1, 3, window, window, generator=torch.Generator().manual_seed(seed))
         expected = timms(image)
-        figures.append(float((own(image) - expected).norm() / expected.norm()))
+        figures.append(float((publishers(image) - expected).norm() / expected.norm()))
     return figures
 
 
 def _load_strictly(vit, filter_fn):
-    """Load a ViT's pretrained weights through `timm`, which itself lets missing and surplus keys pass."""
-    found = []
-    hook = vit.register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
+    """Load a ViT's pretrained weights through `timm`; missing and surplus keys, which `timm` allows, are an error."""
+    loads = []  # the missing and surplus keys of each load
+    hook = vit.register_load_state_dict_post_hook(lambda _, keys: loads.append(keys))
 
     def checked_filter(state, model):
-        """Convert, but refuse what timm would resize without a word: patches or a grid of another size."""
-        own = model.state_dict()
+        """Convert a file's state; refuse patches or a grid of another size, which timm would resize in silence."""
+        expected = model.state_dict()
         converted = filter_fn(dict(state), model)
         for key, value in state.get('model', state).items():
             name = key.removeprefix('image_encoder.')
             if (
                 name == 'patch_embed.proj.weight'
-                and value.shape != own[name].shape
-                or (name == 'pos_embed' and value.shape[1] not in (own[name].shape[1], own[name].shape[1] + 1))
+                and value.shape != expected[name].shape
+                or (name == 'pos_embed' and value.shape[1] - expected[name].shape[1] not in (0, 1))
             ):
                 raise RuntimeError(
-                    f'size mismatch for {key}: {tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model'
+                    f'size mismatch for {key}: {tuple(value.shape)} in the file, {tuple(expected[name].shape)} in '
+                    'the model'
                 )
         return converted
 
@@ -216,9 +271,9 @@ def _load_strictly(vit, filter_fn):
         load_pretrained(vit, num_classes=0, filter_fn=checked_filter, strict=False)
     finally:
         hook.remove()
-    missing = [key for keys in found for key in keys.missing_keys]
-    surplus = [key for keys in found for key in keys.unexpected_keys if not key.startswith(('head.', 'fc_norm.'))]
-    if missing or surplus or not found:
+    missing = [key for keys in loads for key in keys.missing_keys]
+    surplus = [key for keys in loads for key in keys.unexpected_keys if not key.startswith(('head.', 'fc_norm.'))]
+    if missing or surplus or not loads:
         raise RuntimeError(
             f'state_dict: {len(missing)} keys missing ({", ".join(missing[:5])}), '
             f'{len(surplus)} surplus ({", ".join(surplus[:5])})'

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import normalize
 
 from fsa_seg.errors import UserError
-from fsa_seg.models.vfm import TimmSAM, TimmViT
+from fsa_seg.models.vfm import TimmSAM, TimmViT, check_vfm
 
 ARGS = dict(patch_size=8, embed_dim=24, depth=2, num_heads=2, img_size=32)
 
@@ -49,7 +49,7 @@ def test_other_sizes(make):
 
 
 def test_sam_takes_any_window(tmp_path):
-    """A window is resized to the tower's own input, so that its grid is one for all of them."""
+    """A window is resized to the tower's input, so that all windows have the same grid."""
     torch.manual_seed(0)
     args = dict(embed_dim=24, depth=2, num_heads=2, img_size=64, window_size=3, global_attn_indexes=(1,))
     vit = timm.create_model('samvit_base_patch16', num_classes=0, **args)
@@ -89,7 +89,7 @@ def test_the_publishers_files(tmp_path):
 
 
 def test_a_file_of_other_patches_or_another_grid_is_refused(tmp_path):
-    """timm would resize both without a word."""
+    """timm would resize both in silence."""
     for change in (dict(patch_size=16), dict(img_size=64)):
         vit = timm.create_model('vit_tiny_patch16_224', num_classes=0, **{**ARGS, **change})
         save_file(vit.state_dict(), tmp_path / 'other.safetensors')
@@ -100,9 +100,10 @@ def test_a_file_of_other_patches_or_another_grid_is_refused(tmp_path):
 
 
 def test_random_weights_are_those_of_their_seed():
-    one, two, other = (TimmViT('vit_tiny_patch16_224', model_args=ARGS, random_weights=seed) for seed in (0, 0, 1))
+    vfms = [TimmViT('vit_tiny_patch16_224', model_args=ARGS, random_weights=seed) for seed in (0, 0, 1)]
     images = torch.rand(1, 3, 32, 32)
-    assert torch.equal(one(images), two(images)) and not torch.equal(one(images), other(images))
+    seed_0, again, seed_1 = (vfm(images) for vfm in vfms)
+    assert torch.equal(seed_0, again) and not torch.equal(seed_0, seed_1)
 
 
 def test_grid_keeps_rows_and_columns(make):
@@ -113,6 +114,30 @@ def test_grid_keeps_rows_and_columns(make):
     changed[..., :8, -8:] = 1 - changed[..., :8, -8:]
     change = (vfm(images) - vfm(changed)).square().sum(1)[0]
     assert divmod(int(change.argmax()), change.shape[1]) == (0, 5)
+
+
+class Vfm(torch.nn.Module):
+    multiple = (16, 8)
+
+    def grid(self, height, width):
+        return height // 16, width // 8
+
+
+def test_a_vfm_has_a_multiple_and_a_grid(make):
+    check_vfm(make(), 'toy')
+    check_vfm(Vfm(), 'mine')
+    for multiple in (16, None, (16,), (16, 16, 16), (16, 0), (16, 8.0), (True, 8), '16', torch.tensor([16, 8])):
+        vfm = Vfm()
+        vfm.multiple = multiple
+        fault = 'no `multiple`' if multiple is None else 'multiple = '
+        with pytest.raises(UserError, match=f"the VFM 'mine' of class Vfm has {fault}.*`multiple = .16, 16.`"):
+            check_vfm(vfm, 'mine')
+    vfm = Vfm()
+    vfm.grid = (4, 4)
+    with pytest.raises(UserError, match='has no method `grid`; a VFM needs .*height, width. -> .h, w.'):
+        check_vfm(vfm, 'mine')
+    with pytest.raises(UserError, match='class Linear has no `multiple` and no method `grid`; .*`forward.images.'):
+        check_vfm(torch.nn.Linear(1, 1), 'mine')
 
 
 def test_bad_input(make, tmp_path):
