@@ -1,4 +1,4 @@
-"""The mutants fit the code as it is, and the tool tells those that the tests see from those that they do not."""
+"""The mutants fit the present code, and the tool tells the mutants that tests see from the mutants that survive."""
 
 import os
 import re
@@ -11,12 +11,12 @@ from fsa_seg.errors import UserError
 
 from conftest import ROOT
 
-SEEN = ('tests/ops/test_windows.py::test_prob_thd',)
+TESTS = ('tests/ops/test_windows.py::test_prob_thd',)
 
 
 @pytest.mark.parametrize('mutant', MUTANTS, ids=[mutant.name for mutant in MUTANTS])
 def test_mutant_fits(mutant):
-    """Its text stands once in its file, and its tests are there."""
+    """The mutant's text stands once in its file, and its tests exist."""
     assert mutants.fits(mutant) and mutant.new != mutant.old
     for test in mutant.tests:
         file, _, name = test.partition('::')
@@ -33,14 +33,14 @@ def test_names_are_unique_and_all_files_of_the_maths_have_mutants():
 
 
 def test_a_mutant_that_a_test_sees_and_one_that_none_sees(capsys):
-    seen = next(mutant for mutant in MUTANTS if mutant.name == 'prob_thd_takes_what_equals_it')._replace(tests=SEEN)
-    harmless = Mutant('harmless', 'fsa_seg/ops/windows.py', '"""Sliding windows', '"""Windows that slide', SEEN)
-    assert mutants.run([seen, harmless], 1) == ['harmless']
+    fatal = next(mutant for mutant in MUTANTS if mutant.name == 'prob_thd_takes_what_equals_it')._replace(tests=TESTS)
+    harmless = Mutant('harmless', 'fsa_seg/ops/windows.py', '"""Sliding windows', '"""Windows that slide', TESTS)
+    assert mutants.run([fatal, harmless], 1) == ['harmless']
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-2:] == [f'killed    {seen.name} by {SEEN[0]}', f'SURVIVED  harmless under {SEEN[0]}']
-    assert mutants.fits(seen) and mutants.fits(harmless)  # the repository itself is as it was
+    assert printed[-2:] == [f'killed    {fatal.name} by {TESTS[0]}', f'SURVIVED  harmless under {TESTS[0]}']
+    assert mutants.fits(fatal) and mutants.fits(harmless)  # the repository itself does not change
     with pytest.raises(UserError, match='the tests fail without a mutant: .*not found: .*test_gone'):
-        mutants.run([seen._replace(tests=('tests/ops/test_windows.py::test_gone',))], 1)
+        mutants.run([fatal._replace(tests=('tests/ops/test_windows.py::test_gone',))], 1)
 
 
 def test_status(run_tool, monkeypatch):

@@ -1,11 +1,11 @@
 """Change one line of the code at a time, and see whether the tests notice.
 
-    python tools/mutants.py --jobs 2                        # all of them
-    python tools/mutants.py --only fsa_lambda vfm_mean      # some of them
+    python tools/mutants.py --jobs 2                        # all mutants
+    python tools/mutants.py --only fsa_lambda vfm_mean      # these mutants alone
     python tools/mutants.py --list
 
-A mutant replaces a text that stands once in its file, and names the tests that should fail then. The tests run in a
-copy of the repository, first without a mutant. Ends with status 1 if a mutant survives.
+A mutant replaces a text that stands once in its file, and names the tests that should fail. The tests run in a copy
+of the repository, first without a mutant. The exit status is 1 if a mutant survives.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cli import ROOT, main_wrapper
@@ -26,18 +27,19 @@ PROCESSES = multiprocessing.get_context('forkserver')  # the libraries are impor
 PROCESSES.set_forkserver_preload(
     ['torch', 'torchvision', 'open_clip', 'timm', 'mmseg.datasets', 'mmseg.models', 'pytest']
 )
-SECONDS = 600  # for the tests of one mutant; a mutant that makes them run longer is seen
-BROKEN = -1  # a status of tests that pytest does not have: they did not come to their end
+SECONDS = 600  # limit for the tests of one mutant; a mutant whose tests take longer is killed
+BROKEN = -1  # status of tests that did not come to their end; pytest has no such status
 
 
 class Mutant(NamedTuple):
     """One change of one file.
 
     Attributes:
-        name (str): what is wrong under the mutant.
-        file (str): path below the repository.
-        old (str), new (str): the text that is replaced, and what takes its place.
-        tests (tuple of str): arguments of pytest: the tests that should fail.
+        name: says what is wrong under the mutant.
+        file: path below the repository.
+        old: the text in the file.
+        new: the text that replaces `old`.
+        tests: arguments of pytest, the tests that should fail.
     """
 
     name: str
@@ -47,8 +49,14 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]
 
 
-def of(file, tests, *changes):
-    """Return the mutants of one file that the same tests (separated by spaces) should see."""
+def of(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutant]:
+    """Return mutants of one file with the same tests.
+
+    Args:
+        file: path below the repository.
+        tests: tests below tests/, separated by spaces.
+        changes: name, old text and new text of each mutant.
+    """
     tests = tuple(f'tests/{test}' for test in tests.split())
     return [Mutant(name, file, old, new, tests) for name, old, new in changes]
 
@@ -119,7 +127,7 @@ MUTANTS = [
     *of(
         'fsa_seg/models/vfm.py',
         'models/test_vfm.py config/test_components.py::test_vfms_normalise_as_timm_says',
-        ('vfm_mean', 'tuple(given or own[key])', 'tuple(given or (0.5, 0.5, 0.5))'),
+        ('vfm_mean', 'tuple(value or tag[key])', 'tuple(value or (0.5, 0.5, 0.5))'),
         ('vfm_is_not_normalised', 'return (images - mean) / std', 'return images'),
         ('vfm_position_offset', 'offset=POSITION_OFFSET, size=0', 'offset=0, size=0'),
         (
@@ -127,7 +135,7 @@ MUTANTS = [
             'self.vit.norm(self.vit.blocks(self._embed(images, grid)))',
             'self.vit.blocks(self._embed(images, grid))',
         ),
-        ('vfm_weights_may_be_missing', 'if missing or surplus or not found:', 'if not found:'),
+        ('vfm_weights_may_be_missing', 'if missing or surplus or not loads:', 'if not loads:'),
         ('sam_resizes_to_nearest', "img_size, mode='bilinear', align_corners=False", "img_size, mode='nearest'"),
     ),
     *of(
@@ -391,17 +399,21 @@ MUTANTS = [
 ]
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='+', metavar='NAME', help='these mutants alone')
     parser.add_argument(
-        '--jobs', type=int, default=1, metavar='N', help='mutants at once, in copies of their own (default: 1)'
+        '--jobs',
+        type=int,
+        default=1,
+        metavar='N',
+        help='mutants at once, each in a copy of the repository (default: 1)',
     )
     parser.add_argument('--list', action='store_true', help='print the mutants, and run none')
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from fsa_seg.errors import UserError, one_of
 
@@ -413,11 +425,11 @@ def main(argv=None):
         for mutant in mutants:
             print(f'{mutant.name}: {mutant.file}, {" ".join(mutant.tests)}')
         return
-    stale = [f'{mutant.name} ({mutant.file})' for mutant in mutants if not fits(mutant)]
-    if stale:
+    misfits = [f'{mutant.name} ({mutant.file})' for mutant in mutants if not fits(mutant)]
+    if misfits:
         raise UserError(
-            f'the text of {len(stale)} mutants does not stand once in its file; mend their lines in '
-            f'tools/mutants.py: {", ".join(stale)}'
+            f'the text of {len(misfits)} mutants does not stand once in its file; mend their lines in '
+            f'tools/mutants.py: {", ".join(misfits)}'
         )
     survived = run(mutants, args.jobs)
     alive = f'; alive: {", ".join(survived)}' if survived else ''
@@ -425,14 +437,14 @@ def main(argv=None):
     sys.exit(1 if survived else 0)
 
 
-def fits(mutant, root=ROOT):
+def fits(mutant: Mutant, root: str = ROOT) -> bool:
     """Return whether the text that a mutant replaces stands in its file exactly once."""
     with open(os.path.join(root, mutant.file), encoding='utf-8') as f:
         return f.read().count(mutant.old) == 1
 
 
-def run(mutants, jobs):
-    """Run the tests under each mutant, print what they see, and return the names of those that survive."""
+def run(mutants: Sequence[Mutant], jobs: int) -> list[str]:
+    """Run the tests under each mutant, print the outcome, and return the names of the mutants that survive."""
     from fsa_seg.errors import UserError
 
     survived = []
@@ -442,14 +454,14 @@ def run(mutants, jobs):
             copies.put(copy_repository(os.path.join(folder, str(i))))
         print(f'{len(mutants)} mutants; first their tests without one', flush=True)
         try:
-            status, seen = without_mutant(mutants, copies)
+            status, outcome = without_mutant(mutants, copies)
             if status != 0:
-                raise UserError(f'the tests fail without a mutant: {seen}')
-            for mutant, status, seen in pool.map(lambda mutant: run_mutant(mutant, copies), mutants):
+                raise UserError(f'the tests fail without a mutant: {outcome}')
+            for mutant, status, outcome in pool.map(lambda mutant: run_mutant(mutant, copies), mutants):
                 if status not in (0, 1):
-                    raise UserError(f'the tests of the mutant {mutant.name} do not run: {seen}')
+                    raise UserError(f'the tests of the mutant {mutant.name} do not run: {outcome}')
                 if status:
-                    print(f'killed    {mutant.name} by {seen}', flush=True)
+                    print(f'killed    {mutant.name} by {outcome}', flush=True)
                 else:
                     print(f'SURVIVED  {mutant.name} under {" ".join(mutant.tests)}', flush=True)
                     survived.append(mutant.name)
@@ -458,8 +470,8 @@ def run(mutants, jobs):
     return survived
 
 
-def copy_repository(folder):
-    """Copy the files that git tracks, or would, into a folder, and return the folder."""
+def copy_repository(folder: str) -> str:
+    """Copy the files that git tracks or would track into a folder, and return the folder."""
     from fsa_seg.errors import UserError
 
     try:
@@ -473,14 +485,14 @@ def copy_repository(folder):
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f'{ROOT} is no clone of the repository, or git is missing: {error}') from None
     for name in filter(None, names):
-        if os.path.exists(os.path.join(ROOT, name)):  # not one that was removed and is still tracked
+        if os.path.exists(os.path.join(ROOT, name)):  # git also names files that were removed
             os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
             shutil.copy(os.path.join(ROOT, name), os.path.join(folder, name))
     return folder
 
 
-def without_mutant(mutants, copies):
-    """Return what `run_tests` does, of all tests that mutants name."""
+def without_mutant(mutants: Sequence[Mutant], copies: queue.SimpleQueue) -> tuple[int, str]:
+    """Run all tests that the mutants name, without a mutant; see `run_tests`."""
     folder = copies.get()
     try:
         return run_tests(folder, list(dict.fromkeys(test for mutant in mutants for test in mutant.tests)), None)
@@ -488,8 +500,8 @@ def without_mutant(mutants, copies):
         copies.put(folder)
 
 
-def run_mutant(mutant, copies):
-    """Return a mutant, the status of its tests, and what they say; it lives in one of the copies (a queue)."""
+def run_mutant(mutant: Mutant, copies: queue.SimpleQueue) -> tuple[Mutant, int, str]:
+    """Run a mutant's tests in one of the copies; return the mutant, and what `run_tests` returns."""
     folder = copies.get()
     path = os.path.join(folder, mutant.file)
     with open(path, encoding='utf-8') as f:
@@ -504,8 +516,8 @@ def run_mutant(mutant, copies):
         copies.put(folder)
 
 
-def run_tests(folder, tests, seconds=SECONDS):
-    """Return pytest's status (0 where all pass, 1 where one fails), and which test failed, or else the last lines."""
+def run_tests(folder: str, tests: Sequence[str], seconds: float | None = SECONDS) -> tuple[int, str]:
+    """Return pytest's status (0: all tests pass, 1: a test fails), and the first failed test, or else the last lines."""
     out = folder + '.txt'
     process = PROCESSES.Process(target=in_process, args=(folder, tests, out))
     process.start()
@@ -521,8 +533,8 @@ def run_tests(folder, tests, seconds=SECONDS):
     return process.exitcode if process.exitcode != 1 else BROKEN, ' '.join(text.splitlines()[-5:])
 
 
-def in_process(folder, tests, out):
-    """Run tests of a copy in this process, which has nothing of the package yet, and end with their status."""
+def in_process(folder: str, tests: Sequence[str], out: str) -> None:
+    """Run the tests of a copy in this process, which has not imported the package, and exit with pytest's status."""
     import huggingface_hub
     import pytest
     import torch
