@@ -119,8 +119,8 @@ MUTANTS = [
         ('position_offset', 'POSITION_OFFSET = 0.1', 'POSITION_OFFSET = 0.0'),
         ('trunk_runs_the_last_block', 'resblocks[:-1]:', 'resblocks:'),
         ('no_ln_pre', 'visual.ln_pre(x + position.to(x.dtype))', 'x + position.to(x.dtype)'),
-        ('activation_is_not_checked', 'if quick != own:', 'if False:'),
-        ('position_embeddings_are_resized', 'in state and state[key].shape != own.shape', 'in state and False'),
+        ('activation_is_not_checked', 'if quick != model_quick:', 'if False:'),
+        ('position_embeddings_are_resized', 'in state and state[key].shape != value.shape', 'in state and False'),
         ('normalisation_of_a_tag', "**(tag or beside.get('preprocess_cfg', {}))", "**beside.get('preprocess_cfg', {})"),
         ('digest_is_blind_to_values', '.numpy() if tensor.ndim else', '.numpy() * 0 if tensor.ndim else'),
     ),
@@ -517,7 +517,7 @@ def run_mutant(mutant: Mutant, copies: queue.SimpleQueue) -> tuple[Mutant, int, 
 
 
 def run_tests(folder: str, tests: Sequence[str], seconds: float | None = SECONDS) -> tuple[int, str]:
-    """Return pytest's status (0: all tests pass, 1: a test fails), and the first failed test, or else the last lines."""
+    """Return pytest's status (0: all tests pass, 1: a test fails), and the first failed test or the last lines."""
     out = folder + '.txt'
     process = PROCESSES.Process(target=in_process, args=(folder, tests, out))
     process.start()

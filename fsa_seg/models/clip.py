@@ -1,4 +1,4 @@
-"""CLIP: loading an `open_clip` model, and its image tower up to the last block (the trunk).
+"""CLIP: load an `open_clip` model, and run its image tower up to the last block (the trunk).
 
 Shape legend: B images, T = 1 + N tokens (CLS first), N = h·w patches, D width; images (B, 3, height, width).
 """
@@ -10,6 +10,8 @@ import logging
 import os
 import zipfile
 from collections.abc import Sequence
+=======
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import open_clip
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
 from mmengine.logging import print_log
+from torch import nn
 
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.system.paths import local_path
@@ -27,27 +30,34 @@ POSITION_OFFSET = 0.1  # the published numbers were made with scale factors (n +
 
 
 def load_clip(
-    model, pretrained=None, checkpoint=None, quick_gelu=None, mean=None, std=None, cache_dir=None, random_weights=None
-):
+    model: str,
+    pretrained: str | None = None,
+    checkpoint: str | None = None,
+    quick_gelu: bool | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    cache_dir: str | None = None,
+    random_weights: int | None = None,
+) -> tuple[open_clip.CLIP, Callable]:
     """Return an `open_clip` model in float32 and evaluation mode, and its tokenizer.
 
-    The image normalisation (`model.visual.preprocess_cfg`) is that of the weights: by their tag, or the
-    open_clip_config.json that lies in the folder or beside the file, or else OpenAI's.
+    The image normalisation (`model.visual.preprocess_cfg`) is that of the weights: their tag gives it, or the
+    open_clip_config.json in the folder or beside the file, or else it is OpenAI's.
 
     Args:
-        model (str): an `open_clip` architecture ('ViT-B-16-quickgelu'), or 'local-dir:PATH' of a folder with
-            open_clip_config.json and weights; a relative PATH is looked up here and in the repository.
-        pretrained (str): a tag of `open_clip` ('openai').
-        checkpoint (str): a local file, read in place of a download: the weights of the tag, or others; any format
-            that `open_clip` loads, and OpenAI's TorchScript archives.
-        quick_gelu (bool): the activation that a checkpoint without a tag was trained with, where the file does not say.
-        mean, std (3 floats): the weights' own normalisation, on 0..1 RGB, where neither tag nor file says it.
-        cache_dir (str): where downloads lie; by default `open_clip`'s own cache.
-        random_weights (int): seed of random weights, which are used in place of trained ones.
+        model: an `open_clip` architecture ('ViT-B-16-quickgelu'), or 'local-dir:PATH' of a folder with
+            open_clip_config.json and weights. A relative PATH starts in the working directory or in the repository.
+        pretrained: a tag of `open_clip` ('openai').
+        checkpoint: a local file of weights, read in place of a download, of the tag's weights or of others. Formats
+            are those that `open_clip` loads, and OpenAI's TorchScript archives.
+        quick_gelu: whether a checkpoint without a tag was trained with QuickGELU, where the file does not say.
+        mean, std: 3 floats each, the weights' normalisation on 0..1 RGB, where neither tag nor file gives it.
+        cache_dir: folder of downloads; by default `open_clip`'s cache.
+        random_weights: seed of random weights, which replace trained weights.
 
     Raises:
-        UserError: an unknown name, weights that are missing and cannot be downloaded, that do not fit the
-            architecture, or that were trained with the other activation; a tower that the methods cannot run on.
+        UserError: a name is unknown; the weights are missing and cannot be downloaded, do not fit the architecture,
+            or were trained with the other activation; or the methods cannot run on the image tower.
     """
     options = dict(device=str(torch.empty(0).device), cache_dir=cache_dir)
     if model.startswith('local-dir:'):
@@ -64,8 +74,9 @@ def load_clip(
         beside = _config_beside(checkpoint)
         if pretrained or random_weights is None:
             _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside)
-        known = {**(tag or beside.get('preprocess_cfg', {})), **{k: v for k, v in (('mean', mean), ('std', std)) if v}}
-        options['force_preprocess_cfg'] = {key: tuple(known[key]) for key in ('mean', 'std') if key in known}
+        override = {key: value for key, value in (('mean', mean), ('std', std)) if value}
+        preprocess = {**(tag or beside.get('preprocess_cfg', {})), **override}
+        options['force_preprocess_cfg'] = {key: tuple(preprocess[key]) for key in ('mean', 'std') if key in preprocess}
         source = checkpoint or pretrained
         options['pretrained'] = pretrained
     tokenizer = _check_architecture(model)
@@ -87,37 +98,37 @@ BACKBONE_KEYS = tuple(inspect.signature(load_clip).parameters)
 
 
 @contextmanager
-def loading_weights(what, source, cache_dir=None):
-    """Turn whatever a library raises while it loads weights into one UserError, without the library's own log of it.
+def loading_weights(subject: str, source: str, cache_dir: str | None = None) -> Iterator[None]:
+    """Turn every error of a library that loads weights into a UserError, and hold back the library's log.
 
     Args:
-        what (str): the model, as the message names it.
-        source (str): file, folder or tag of the weights.
-        cache_dir (str): where downloads lie.
+        subject: names the model in the message.
+        source: file, folder or tag of the weights.
+        cache_dir: folder of downloads.
 
     Raises:
-        UserError: weights that are absent and cannot be downloaded, or that do not fit (the keys are named).
+        UserError: the weights are absent and cannot be downloaded, or do not fit (the message names the keys).
     """
     if not os.path.exists(source):
         print_log(
-            f'loading {what}, {source} (downloaded where it is not cached; without a network that gives up after a '
+            f'loading {subject}, {source} (downloaded where it is not cached; without a network that gives up after a '
             'minute, with HF_HUB_OFFLINE=1 at once)',
             'current',
         )
     try:
         with _quiet():
             yield
-    except Exception as error:  # the libraries and their downloaders raise many kinds
+    except Exception as error:  # the libraries and their downloaders raise many kinds of errors
         text = ' '.join(str(error).split())
         if 'state_dict' in text or 'size mismatch' in text:
-            raise UserError(f'the weights {source} do not fit {what}: {text[:800]}') from error
+            raise UserError(f'the weights {source} do not fit {subject}: {text[:800]}') from error
         if os.path.exists(source):
             raise UserError(
-                f'{what}: the file {source} cannot be read ({text[:300]}); it may be damaged or no file of '
+                f'{subject}: the file {source} cannot be read ({text[:300]}); it may be damaged or no file of '
                 'weights: give another, or get it again'
             ) from error
         raise UserError(
-            f'{what}: the weights {source} could not be loaded ({text[:300]}). Looked in '
+            f'{subject}: the weights {source} could not be loaded ({text[:300]}). Looked in '
             f'{cache_dir or constants.HF_HUB_CACHE} and at their source. Either download '
             'them on a machine with network and copy that cache, or give the path of a local file in the config '
             '(`checkpoint` of a backbone or a VFM)'
@@ -126,7 +137,7 @@ def loading_weights(what, source, cache_dir=None):
 
 @contextmanager
 def _quiet():
-    """Hold back the libraries' own log of what they load."""
+    """Hold back the libraries' logs."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -135,7 +146,7 @@ def _quiet():
         logging.disable(before)
 
 
-def weights_digest(module: torch.nn.Module, leave_out: tuple[str, ...] = ()) -> str:
+def weights_digest(module: nn.Module, leave_out: tuple[str, ...] = ()) -> str:
     """Return the SHA-256 of a module's parameters and buffers, as a hexadecimal string.
 
     Args:
@@ -153,7 +164,7 @@ def weights_digest(module: torch.nn.Module, leave_out: tuple[str, ...] = ()) -> 
     return digest.hexdigest()
 
 
-def architecture_digest(module: torch.nn.Module, leave_out: tuple[str, ...] = ()) -> str:
+def architecture_digest(module: nn.Module, leave_out: tuple[str, ...] = ()) -> str:
     """Return the SHA-256 of what a module computes beside its weights: classes, plain attributes, unsaved buffers.
 
     Two text towers of the same weights that differ in mask, pooling, heads or activation differ here.
@@ -175,13 +186,13 @@ def architecture_digest(module: torch.nn.Module, leave_out: tuple[str, ...] = ()
     return digest.hexdigest()
 
 
-def check_finite(module, what, precision='fp32'):
-    """Raise a UserError that names the first weight which is no finite number.
+def check_finite(module: nn.Module, subject: str, precision: str = 'fp32') -> None:
+    """Raise a UserError that names the first tensor of weights with a value that is not finite.
 
     Args:
         module: the model.
-        what (str): its name and the source of its weights, for the message.
-        precision (str): of the weights as they are now; half precision has no room for large ones.
+        subject: the model's name and the source of its weights, for the message.
+        precision: the weights' present precision; large weights do not fit into half precision.
     """
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -192,13 +203,13 @@ def check_finite(module, what, precision='fp32'):
                 else f'they do not fit into {precision}: use --precision fp32 or bf16'
             )
             raise UserError(
-                f'the weights of {what}: {wrong} of {tensor.numel()} values of {name!r} are no finite numbers '
+                f'the weights of {subject}: {wrong} of {tensor.numel()} values of {name!r} are no finite numbers '
                 f'(NaN or infinite); {mend}'
             )
 
 
-def check_tower(visual):
-    """Raise a UserError that says what `visual` lacks, if it is not an image tower that the methods can run on."""
+def check_tower(visual: nn.Module) -> None:
+    """Raise a UserError that names what an image tower lacks, if the methods cannot run on the tower."""
     missing = []
     blocks = getattr(getattr(visual, 'transformer', None), 'resblocks', None)
     if not blocks:
@@ -217,15 +228,15 @@ def check_tower(visual):
         )
 
 
-def trunk(visual, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+def trunk(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Return the tokens that enter the last block, CLS first, and the patch grid: ((B, 1 + h·w, D), (h, w)).
 
     Args:
         visual: an `open_clip` image tower.
-        images (B, 3, height, width): normalised; sides are multiples of the patch size.
+        images: (B, 3, height, width), normalised; sides are multiples of the patch size.
 
     Raises:
-        UserError: the tower cannot be used, or a side is no multiple of the patch size.
+        UserError: the methods cannot run on the tower, or a side is no multiple of the patch size.
     """
     return trunk_and_inner(visual, images)[:2]
 
@@ -276,17 +287,24 @@ def check_inner_blocks(blocks: Sequence[int], depth: int) -> None:
         )
 
 
-def resize_position_embedding(embedding, grid, new_grid, prefix=1, offset=POSITION_OFFSET):
-    """Return a position embedding (prefix + h·w, D) for another grid, resized bicubically; the prefix is kept.
+def resize_position_embedding(
+    embedding: torch.Tensor,
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    prefix: int = 1,
+    offset: float = POSITION_OFFSET,
+) -> torch.Tensor:
+    """Return a position embedding (prefix + h·w, D) for another grid, resized bicubically; the prefix stays.
 
-    With an offset the scale factors are (n + offset) / s, as in the published implementations; with 0 the resize is
+    The scale factors are (n + offset) / s, as in the published implementations; without an offset (0) the resize is
     to size.
 
     Args:
-        embedding (prefix + h·w, D): as trained.
-        grid (int, int), new_grid (int, int): rows and columns of patches, as trained and as wanted.
-        prefix (int): number of tokens before the patches.
-        offset (float): see above.
+        embedding: (prefix + h·w, D), as trained.
+        grid: rows and columns (h, w) of the trained grid.
+        new_grid: rows and columns of the wanted grid.
+        prefix: number of tokens before the patches.
+        offset: see above.
     """
     if tuple(grid) == tuple(new_grid):
         return embedding
@@ -326,11 +344,11 @@ def _pretrained_tag(model, pretrained):
 
 
 def _check_architecture(model):
-    """Return a model's tokenizer; a tower that cannot be used is a UserError, before its weights are downloaded."""
+    """Return a model's tokenizer; raise a UserError, before a download, if the methods cannot run on the tower."""
     try:
         with torch.device('meta'), _quiet():  # shapes alone
             clip = open_clip.create_model(model, load_weights=False, device='meta')
-    except Exception as error:  # a library that is missing, a text tower of another library, ...
+    except Exception as error:  # a missing library, a text tower of another library, ...
         raise UserError(f'CLIP {model!r} cannot be built: {" ".join(str(error).split())[:300]}') from error
     check_tower(clip.visual)
     try:
@@ -343,7 +361,7 @@ def _check_architecture(model):
 
 
 def _config_beside(checkpoint):
-    """Return what an open_clip_config.json beside a file of weights says, as a dict; empty without one."""
+    """Return model_cfg and preprocess_cfg of an open_clip_config.json beside a file of weights; {} without the file."""
     path = checkpoint and os.path.join(os.path.dirname(checkpoint), CONFIG_FILE)
     if not path or not os.path.exists(path):
         return {}
@@ -360,56 +378,56 @@ def _config_beside(checkpoint):
 def _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside):
     """Raise a UserError unless the architecture has the activation (QuickGELU or GELU) of the weights.
 
-    What is known of the weights: by their tag, by the config (`quick_gelu`), by a checkpoint that is a TorchScript
-    archive or lies beside its open_clip_config.json.
+    Sources of the weights' activation are the tag, `quick_gelu` of the config, the code of a TorchScript archive, and
+    the open_clip_config.json beside a checkpoint.
     """
-    known = {}
+    quick_by_source = {}  # where the activation is said -> whether it is QuickGELU
     if tag:
-        known[f'the tag {pretrained!r}'] = bool(tag.get('quick_gelu', False))
+        quick_by_source[f'the tag {pretrained!r}'] = bool(tag.get('quick_gelu', False))
     if quick_gelu is not None:
-        known['`quick_gelu` of the config'] = quick_gelu
+        quick_by_source['`quick_gelu` of the config'] = quick_gelu
     code = checkpoint and _script_code(checkpoint)
     if code and ('torch.sigmoid(' in code or 'torch.gelu(' in code):
-        known[f'the code in {checkpoint}'] = 'torch.sigmoid(' in code  # QuickGELU is x·sigmoid(1.702·x)
+        quick_by_source[f'the code in {checkpoint}'] = 'torch.sigmoid(' in code  # QuickGELU is x·sigmoid(1.702·x)
     elif beside:
-        known[os.path.join(os.path.dirname(checkpoint), CONFIG_FILE)] = bool(
+        quick_by_source[os.path.join(os.path.dirname(checkpoint), CONFIG_FILE)] = bool(
             beside['model_cfg'].get('quick_gelu', False)
         )
-    if not known:
+    if not quick_by_source:
         raise UserError(
             f'{checkpoint} does not say which activation its weights were trained with: name the tag whose '
             'weights they are (`pretrained`), or set quick_gelu=True or False in the backbone'
         )
-    own = bool(open_clip.get_model_config(model).get('quick_gelu', False))
-    for where, quick in known.items():
-        if quick != own:
+    model_quick = bool(open_clip.get_model_config(model).get('quick_gelu', False))
+    for source, quick in quick_by_source.items():
+        if quick != model_quick:
             family = model.removesuffix('-quickgelu')
-            other = family + '-quickgelu' if quick else family
+            fitting = family + '-quickgelu' if quick else family
             names = ('GELU', 'QuickGELU')
             raise UserError(
-                f'the weights and {model!r} differ in their activation: {where} says {names[quick]}, the '
-                f'architecture has {names[own]}. '
+                f'the weights and {model!r} differ in their activation: {source} says {names[quick]}, the '
+                f'architecture has {names[model_quick]}. '
                 + (
-                    f'Use {other!r}'
-                    if other in open_clip.list_models()
-                    else f'open_clip has no {other!r}; a folder with open_clip_config.json can spell it out '
+                    f'Use {fitting!r}'
+                    if fitting in open_clip.list_models()
+                    else f'open_clip has no {fitting!r}; a folder with open_clip_config.json can spell it out '
                     '(model="local-dir:PATH")'
                 )
             )
 
 
 def _load_checkpoint(clip, path):
-    """Load a file of weights; position embeddings of another size, which `open_clip` would resize, are an error."""
+    """Load a file of weights; raise an error for position embeddings that `open_clip` would resize."""
     script = _script_code(path)
     if script:
         state = torch.jit.load(path, map_location='cpu').state_dict()
         state = {key: value for key, value in state.items() if key not in ARCHIVE_KEYS}
     else:
         state = open_clip.factory.load_state_dict(path)
-    for key, own in clip.state_dict().items():
-        if key.endswith('positional_embedding') and key in state and state[key].shape != own.shape:
+    for key, value in clip.state_dict().items():
+        if key.endswith('positional_embedding') and key in state and state[key].shape != value.shape:
             raise RuntimeError(
-                f'size mismatch for {key}: {tuple(state[key].shape)} in the file, {tuple(own.shape)} in the model'
+                f'size mismatch for {key}: {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the model'
             )
     if script:
         clip.load_state_dict(state)

@@ -1,6 +1,6 @@
 """Vision foundation models: an image to a grid of features, through unmodified `timm` models.
 
-A VFM is a module with `multiple`, `grid` and `forward`, see `check_vfm`. A VFM has its own normalisation and input size.
+A VFM is a module with `multiple`, `grid` and `forward`, see `check_vfm`. A VFM normalises and resizes images itself.
 
 Shape legend: B images, C feature channels, (h, w) the VFM's grid; images (B, 3, height, width).
 """

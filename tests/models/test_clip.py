@@ -28,7 +28,7 @@ def test_trunk_is_the_towers_own_up_to_the_last_block(tiny):
 
 
 def test_position_embedding_by_scale_factor():
-    """Resized with scale factors (n + 0.1) / s, the prefix kept; not the same as to size."""
+    """The resize has scale factors (n + 0.1) / s, keeps the prefix, and differs from a resize to size."""
     torch.manual_seed(0)
     embedding = torch.randn(1 + 4 * 4, 8)
     resized = resize_position_embedding(embedding, (4, 4), (6, 9))
@@ -91,7 +91,7 @@ def test_missing_weights(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'model, tag, other',
+    'model, tag, fitting',
     [
         ('ViT-B-16', 'openai', 'ViT-B-16-quickgelu'),
         ('ViT-B-16', 'dfn2b', 'ViT-B-16-quickgelu'),
@@ -101,14 +101,14 @@ def test_missing_weights(tmp_path, monkeypatch):
         ('ViT-H-14-quickgelu', 'laion2b_s32b_b79k', 'ViT-H-14'),
     ],
 )
-def test_activation_of_a_tags_weights(model, tag, other):
-    with pytest.raises(UserError, match=f'differ in their activation: the tag {tag!r} says .* Use {other!r}'):
+def test_activation_of_a_tags_weights(model, tag, fitting):
+    with pytest.raises(UserError, match=f'differ in their activation: the tag {tag!r} says .* Use {fitting!r}'):
         load_clip(model, tag)
 
 
 @pytest.fixture
 def architecture():
-    """Names of two small architectures of open_clip, which differ in their activation."""
+    """Register two small architectures with open_clip, which differ in their activation; yield the first's name."""
     for name, quick in (('tiny', False), ('tiny-quickgelu', True)):
         open_clip.factory._MODEL_CONFIGS[name] = dict(MODEL, quick_gelu=quick)
     yield 'tiny'
@@ -143,7 +143,7 @@ def test_a_local_file_beside_its_config(architecture, tmp_path):
 
 
 def test_the_normalisation_of_a_local_file(architecture, tmp_path):
-    """That of its config, or of the part, or else OpenAI's."""
+    """The normalisation is that of the file's config, or of the part, or else OpenAI's."""
     write_model(tmp_path / 'clip', state())
     path = str(tmp_path / 'clip' / 'open_clip_model.safetensors')
     (tmp_path / 'clip' / 'open_clip_config.json').write_text(
@@ -165,7 +165,7 @@ def test_a_damaged_local_file(architecture, tmp_path):
 
 
 class Archive(torch.nn.Module):
-    """A module with a CLIP's weights under their own names, whose code has the activation: as OpenAI's archives."""
+    """As OpenAI's archives: a module with CLIP's weights under CLIP's names, whose code has the activation."""
 
     def __init__(self, quick):
         super().__init__()
@@ -235,8 +235,8 @@ def test_a_tags_normalisation_is_that_of_its_local_file_too():
 
 
 def test_random_weights_are_those_of_their_seed(architecture):
-    one, two, other = (load_clip('tiny', random_weights=seed)[0] for seed in (3, 3, 4))
-    assert weights_digest(one) == weights_digest(two) != weights_digest(other)
+    seed_3, again, seed_4 = (weights_digest(load_clip('tiny', random_weights=seed)[0]) for seed in (3, 3, 4))
+    assert seed_3 == again != seed_4
 
 
 @pytest.mark.parametrize(
