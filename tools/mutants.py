@@ -379,7 +379,7 @@ MUTANTS = [
     *of(
         'fsa_seg/models/weights.py',
         'models/test_weights.py::test_check_of_a_hash_in_the_url',
-        ('damaged_weights_are_whole', 'if not found.startswith(expected):', 'if False:'),
+        ('damaged_weights_are_whole', 'if not digest.startswith(expected):', 'if False:'),
     ),
     *of(
         'fsa_seg/config/suites.py',

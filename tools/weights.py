@@ -1,35 +1,37 @@
-"""Weights of backbones and VFMs: what there is, what is here, downloads, and whether files are whole.
+"""Weights of backbones and VFMs: list them, download them, and check whether the files are whole.
 
-python tools/weights.py list                             # source, size, licence, and whether it is here
-python tools/weights.py get clip_vit-b16 dino_vit-b8     # download what is not here; a broken connection is taken up again
-python tools/weights.py check                            # read all that is here, against its SHA-256 where known
-python tools/weights.py positions                        # what the publishers' position embeddings change
+python tools/weights.py list                             # source, size, licence, and whether the weights are here
+python tools/weights.py get clip_vit-b16 dino_vit-b8     # download absent weights; a broken connection is resumed
+python tools/weights.py check                            # read all local weights, compare known SHA-256
+python tools/weights.py positions                        # the effect of the publishers' position embeddings
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from cli import main_wrapper
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True, metavar='list | get | check | positions')
     commands.add_parser('list', help='every backbone and VFM')
     commands.add_parser('get', help='download').add_argument('names', nargs='+', metavar='NAME')
     commands.add_parser('check', help='read and compare').add_argument(
-        'names', nargs='*', metavar='NAME', help='default: all that are here'
+        'names', nargs='*', metavar='NAME', help='default: all local weights'
     )
     commands.add_parser('positions', help="features under the publishers' rules against timm's, with random weights")
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     dict(list=show_list, get=download, check=check_files, positions=compare_positions)[args.command](args)
 
 
-def show_list(args):
+def show_list(args: argparse.Namespace) -> None:
+    """Print a line for each backbone and VFM: size, whether the weights are here, licence, source."""
     from fsa_seg.models.weights import all_weights, parameters, path_of, size_of
 
     rows = []
@@ -45,14 +47,16 @@ def show_list(args):
     print('sizes with ≈ are those of float32 parameters; `get` shows the true one')
 
 
-def download(args):
+def download(args: argparse.Namespace) -> None:
+    """Download the named weights, and print their paths."""
     from fsa_seg.models.weights import find_weights, get
 
     for weights in find_weights(args.names):
         print(f'{weights.kind} {weights.name}: {get(weights)}')
 
 
-def check_files(args):
+def check_files(args: argparse.Namespace) -> None:
+    """Print the state of the named or of all local weights; exit with status 1 if weights are damaged or absent."""
     from fsa_seg.models.weights import all_weights, check, find_weights, path_of
 
     failed = False
@@ -70,7 +74,8 @@ def check_files(args):
         sys.exit(1)
 
 
-def compare_positions(args):
+def compare_positions(args: argparse.Namespace) -> None:
+    """Print how far the publishers' rules for position embeddings move each ViT's features from timm's rule."""
     from fsa_seg.config.components import load_part, part_config, part_names
     from fsa_seg.models.vfm import position_differences
 

@@ -1,9 +1,10 @@
-"""Weights of backbones and VFMs as files: where they come from, whether they are here, and whether they are whole."""
+"""Files of weights of backbones and VFMs: find them, download them, and check whether they are whole."""
 
 import glob
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import open_clip
@@ -11,6 +12,7 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import EntryNotFoundError
+from mmengine import ConfigDict
 from mmseg.registry import MODELS
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained
@@ -24,21 +26,23 @@ from fsa_seg.system.files import hash_file
 from fsa_seg.system.paths import local_path
 
 KINDS = ('backbone', 'vfm')
-TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')  # what timm looks for in a repository of the hub, in its order
-CLIP_FILES = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)  # what open_clip looks for
+TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')  # names that timm looks for in a hub's repository, in order
+CLIP_FILES = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)  # names that open_clip looks for, in order
 TRIES = 5  # connections for one file of the hub
+STATES = ('damaged', 'readable', 'whole')  # of a file of weights, the worst first
 
 
 class Weights(NamedTuple):
-    """Where a part's weights come from.
+    """The source of a part's weights.
 
     Attributes:
-        kind (str), name (str): the part: 'backbone' or 'vfm', and its name.
-        licence (str): of the weights.
-        source (str): the hub's repository, a URL, or a local path.
-        files (tuple of str): names to look for in the repository, in order; empty for a URL or a path.
-        tag (dict): `open_clip`'s description of a tag; None for others.
-        cache_dir (str): folder of downloads; None for the library's own.
+        kind: of the part, 'backbone' or 'vfm'.
+        name: of the part.
+        licence: of the weights.
+        source: a repository of the hub, a URL, or a local path.
+        files: names to look for in the repository, in order; empty for a URL or a path.
+        tag: `open_clip`'s description of the weights' tag; None for weights without a tag.
+        cache_dir: folder of downloads; None for the library's folder.
     """
 
     kind: str
@@ -50,30 +54,40 @@ class Weights(NamedTuple):
     cache_dir: str | None = None
 
 
-def all_weights():
+def all_weights() -> list[Weights]:
     """Return the `Weights` of every backbone and VFM part."""
     return [weights_of(kind, name) for kind in KINDS for name in part_names(kind)]
 
 
-def find_weights(names):
-    """Return the `Weights` of the parts called so; an unknown name is a UserError."""
-    known = all_weights()
+def find_weights(names: Sequence[str]) -> list[Weights]:
+    """Return the `Weights` of parts, by the parts' names; an unknown name is a UserError."""
+    candidates = all_weights()
     for name in names:
-        one_of(name, {weights.name for weights in known}, 'backbone or VFM')
-    return [weights for weights in known if weights.name in names]
+        one_of(name, {weights.name for weights in candidates}, 'backbone or VFM')
+    return [weights for weights in candidates if weights.name in names]
 
 
-def weights_of(kind, name):
-    """Return the `Weights` of one part, given its kind and its name or file."""
+def weights_of(kind: str, name: str) -> Weights:
+    """Return the `Weights` of a part.
+
+    Args:
+        kind: 'backbone' or 'vfm'.
+        name: the part's name or file.
+    """
     return weights_from(kind, load_part(kind, name))
 
 
-def weights_from(kind, part):
-    """Return the `Weights` of a part that is loaded, or of the model's config that was made of the part."""
+def weights_from(kind: str, part: ConfigDict) -> Weights:
+    """Return the `Weights` of a loaded part, or of the model's config that was made of the part.
+
+    Args:
+        kind: 'backbone' or 'vfm'.
+        part: see `fsa_seg.config.components.load_part`.
+    """
     name, licence = part.get('name', part.get('model')), part.get('licence', '–')
     model = part.get('model', '')
     local = part.get('checkpoint') or (model[10:] if model.startswith('local-dir:') else None)
-    if local or not (kind == 'backbone' or timm.is_model(model)):  # a class of its own: its weights are its own matter
+    if local or not (kind == 'backbone' or timm.is_model(model)):  # a user's class
         return Weights(kind, name, licence, local or part.type)
     if kind == 'backbone':
         tag = open_clip.get_pretrained_cfg(part.model, part.get('pretrained') or '')
@@ -89,8 +103,8 @@ def weights_from(kind, part):
     return Weights(kind, name, cfg.license or licence, cfg.hf_hub_id or cfg.url, files)
 
 
-def path_of(weights):
-    """Return the file or folder of weights that are here, or None."""
+def path_of(weights: Weights) -> str | None:
+    """Return the local file or folder of weights; None if the weights are absent."""
     for file in weights.files:
         path = try_to_load_from_cache(weights.source, file, cache_dir=weights.cache_dir)
         if isinstance(path, str):
@@ -106,14 +120,13 @@ def path_of(weights):
         return None
 
 
-def get(weights):
-    """Download weights that are not here, by the libraries' own clients (progress, caches, offline switches, resuming).
+def get(weights: Weights) -> str:
+    """Download absent weights, and return their path.
 
-    Returns:
-        str: the file's path.
+    The libraries' clients download, with their progress bars, caches, offline switches and resumed downloads.
 
     Raises:
-        UserError: they cannot be downloaded; the message names both ways out.
+        UserError: the download fails; the message names the two ways to supply the weights.
     """
     path = path_of(weights)
     if path:
@@ -134,11 +147,11 @@ def get(weights):
         raise UserError(f'{weights.source} does not exist')
 
 
-def check(weights):
-    """Return what is known of weights that are here: ('whole' or 'readable', '') or ('damaged', why).
+def check(weights: Weights) -> tuple[str, str]:
+    """Return the state of local weights: ('whole', ''), ('readable', '') or ('damaged', why).
 
-    'whole' is said where the source gives a SHA-256 (the hub's large files are stored under theirs, OpenAI's URLs and
-    the names of `timm`'s downloads hold it), 'readable' where the file's own structure alone could be checked.
+    'whole' needs a SHA-256 from the source: the hub's cache names large files by it, OpenAI's URLs and the names of
+    `timm`'s downloads contain it. 'readable' says that the file's structure alone was checked.
     """
     path = path_of(weights)
     expected = None
@@ -146,28 +159,24 @@ def check(weights):
         expected = re.fullmatch('[0-9a-f]{64}', os.path.basename(os.path.realpath(path)))
     elif '://' in weights.source:
         expected = re.search(r'(?<=/)[0-9a-f]{64}(?=/)|(?<=-)[0-9a-f]{8}(?=\.pth$)', weights.source)
-    files = (
-        [path]
-        if os.path.isfile(path)
-        else [
-            file
-            for file in glob.glob(os.path.join(path, '*'))
-            if file.endswith(('.safetensors', '.bin', '.pt', '.pth'))
-        ]
-    )
+    if os.path.isfile(path):
+        files = [path]
+    else:
+        suffixes = ('.safetensors', '.bin', '.pt', '.pth')
+        files = [file for file in glob.glob(os.path.join(path, '*')) if file.endswith(suffixes)]
     states = [_check_file(file, expected and expected.group()) for file in files]
     states = states or [('damaged', f'no weights in {path}')]
-    return min(states, key=lambda state: ('damaged', 'readable', 'whole').index(state[0]))
+    return min(states, key=lambda state: STATES.index(state[0]))
 
 
-def size_of(path):
-    """Return the bytes of a file, or of the files of a folder."""
+def size_of(path: str) -> int:
+    """Return the bytes of a file, or of the files in a folder."""
     files = [path] if os.path.isfile(path) else glob.glob(os.path.join(path, '*'))
     return sum(os.path.getsize(file) for file in files)
 
 
-def parameters(kind, name):
-    """Return the number of a part's parameters, without making them."""
+def parameters(kind: str, name: str) -> int:
+    """Return the number of a part's parameters; no memory is taken for them."""
     part = load_part(kind, name)
     with torch.device('meta'):
         model = load_clip(**part_config(part, 0))[0] if kind == 'backbone' else MODELS.build(part_config(part, 0))
@@ -175,31 +184,31 @@ def parameters(kind, name):
 
 
 def _from_hub(weights, file):
-    """Return the path of a file of the hub; a broken connection is gone on with, which older hub clients do not do."""
-    for left in reversed(range(TRIES)):
+    """Return the path of a file of the hub; a broken connection is resumed, which older hub clients do not do."""
+    for tries_left in reversed(range(TRIES)):
         try:
             return hf_hub_download(weights.source, file, cache_dir=weights.cache_dir)
         except OSError as error:
-            if not left or 'IncompleteRead' not in str(error):
+            if not tries_left or 'IncompleteRead' not in str(error):
                 raise
 
 
 def _url_target(weights):
-    """Return where the libraries keep what they download from a URL."""
-    folder = (
-        os.path.expanduser(weights.cache_dir or '~/.cache/clip')
-        if weights.kind == 'backbone'
-        else os.path.join(torch.hub.get_dir(), 'checkpoints')
-    )
+    """Return the path at which the libraries keep a download from a URL."""
+    if weights.kind == 'backbone':
+        folder = os.path.expanduser(weights.cache_dir or '~/.cache/clip')
+    else:
+        folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     return os.path.join(folder, os.path.basename(weights.source))
 
 
 def _check_file(path, expected):
+    """Return the state of a file, see `check`; `expected` is the head of the file's SHA-256, or None."""
     if expected:
         real = os.path.realpath(path)
-        found = _sha256(real)
-        if not found.startswith(expected):
-            return 'damaged', f'its SHA-256 is {found[:16]}..., not {expected[:16]}...; remove {real} and get it again'
+        digest = _sha256(real)
+        if not digest.startswith(expected):
+            return 'damaged', f'its SHA-256 is {digest[:16]}..., not {expected[:16]}...; remove {real} and get it again'
         return 'whole', ''
     try:
         if path.endswith('.safetensors'):
@@ -212,7 +221,7 @@ def _check_file(path, expected):
                 return 'damaged', f'{broken} in {path} is broken; remove the file and get it again'
         else:
             torch.load(path, map_location='meta', weights_only=True)
-    except Exception as error:  # the readers raise many kinds
+    except Exception as error:  # the readers raise many kinds of errors
         return 'damaged', f'{path} cannot be read ({str(error)[:100]}); remove it and get it again'
     return 'readable', ''
 

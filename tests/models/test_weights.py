@@ -17,7 +17,7 @@ REPOSITORY = 'timm/vit_small_patch16_224.dino'
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """What the hub's client asks for: one repository with one file, ranges included."""
+    """A server for the hub's client: one repository with one file, ranges included."""
 
     content, asked, cut = b'', [], False
 
@@ -136,7 +136,7 @@ def test_check_of_files_without_a_known_hash(tmp_path):
 
 
 def test_check_of_a_hash_in_the_url(tmp_path):
-    """OpenAI's URLs have the whole of it, the names of timm's downloads its head."""
+    """OpenAI's URLs have the full hash, the names of timm's downloads its head."""
     torch.save(dict(x=torch.zeros(9)), tmp_path / 'ViT.pt')
     digest = hashlib.sha256((tmp_path / 'ViT.pt').read_bytes()).hexdigest()
     right, wrong = (
