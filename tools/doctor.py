@@ -1,12 +1,12 @@
-"""What this machine has, and whether the suite computes here what it has to.
+"""Report this machine, and check that the suite computes the right values on it.
 
-Run it first on a new machine, and paste what it prints into a bug report.
+Run the doctor first on a new machine, and paste its output into a bug report.
 
     python tools/doctor.py --quick              # under a minute on 2 CPU cores
     python tools/doctor.py                      # minutes: also real sizes, half precision, two precisions' speed
     python tools/doctor.py --only sdpa tf32     # these checks alone
 
-Each check ends as ok, WRONG, or skipped with the reason. The exit status is 1 if one is WRONG.
+Each check ends as ok, WRONG, or skipped with the reason. The exit status is 1 if a check is WRONG.
 """
 
 import argparse
@@ -17,13 +17,14 @@ import os
 import sys
 import types
 import warnings
+from collections.abc import Sequence
 
 from cli import ROOT, import_hint, main_wrapper, place
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--quick', action='store_true', help='leave out what takes long')
+    parser.add_argument('--quick', action='store_true', help='leave out the slow parts')
     parser.add_argument(
         '--only',
         nargs='+',
@@ -34,56 +35,69 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from fsa_seg.errors import one_of
-    from fsa_seg.profiling.doctor import CHECKS, Verdict, run_check
+    from fsa_seg.profiling.doctor import CHECKS
     from fsa_seg.system import machine
-    from fsa_seg.system.paths import new_file
 
     names = [one_of(name, CHECKS, 'check') for name in args.only or CHECKS]
     check_out(args.out)
-    left_out = [name for name in names if CHECKS[name].quick is None and args.quick and not args.only]
-    seconds = sum(
-        CHECKS[name].quick if args.quick and CHECKS[name].quick is not None else CHECKS[name].full
-        for name in names
-        if name not in left_out
-    )
+    skipped = [name for name in names if CHECKS[name].quick is None and args.quick and not args.only]
     now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
-    print(
-        f'fsa_seg doctor{" --quick" if args.quick else ""}, {now}; on 2 CPU cores it takes about '
-        f'{f"{seconds} s" if seconds < 90 else f"{seconds / 60:.0f} min"}\n'
-    )
-    about = machine.report()
-    print(table(('machine', ''), about) + '\n', flush=True)
+    checks = [CHECKS[name] for name in names if name not in skipped]
+    seconds = sum(check.quick if args.quick and check.quick is not None else check.full for check in checks)
+    duration = f'{seconds} s' if seconds < 90 else f'{seconds / 60:.0f} min'
+    print(f'fsa_seg doctor{" --quick" if args.quick else ""}, {now}; on 2 CPU cores it takes about {duration}\n')
+    machine_rows = machine.report()
+    print(table(('machine', ''), machine_rows) + '\n', flush=True)
+    verdicts, spent = run_checks(names, skipped, args.quick)
+    wrong = [row.check for row in verdicts if row.verdict == 'WRONG']
+    summary = f'{len(wrong)} WRONG: {", ".join(wrong)}' if wrong else 'none is WRONG'
+    print(f'\n{len(verdicts)} verdicts in {sum(spent.values()):.0f} s, {summary}')
+    if args.out:
+        rows = [row._asdict() for row in verdicts]
+        write_report(args.out, dict(time=now, quick=args.quick, machine=dict(machine_rows), seconds=spent, checks=rows))
+    sys.exit(1 if wrong else 0)
+
+
+def run_checks(names: Sequence[str], skipped: Sequence[str], quick: bool) -> tuple[list, dict[str, float]]:
+    """Run checks, and print a table of their verdicts, row by row.
+
+    Args:
+        names: the checks, in order.
+        skipped: checks that get the verdict 'skipped (--quick)'.
+        quick: whether to leave out the slow parts.
+
+    Returns:
+        The `Verdict`s, and the seconds of each check by its name.
+    """
+    from fsa_seg.profiling.doctor import Verdict, run_check
+
     print(table(('check', 'verdict', 'detail'), []), flush=True)
     verdicts, spent = [], {}
     for i, name in enumerate(names):
         progress(f'check {i + 1} of {len(names)}: {name}')
-        rows, spent[name] = (
-            ([Verdict(name, 'skipped (--quick)', '')], 0.0)
-            if name in left_out
-            else run_check(name, args.quick, import_hint)
-        )
+        if name in skipped:
+            rows, spent[name] = [Verdict(name, 'skipped (--quick)', '')], 0.0
+        else:
+            rows, spent[name] = run_check(name, quick, import_hint)
         verdicts += rows
         progress('')
         print('\n'.join(map(line, rows)), flush=True)
-    wrong = [row.check for row in verdicts if row.verdict == 'WRONG']
-    print(
-        f'\n{len(verdicts)} verdicts in {sum(spent.values()):.0f} s, '
-        f'{f"{len(wrong)} WRONG: " + ", ".join(wrong) if wrong else "none is WRONG"}'
-    )
-    if args.out:
-        found = dict(
-            time=now, quick=args.quick, machine=dict(about), seconds=spent, checks=[row._asdict() for row in verdicts]
-        )
-        with new_file(args.out) as part, open(part, 'w', encoding='utf-8') as f:
-            json.dump(found, f, indent=1, ensure_ascii=False)
-    sys.exit(1 if wrong else 0)
+    return verdicts, spent
 
 
-def check_out(path):
-    """Raise a UserError unless the file can be written."""
+def write_report(path: str, report: dict) -> None:
+    """Write the report as JSON."""
+    from fsa_seg.system.paths import new_file
+
+    with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
+        json.dump(report, f, indent=1, ensure_ascii=False)
+
+
+def check_out(path: str | None) -> None:
+    """Raise a UserError unless the report can be written to the path; None is no report."""
     from fsa_seg.errors import UserError
     from fsa_seg.system.paths import make_folder
 
@@ -93,26 +107,26 @@ def check_out(path):
         make_folder(os.path.dirname(os.path.abspath(path)))
 
 
-def progress(text):
-    """Show on a terminal what runs now, in a line that the next text takes the place of; without one print the line."""
+def progress(text: str) -> None:
+    """Show the running check: on a terminal in one line that the next text replaces, else in a line of its own."""
     if sys.stderr.isatty():
         print(f'\r\033[K{text}', end='', file=sys.stderr, flush=True)
     elif text:
         print(text, file=sys.stderr, flush=True)
 
 
-def table(head, rows):
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     return '\n'.join([line(head), '|---' * len(head) + '|', *map(line, rows)])
 
 
-def line(row):
+def line(row: Sequence[str]) -> str:
     """Return a row of a Markdown table."""
     return '| ' + ' | '.join(cell.replace('|', '/') for cell in row) + ' |'
 
 
-def allow_a_broken_package():
-    """Where a library is missing, let the package's modules be imported apart: the checks then say what is missing."""
+def allow_a_broken_package() -> None:
+    """Make the package's modules importable one by one where a library is missing; the checks then name the library."""
     warnings.filterwarnings('ignore', message='Fail to import')
     try:
         with contextlib.redirect_stdout(None):

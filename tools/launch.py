@@ -1,4 +1,4 @@
-"""torchrun, whose last line is the tool's own error in place of torchrun's report; tools/dist_test.sh starts it.
+"""Run torchrun, and print the tool's error in place of torchrun's report; tools/dist_test.sh starts this tool.
 
 python tools/launch.py --nproc_per_node=2 tools/test.py voc21 --mini --launcher pytorch
 """
@@ -6,6 +6,7 @@ python tools/launch.py --nproc_per_node=2 tools/test.py voc21 --mini --launcher 
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from cli import import_hint
 
@@ -17,8 +18,11 @@ except ImportError as error:
     sys.exit(f'error: {error}{import_hint(error)}')
 
 
-def launch(arguments):
-    """Run torchrun; exit with status 1 and the error of the first process that failed, or 128 + the signal that ended all."""
+def launch(arguments: Sequence[str]) -> None:
+    """Run torchrun, and exit with an error if a process fails.
+
+    The status is 1, with the error of the first process that failed, or 128 + the signal that ended the processes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = os.environ['FSA_SEG_ERROR_FILE'] = os.path.join(folder, 'error')
         try:

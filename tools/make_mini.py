@@ -1,31 +1,34 @@
-"""Make data/mini again from nothing but a seed: the mini splits, the toy CLIP and the toy VFM.
+"""Make data/mini again from a seed: the mini splits, the toy CLIP and the toy VFM.
 
-    python tools/make_mini.py                # all of it
+    python tools/make_mini.py                # splits and models
     python tools/make_mini.py splits         # the images and labels alone, seconds
     python tools/make_mini.py clip vfm       # the models alone
 
-Training takes about an hour on two cores, shows its progress, and goes on from its last checkpoint when it is
-started again. data/mini/README.md says what came out and how long it took.
+Training takes about an hour on two cores and shows its progress. A second start goes on from the last checkpoint.
+data/mini/README.md describes the outcome.
 """
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from cli import ROOT, main_wrapper
 
 STEPS = ('splits', 'clip', 'vfm')
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', nargs='*', metavar='splits|clip|vfm', help='what to make (default: all)')
-    parser.add_argument('--out', default=os.path.join(ROOT, 'data', 'mini'), metavar='DIR', help='where it goes')
+    parser.add_argument('what', nargs='*', metavar='splits|clip|vfm', help='the steps (default: all)')
+    parser.add_argument(
+        '--out', default=os.path.join(ROOT, 'data', 'mini'), metavar='DIR', help='folder of the splits and models'
+    )
     parser.add_argument('--work-dir', default=os.path.join(ROOT, 'work_dirs', 'mini'), metavar='W', help='checkpoints')
     parser.add_argument('--steps', type=int, metavar='N', help='steps of training in place of the full number; 0: none')
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from toy_world.splits import benchmark_words, draw_splits
     from toy_world.train import train_clip, train_vfm
@@ -34,17 +37,17 @@ def main(argv=None):
 
     from fsa_seg.errors import one_of
 
-    what = [one_of(name, STEPS, 'step') for name in args.what] or STEPS
+    steps = [one_of(name, STEPS, 'step') for name in args.what] or STEPS
     words = benchmark_words()
     world = World([word for groups in words.values() for group in groups for word in group] + EXTRA_WORDS)
     print(f'{len(world.words)} words, {len(world.concepts)} concepts')
-    if 'splits' in what:
+    if 'splits' in steps:
         draw_splits(world, words, args.out, lambda items: tqdm(items, desc='mini splits'))
-    steps = {} if args.steps is None else dict(steps=args.steps)
-    if 'clip' in what:
-        train_clip(world, os.path.join(args.out, 'models', 'toy_clip'), args.work_dir, **steps)
-    if 'vfm' in what:
-        train_vfm(world, os.path.join(args.out, 'models', 'toy_vfm'), args.work_dir, **steps)
+    options = {} if args.steps is None else dict(steps=args.steps)
+    if 'clip' in steps:
+        train_clip(world, os.path.join(args.out, 'models', 'toy_clip'), args.work_dir, **options)
+    if 'vfm' in steps:
+        train_vfm(world, os.path.join(args.out, 'models', 'toy_vfm'), args.work_dir, **options)
 
 
 if __name__ == '__main__':

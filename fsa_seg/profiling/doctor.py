@@ -1,16 +1,18 @@
-"""The doctor: what `tools/doctor.py` runs. `CHECKS` names the checks; `run_check` runs one and returns its verdicts.
+"""The doctor, behind `tools/doctor.py`: `CHECKS` names the checks, `run_check` runs a check and returns its verdicts.
 
-Checks of speed and memory are here, checks of what is computed in `fsa_seg.profiling.self_checks`, which says what a check is.
+This file has the checks of speed and memory. `fsa_seg.profiling.self_checks` has the checks of computed values, and
+defines what a check is.
 """
 
 import contextlib
+import math
 import os
 import socket
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fsa_seg.profiling.self_checks import (
@@ -30,9 +32,10 @@ from fsa_seg.profiling.self_checks import (
 )
 from fsa_seg.system.machine import BF16_UNITS, amount, cpu_flags, memory, one_line
 
-BACKBONES = {'clip_vit-b16': 2, 'clip_vit-l14': 3, 'openclip_vit-h14': 5}  # name -> GiB that building it takes
+BACKBONES = {'clip_vit-b16': 2, 'clip_vit-l14': 3, 'openclip_vit-h14': 5}  # name -> GiB that the model takes
 VFM = 'dino_vit-b8'
 LIMIT = 90  # seconds that two processes may take to add two tensors
+Finding = tuple[str, object, str]  # what a check yields, see `self_checks`
 PROCESS = """
 import datetime, os, sys, torch, torch.distributed as dist
 backend, rank = sys.argv[1], int(os.environ['LOCAL_RANK'])
@@ -52,9 +55,9 @@ class Verdict(NamedTuple):
     """A row of the doctor's table.
 
     Attributes:
-        check (str): the check, and its part.
-        verdict (str): 'ok', 'WRONG' or 'skipped (why)'.
-        detail (str): one line.
+        check: name of the check, and of its part.
+        verdict: 'ok', 'WRONG' or 'skipped (why)'.
+        detail: one line.
     """
 
     check: str
@@ -62,13 +65,15 @@ class Verdict(NamedTuple):
     detail: str
 
 
-def run_check(name, quick=False, hint=lambda error: ''):
-    """Return a check's `Verdict`s (list), and how many seconds it took; one that raises ends in a row that is WRONG.
+def run_check(
+    name: str, quick: bool = False, hint: Callable[[BaseException], str] = lambda error: ''
+) -> tuple[list[Verdict], float]:
+    """Return a check's verdicts, and its seconds; an error in the check is a verdict WRONG.
 
     Args:
-        name (str): of CHECKS.
-        quick (bool): whether to leave out what takes long.
-        hint: function of an exception, returns what mends it, as text.
+        name: a key of CHECKS.
+        quick: whether to leave out the slow parts.
+        hint: function from an exception to text that says what mends it.
     """
     rows, start = [], time.perf_counter()
     try:
@@ -81,13 +86,13 @@ def run_check(name, quick=False, hint=lambda error: ''):
                 rows.append(Verdict(f'{name}: {part}' if part else name, verdict, detail))
     except Skip as why:
         rows.append(Verdict(name, f'skipped ({why})', ''))
-    except Exception as error:  # whatever a machine can do to a check
+    except Exception as error:  # a machine can raise any error in a check
         rows.append(Verdict(name, 'WRONG', one_line(error) + hint(error)))
     return rows, time.perf_counter() - start
 
 
-def window(quick):
-    """One real-size window of each backbone with DINO B/8, random weights: memory, images per second."""
+def window(quick: bool) -> Iterator[Finding]:
+    """One window of each backbone with DINO B/8 at real size, with random weights: memory, images per second."""
     from fsa_seg.models.segmentor import resolve_precision
     from fsa_seg.profiling.costs import Measurements
 
@@ -98,45 +103,42 @@ def window(quick):
             yield backbone, f'skipped (needs {needed} GiB of memory, {amount(free)} are free)', ''
             continue
         once = device == 'cpu' and (quick or backbone == 'openclip_vit-h14')
-        found = Measurements(backbone, VFM, precision, device, 3 if device == 'cuda' else 1, MINI).window(once=once)
+        repeats = 3 if device == 'cuda' else 1
+        measured = Measurements(backbone, VFM, precision, device, repeats, MINI).window(once=once)
         rates = ', '.join(
             f'{rate:.3g} images/s with {size} windows at once ({100 * share:.0f} % of the matrix rate)'
-            for size, (rate, share) in found['rates'].items()
+            for size, (rate, share) in measured['rates'].items()
         ).replace('1 windows', '1 window')
-        peak = 'unknown' if found['peak'] != found['peak'] else f'{found["peak"] / 2**20:.0f} MiB'
-        yield backbone, True, f'{precision}: weights {found["weights"] / 2**20:.0f} MiB, window {peak}; {rates}'
+        peak = 'unknown' if math.isnan(measured['peak']) else f'{measured["peak"] / 2**20:.0f} MiB'
+        yield backbone, True, f'{precision}: weights {measured["weights"] / 2**20:.0f} MiB, window {peak}; {rates}'
 
 
-def processes(quick):
-    """Two processes add two tensors: NCCL where there are two GPUs, gloo."""
+def processes(quick: bool) -> Iterator[Finding]:
+    """Two processes add two tensors: with gloo, and with NCCL on a machine with two GPUs."""
     import torch
 
     for backend in ['nccl', 'gloo'] if torch.cuda.device_count() > 1 else ['gloo']:
         start = time.perf_counter()
         try:
-            outs = _two_processes(backend)
+            outputs = _two_processes(backend)
         except subprocess.TimeoutExpired:
             yield backend, False, f'no sum in {LIMIT} s; the processes were ended'
             continue
-        fine = all('sum 3.0 3.0' in out for out in outs)
-        lines = [line.strip() for out in outs for line in out.splitlines() if 'Error' in line or line.startswith('sum')]
-        yield (
-            backend,
-            fine,
-            f'1 + 2 = 3 in {time.perf_counter() - start:.1f} s'
-            if fine
-            else (' / '.join(lines) or 'no sum was printed')[:300],
-        )
+        fine = all('sum 3.0 3.0' in output for output in outputs)
+        printed = [line.strip() for output in outputs for line in output.splitlines()]
+        lines = [line for line in printed if 'Error' in line or line.startswith('sum')]
+        sums = f'1 + 2 = 3 in {time.perf_counter() - start:.1f} s'
+        yield backend, fine, sums if fine else (' / '.join(lines) or 'no sum was printed')[:300]
 
 
 def _two_processes(backend):
-    """Return what PROCESS prints in two processes, as text; TimeoutExpired after LIMIT seconds, and both are ended."""
+    """Run PROCESS in two processes, and return their outputs; raise TimeoutExpired after LIMIT seconds."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        given = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]))
+        group = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]))
     end = time.monotonic() + LIMIT
     command, pipes = [sys.executable, '-c', PROCESS, backend], dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    runs = [subprocess.Popen(command, env=dict(given, RANK=rank, LOCAL_RANK=rank), text=True, **pipes) for rank in '01']
+    runs = [subprocess.Popen(command, env=dict(group, RANK=rank, LOCAL_RANK=rank), text=True, **pipes) for rank in '01']
     try:
         return [run.communicate(timeout=max(0.1, end - time.monotonic()))[0] for run in runs]
     finally:
@@ -146,8 +148,8 @@ def _two_processes(backend):
             run.stdout.close()
 
 
-def bf16(quick):
-    """What --precision bf16 gains on a CPU that has units for it, and how many labels it moves."""
+def bf16(quick: bool) -> Iterator[Finding]:
+    """The gain of --precision bf16 on a CPU with bf16 units, and how many labels bf16 changes."""
     device, flags = used_device(), [flag for flag in BF16_UNITS if flag in cpu_flags()]
     if device != 'cpu':
         raise Skip('a GPU is used here')
@@ -158,27 +160,24 @@ def bf16(quick):
     backbone = next(iter(BACKBONES))
     for row in Measurements(backbone, VFM, 'fp32', device, 2, MINI).bf16():
         name = dict(trunk=f'trunk of {backbone}', VFM=VFM)[row['model']]
-        yield (
-            name,
-            True,
-            (f'{row["times faster"]} times as fast as fp32: {row["bf16"]} for {row["fp32"]}; {", ".join(flags)}'),
-        )
+        gain = f'{row["times faster"]} times as fast as fp32: {row["bf16"]} for {row["fp32"]}'
+        yield name, True, f'{gain}; {", ".join(flags)}'
     for name, pixels, moved in moved_labels((('proxyclip', 'fsa'),), 1, ('bf16',)):
         fine = 100 * (1 - moved['bf16'] / pixels) >= LABELS['bf16']
-        yield (
-            'labels',
-            fine,
-            (
-                f'{moved["bf16"]} of {pixels} pixels of the toy move under {name} '
-                f'(at least {LABELS["bf16"]} % have to stay)'
-            ),
-        )
+        limit = f'(at least {LABELS["bf16"]} % have to stay)'
+        yield 'labels', fine, f'{moved["bf16"]} of {pixels} pixels of the toy move under {name} {limit}'
 
 
 class Check(NamedTuple):
-    """A check, and about how many seconds it takes on 2 CPU cores: quick (None: left out then), and in full."""
+    """A check, and its approximate seconds on 2 CPU cores.
 
-    run: Callable
+    Attributes:
+        run: generator function of `quick`, see `self_checks`.
+        quick: seconds of the quick check; None leaves the check out.
+        full: seconds of the full check.
+    """
+
+    run: Callable[[bool], Iterator[Finding]]
     quick: int | None
     full: int
 
