@@ -51,18 +51,18 @@ def test_nothing_is_wrong_here(run_tool, tmp_path, toy):
 
 
 def wrong_constant(monkeypatch):
-    own = feedback.isolate
-    monkeypatch.setattr(feedback, 'isolate', lambda z, uniform, *scales: own(z, 1.1 * uniform, *scales))
+    isolate = feedback.isolate
+    monkeypatch.setattr(feedback, 'isolate', lambda z, uniform, *scales: isolate(z, 1.1 * uniform, *scales))
 
 
 def wrong_attention(monkeypatch):
-    own = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda *inputs, **options: 1.1 * own(*inputs, **options))
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda *inputs, **options: 1.1 * attend(*inputs, **options))
 
 
 def rounded_convolution(monkeypatch):
-    own = F.conv2d
-    monkeypatch.setattr(F, 'conv2d', lambda image, *rest, **options: own(image.half().float(), *rest, **options))
+    conv2d = F.conv2d
+    monkeypatch.setattr(F, 'conv2d', lambda image, *args, **options: conv2d(image.half().float(), *args, **options))
 
 
 def fast_products(monkeypatch):
@@ -70,15 +70,15 @@ def fast_products(monkeypatch):
 
 
 def coarse_half_precision(monkeypatch):
-    own = segmentor._load_backbone
+    load_backbone = segmentor._load_backbone
 
-    def _load_backbone(config, precision):
-        clip, *rest = own(config, precision)
+    def load_coarsely(config, precision):
+        clip, *values = load_backbone(config, precision)
         if precision == 'bf16':
             clip.visual.proj.data += 0.1 * torch.randn_like(clip.visual.proj)
-        return clip, *rest
+        return clip, *values
 
-    monkeypatch.setattr(segmentor, '_load_backbone', _load_backbone)
+    monkeypatch.setattr(segmentor, '_load_backbone', load_coarsely)
     monkeypatch.setattr(self_checks, 'LABELS', dict(bf16=99.0))  # fp16 is slow on a CPU
 
 
@@ -87,8 +87,8 @@ def missing_library(monkeypatch):
 
 
 def old_version(monkeypatch):
-    own = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '0.1' if name.startswith('timm') else own(name))
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '0.1' if name.startswith('timm') else version(name))
 
 
 def wrong_sum(monkeypatch):
@@ -96,9 +96,13 @@ def wrong_sum(monkeypatch):
 
 
 def cosines_that_are_no_numbers(monkeypatch):
-    own = costs.window_cosines
-    nan = lambda *given: ((i, z * float('nan'), *more) for i, z, *more in own(*given))  # noqa: E731
-    monkeypatch.setattr(costs, 'window_cosines', nan)
+    window_cosines = costs.window_cosines
+
+    def nan_cosines(*arguments):
+        for i, cosines, *values in window_cosines(*arguments):
+            yield i, cosines * float('nan'), *values
+
+    monkeypatch.setattr(costs, 'window_cosines', nan_cosines)
 
 
 def driver_without_torch(monkeypatch):
@@ -109,11 +113,11 @@ def driver_without_torch(monkeypatch):
 def waiting_panel(monkeypatch):
     from fsa_seg.models.shared_pass import Panel
 
-    own = Panel.predict
+    predict = Panel.predict
 
     def waiting(self, inputs, data_samples):
         float(inputs[0].sum())
-        return own(self, inputs, data_samples)
+        return predict(self, inputs, data_samples)
 
     monkeypatch.setattr(Panel, 'predict', waiting)
 
@@ -138,8 +142,8 @@ def waiting_panel(monkeypatch):
 )
 def test_a_planted_fault_is_wrong(name, part, fault, detail, monkeypatch, toy):
     fault(monkeypatch)
-    verdict, found = verdicts(name)[part]
-    assert verdict == 'WRONG' and detail in found, (verdict, found)
+    verdict, text = verdicts(name)[part]
+    assert verdict == 'WRONG' and detail in text, (verdict, text)
 
 
 def test_one_wrong_verdict_ends_with_status_1_and_a_crash_is_a_row(run_tool, monkeypatch):
@@ -173,27 +177,27 @@ def test_what_quick_leaves_out_is_said(run_tool, monkeypatch):
 
 
 def test_a_missing_library_costs_its_own_checks_alone(tmp_path):
-    """The package cannot be imported at all; the report and the checks that do without are there."""
+    """The package cannot be imported; the report is complete, and the checks that need no package run."""
     (tmp_path / 'mmcv.py').write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
     tool, names = os.path.join(ROOT, 'tools', 'doctor.py'), ('packages', 'golden', 'sdpa')
-    found = subprocess.run(
+    run = subprocess.run(
         [sys.executable, tool, '--quick', '--only', *names],
         cwd=tmp_path,
         env=dict(os.environ, PYTHONPATH=str(tmp_path)),
         capture_output=True,
         text=True,
     )
-    assert found.returncode == 1 and '| CPU | ' in found.stdout and '| sdpa: math | ok |' in found.stdout
+    assert run.returncode == 1 and '| CPU | ' in run.stdout and '| sdpa: math | ok |' in run.stdout
     error = 'ImportError: libGL.so.1: cannot open shared object file: OpenCV needs libGL'
-    assert f'| packages: mmcv | WRONG | {error}' in found.stdout and f'| golden | WRONG | {error}' in found.stdout
+    assert f'| packages: mmcv | WRONG | {error}' in run.stdout and f'| golden | WRONG | {error}' in run.stdout
 
 
 def test_before_anything_is_installed(tmp_path):
-    """Python's own library alone is there."""
+    """Python's own library alone is installed."""
     command = [sys.executable, '-S', os.path.join(ROOT, 'tools', 'doctor.py'), '--out', 'report.json']
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     report = json.loads((tmp_path / 'report.json').read_text())
-    assert found.returncode == 1 and 'Traceback' not in found.stderr and 'CPU' in report['machine']
+    assert run.returncode == 1 and 'Traceback' not in run.stderr and 'CPU' in report['machine']
     for name in ('packages: torch', 'packages: mmcv', 'golden', 'window', 'processes'):
         row = next(row for row in report['checks'] if row['check'] == name)
         assert row['verdict'] == 'WRONG' and 'install the requirements' in row['detail'], row
@@ -202,16 +206,16 @@ def test_before_anything_is_installed(tmp_path):
 
 @pytest.mark.parametrize('error, verdict', [('No available kernel. Aborting execution.', 'ok'), ('no plan', 'WRONG')])
 def test_a_back_end_may_lack_a_kernel_but_not_fail(error, verdict, monkeypatch):
-    own = F.scaled_dot_product_attention
+    attend = F.scaled_dot_product_attention
 
     def refuse(*inputs):
         if inputs[0].dtype == torch.bfloat16:
             raise RuntimeError(error)
-        return own(*inputs)
+        return attend(*inputs)
 
     monkeypatch.setattr(F, 'scaled_dot_product_attention', refuse)
-    found = verdicts('sdpa')['math']
-    assert found[0] == verdict and (error in found[1] or 'float16' in found[1] and 'bfloat16' not in found[1])
+    outcome, detail = verdicts('sdpa')['math']
+    assert outcome == verdict and (error in detail or 'float16' in detail and 'bfloat16' not in detail)
 
 
 @pytest.mark.parametrize('name, constant', [('golden', 'GOLDEN'), ('labels', 'MINI'), ('tf32', 'MINI')])
@@ -222,8 +226,8 @@ def test_without_a_clone_checks_are_skipped(name, constant, monkeypatch, tmp_pat
 
 
 def test_processes_that_hang_are_ended(monkeypatch):
-    runs, own = [], subprocess.Popen
-    monkeypatch.setattr(subprocess, 'Popen', lambda *given, **options: runs.append(own(*given, **options)) or runs[-1])
+    runs, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, 'Popen', lambda *args, **options: runs.append(popen(*args, **options)) or runs[-1])
     monkeypatch.setattr(doctor, 'PROCESS', 'import time; time.sleep(60)')
     monkeypatch.setattr(doctor, 'LIMIT', 0.5)
     assert verdicts('processes')['gloo'] == ('WRONG', 'no sum in 0.5 s; the processes were ended')
@@ -239,9 +243,9 @@ def test_bf16_where_the_cpu_has_units_for_it(monkeypatch, toy):
     monkeypatch.setattr(doctor, 'cpu_flags', lambda: {'avx2'})
     assert verdicts('bf16') == {'': ('skipped (this CPU has no bf16 matrix units)', '')}
     monkeypatch.setattr(doctor, 'cpu_flags', lambda: {'amx_bf16'})
-    found = verdicts('bf16')
-    assert 'times as fast as fp32' in found['trunk of toy'][1] and 'amx_bf16' in found['toy'][1]
-    assert found['labels'][0] == 'ok' and 'pixels of the toy move' in found['labels'][1]
+    rows = verdicts('bf16')
+    assert 'times as fast as fp32' in rows['trunk of toy'][1] and 'amx_bf16' in rows['toy'][1]
+    assert rows['labels'][0] == 'ok' and 'pixels of the toy move' in rows['labels'][1]
 
 
 def test_a_window_that_does_not_fit_is_skipped(monkeypatch, toy):
@@ -274,8 +278,8 @@ def test_folders_and_memory(monkeypatch, tmp_path):
     (tmp_path / 'file').write_bytes(b'0' * 3 * 2**20)
     assert machine._folder(str(tmp_path)).startswith(f'{tmp_path}: 3 MiB, writable, ')
     assert 'not there yet, writable' in machine._folder(str(tmp_path / 'a' / 'b'))
-    held = [('MemTotal', '8388608 kB'), ('MemAvailable', '4194304 kB')]
-    monkeypatch.setattr(machine, '_lines', lambda path: held)
+    lines = [('MemTotal', '8388608 kB'), ('MemAvailable', '4194304 kB')]
+    monkeypatch.setattr(machine, '_lines', lambda path: lines)
     monkeypatch.setattr(machine, '_number', lambda path: None)
     assert machine.memory() == (2**33, 2**32)
     monkeypatch.setattr(machine, '_number', lambda path: 2**31 if path.endswith(('max', 'limit_in_bytes')) else 2**30)
