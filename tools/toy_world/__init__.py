@@ -1,1 +1,1 @@
-"""The toy world: drawing it, its mini splits, and training the two toy models on it."""
+"""Draw the toy world and its mini splits, and train the two toy models on the toy world."""

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,35 +11,37 @@ from PIL import Image
 from fsa_seg.config.components import class_names, load_part, part_names, protocol_settings
 from fsa_seg.models.text import class_words
 
-from .world import STUFF, concept_of
+from .world import STUFF, World, concept_of
 
 VOID = 255
-SIZES = ((240, 320), (240, 320), (320, 240), (225, 300), (214, 320), (240, 240))  # originals, in turn
+SIZES = ((240, 320), (240, 320), (320, 240), (225, 300), (214, 320), (240, 240))  # heights and widths, in turn
+Words = dict[str, list[set[str]]]  # data set -> words of each class
 
 
-def benchmark_words():
-    """Return the words of every class of every data set under every protocol: {data set: [set of words per class]}."""
+def benchmark_words() -> Words:
+    """Return the words of each class of every data set, over all protocols."""
     words = {}
     for name in part_names('dataset'):
         part = load_part('dataset', name)
-        if 'classes' in part:  # has no mini split: its classes are known when the data is there
+        if 'classes' in part:  # a data set whose files give the classes has no mini split
             continue
         classes = class_names(part)
         groups = words.setdefault(name, [set() for _ in classes])
         for protocol in part_names('protocol'):
             rules = protocol_settings(load_part('protocol', protocol), name)['words']
-            for group, more in zip(groups, class_words(classes, **rules)):
-                group.update(more)
+            for group, class_group in zip(groups, class_words(classes, **rules)):
+                group.update(class_group)
     return words
 
 
-def draw_splits(world, words, folder, progress):
+def draw_splits(world: World, words: Words, folder: str, progress: Callable[[Iterable], Iterable]) -> None:
     """Write all mini splits below `folder`.
 
     Args:
-        world (World), words (dict): of `benchmark_words`.
-        folder (str): data root.
-        progress: function (iterable) -> iterable.
+        world: the toy world.
+        words: see `benchmark_words`.
+        folder: data root.
+        progress: function that wraps an iterable, such as `tqdm`.
     """
     for _, draw in progress(
         [('voc', _voc), ('context', _context), ('coco', _coco), ('cityscapes', _cityscapes), ('ade20k', _ade20k)]
@@ -46,13 +49,27 @@ def draw_splits(world, words, folder, progress):
         draw(world, words, folder)
 
 
-def scenes(world, concepts, count, seed, stuff, things, sizes=SIZES, radius=(0.13, 0.21)):
-    """Yield `count` scenes that between them show every concept: (image (height, width, 3) uint8, concept map).
+def scenes(
+    world: World,
+    concepts: Sequence[str],
+    count: int,
+    seed: int,
+    stuff: int,
+    things: int,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    radius: tuple[float, float] = (0.13, 0.21),
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield `count` scenes: image (height, width, 3) uint8 and concept map (height, width).
 
     Args:
-        concepts (list of str): what the scenes are made of; dealt out in turn from a shuffled deck.
-        seed (int): of the first scene; below every training seed.
-        stuff (int), things (int): how many of either a scene has.
+        world: the toy world.
+        concepts: the scenes' concepts; dealt out in turn from a shuffled deck.
+        count: number of scenes.
+        seed: seed of the first scene, below every training seed.
+        stuff: number of a scene's stuff regions.
+        things: number of a scene's things.
+        sizes: heights and widths, in turn.
+        radius: see `World.layout`.
     """
     decks = [[c for c in concepts if (c in STUFF) == kind] for kind in (True, False)]
     dealt = [_deal(deck, size * count, seed) for deck, size in zip(decks, (stuff, things))]
@@ -70,16 +87,16 @@ def scenes(world, concepts, count, seed, stuff, things, sizes=SIZES, radius=(0.1
 
 
 def _deal(deck, count, seed):
-    """Return `count` cards: shuffled decks one after the other."""
+    """Return at least `count` cards, from shuffled decks in sequence."""
     generator, cards = torch.Generator().manual_seed(seed), []
     while len(cards) < count:
         cards += [deck[i] for i in torch.randperm(len(deck), generator=generator)]
     return cards
 
 
-def _label_table(world, words, first=0, other=VOID):
-    """Return the label of each concept of the world: `first` + class index; `other` for a concept of no class."""
-    table = np.full(len(world.concepts), other, np.uint8)
+def _label_table(world, words, first=0, no_class=VOID):
+    """Return the label of each concept of the world: `first` + class index; `no_class` for a concept of no class."""
+    table = np.full(len(world.concepts), no_class, np.uint8)
     for label, group in enumerate(words):
         for word in group:
             table[world.index[concept_of(word)]] = first + label
@@ -87,10 +104,12 @@ def _label_table(world, words, first=0, other=VOID):
 
 
 def _concepts(*groups_of_words):
+    """Return the concepts of all words, sorted."""
     return sorted({concept_of(word) for groups in groups_of_words for group in groups for word in group})
 
 
 def _edges(concepts):
+    """Return a mask of the pixels whose neighbour above, below, left or right differs."""
     edge = np.zeros(concepts.shape, bool)
     for axis in (0, 1):
         step = np.diff(concepts, axis=axis) != 0
@@ -105,7 +124,7 @@ def _edges(concepts):
 def _voc(world, words, folder):
     root = os.path.join(folder, 'VOCdevkit', 'VOC2012')
     background, *things = words['voc21']
-    table = _label_table(world, words['voc21'], other=0)
+    table = _label_table(world, words['voc21'], no_class=0)
     stuff = [c for c in _concepts([background]) if c in STUFF and c != 'background']
     names = []
     for i, (image, concepts) in enumerate(scenes(world, stuff + _main_concepts(things), 10, 100, 3, 4)):
@@ -119,7 +138,7 @@ def _voc(world, words, folder):
 
 def _context(world, words, folder):
     root = os.path.join(folder, 'VOCdevkit', 'VOC2010')
-    table = _label_table(world, words['context60'], other=0)
+    table = _label_table(world, words['context60'], no_class=0)
     names = []
     for i, (image, concepts) in enumerate(scenes(world, _concepts(words['context60']), 10, 200, 3, 4)):
         names.append(f'2008_{2 + 83 * i:06d}')
@@ -157,7 +176,7 @@ def _cityscapes(world, words, folder):
 
 def _ade20k(world, words, folder):
     root = os.path.join(folder, 'ade', 'ADEChallengeData2016')
-    table = _label_table(world, words['ade20k'], first=1, other=0)
+    table = _label_table(world, words['ade20k'], first=1, no_class=0)
     concepts_shown = _concepts(words['ade20k']) + ['background']  # a region of no class: 0
     sizes = (240, 240), (250, 240), (240, 240), (224, 240)
     for i, (image, concepts) in enumerate(scenes(world, concepts_shown, 16, 500, 4, 7, sizes, radius=(0.12, 0.18))):
@@ -167,7 +186,7 @@ def _ade20k(world, words, folder):
 
 
 def _main_concepts(groups):
-    """Return one concept for each class, that of most of its words: a published synonym can be another's class."""
+    """Return a concept for each class, that of most words: a published synonym can be the name of another class."""
     return sorted(Counter(sorted(map(concept_of, group))).most_common(1)[0][0] for group in groups)
 
 

@@ -1,11 +1,12 @@
 """Train the toy models on toy scenes: a CLIP by contrast with captions, a VFM by masked reconstruction.
 
-Every step draws its scenes from its own seed, so training goes on from a checkpoint as if it had never stopped.
+Every step draws scenes from the step's seed, so that training from a checkpoint equals training without a stop.
 """
 
 import json
 import math
 import os
+from collections.abc import Sequence
 
 import open_clip
 import timm
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from fsa_seg.errors import UserError
+
+from .world import World
 
 CLIP_CONFIG = dict(
     model_cfg=dict(
@@ -27,15 +30,17 @@ CLIP_CONFIG = dict(
 VFM_NAME = 'vit_tiny_patch16_224'
 VFM_ARGS = dict(patch_size=8, embed_dim=96, depth=4, num_heads=3, img_size=96, num_classes=0)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SEED = 20_000_000  # training scenes: SEED + step for CLIP, 2 * SEED + step for the VFM; the splits use seeds below it
-MIN_SHARE = 0.04  # a caption is true of a scene that shows its concept on at least this share of the pixels
+SEED = 20_000_000  # training scenes: SEED + step for CLIP, 2 * SEED + step for the VFM; splits have lower seeds
+MIN_SHARE = 0.04  # a caption is true of a scene if its concept has at least this share of the pixels
 SCALES = (1.3, 2.3)  # enlargement of native pixels, as the protocols' resizes enlarge the mini splits
 SIZE = 96
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
 
 
-def scenes(world, step_seed, batch, mean, std):
-    """Return one batch of scenes, normalised (batch, 3, 96, 96), and the share of each concept (batch, C)."""
+def scenes(
+    world: World, step_seed: int, batch: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a batch of scenes, normalised (batch, 3, 96, 96), and the concepts' shares of pixels (batch, C)."""
     generator = torch.Generator().manual_seed(step_seed)
     scale = float(torch.rand(1, generator=generator)) * (SCALES[1] - SCALES[0]) + SCALES[0]
     native = round(SIZE / scale)
@@ -46,16 +51,19 @@ def scenes(world, step_seed, batch, mean, std):
     return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None], shares
 
 
-def contrastive_loss(image_features, text_features, shares, scale):
-    """Contrast each scene with its true captions, and each caption with its true scenes.
+def contrastive_loss(
+    image_features: torch.Tensor, text_features: torch.Tensor, shares: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Return a loss that contrasts scenes with their true captions, and captions with their true scenes.
 
-    As InfoNCE, with every true pair in turn the positive and only false pairs as negatives; concepts shown too little
-    to be named are neither.
+    As InfoNCE, with each true pair as a positive, and false pairs alone as negatives. Pairs of a small share, above 0
+    and below MIN_SHARE, are neither.
 
     Args:
-        image_features (B, E), text_features (V, E): unit rows.
-        shares (B, V): share of the scene's pixels that show what the caption names.
-        scale (float tensor): factor on the cosines.
+        image_features: (B, E), unit rows.
+        text_features: (V, E), unit rows.
+        shares: (B, V), share of the scene's pixels that show the caption's concept.
+        scale: factor on the cosines, a scalar.
     """
     logits = scale * image_features @ text_features.T
     true, false = shares >= MIN_SHARE, shares == 0
@@ -65,10 +73,16 @@ def contrastive_loss(image_features, text_features, shares, scale):
     return (by_scene + by_caption) / 2
 
 
-def train_clip(world, folder, work, steps=2600, batch=256, lr=1.5e-3):
-    """Train the toy CLIP and write `folder`/open_clip_config.json and open_clip_model.safetensors (half precision).
+def train_clip(world: World, folder: str, work: str, steps: int = 2600, batch: int = 256, lr: float = 1.5e-3) -> None:
+    """Train the toy CLIP, and write its config and its weights (half precision) for `open_clip`.
 
-    The captions of a step are one sentence for each word of the world, in a random ImageNet template.
+    A step has a caption for each word of the world, in a random ImageNet template.
+
+    Args:
+        world: the toy world.
+        folder: folder of open_clip_config.json and open_clip_model.safetensors.
+        work: folder of the checkpoint.
+        steps, batch, lr: length of training, scenes of a step, greatest learning rate.
     """
     torch.manual_seed(SEED)
     model = open_clip.CLIP(**CLIP_CONFIG['model_cfg'])
@@ -96,12 +110,19 @@ def train_clip(world, folder, work, steps=2600, batch=256, lr=1.5e-3):
     _save_half(model, os.path.join(folder, 'open_clip_model.safetensors'))
 
 
-def train_vfm(world, folder, work, steps=1200, batch=128, lr=1e-3, mask_share=0.5):
-    """Train the toy VFM by masked reconstruction and write `folder`/model.safetensors (half precision).
+def train_vfm(
+    world: World, folder: str, work: str, steps: int = 1200, batch: int = 128, lr: float = 1e-3, mask_share: float = 0.5
+) -> None:
+    """Train the toy VFM by masked reconstruction, and write its weights (half precision) for `timm`.
 
-    Half of the 2×2 groups of patches are hidden; from the rest the model predicts, for every patch, the colour
-    statistics of its surroundings of 3×3 patches: mean, standard deviation and soft histogram. These do not depend on
-    where a stripe falls, so that patches of one texture come to have like features.
+    Some 2×2 groups of patches are hidden, and the model predicts the statistics of the colours around every patch.
+
+    Args:
+        world: the toy world.
+        folder: folder of model.safetensors.
+        work: folder of the checkpoint.
+        steps, batch, lr: length of training, scenes of a step, greatest learning rate.
+        mask_share: share of the groups of patches that are hidden.
     """
     torch.manual_seed(2 * SEED)
     vit = timm.create_model(VFM_NAME, pretrained=False, **VFM_ARGS)
@@ -132,7 +153,11 @@ def train_vfm(world, folder, work, steps=1200, batch=128, lr=1e-3, mask_share=0.
 
 
 def _statistics(images, patch, bins=5):
-    """Return mean, standard deviation and soft histogram of each channel around each patch: (B, channels, h, w)."""
+    """Return mean, standard deviation and soft histogram of each channel around each patch: (B, channels, h, w).
+
+    The surroundings are 3×3 patches. The statistics do not depend on the place of a stripe, so that patches of one
+    texture have similar features.
+    """
     centers = torch.linspace(-2, 2, bins)
     histogram = torch.softmax(-4 * (images[:, :, None] - centers[:, None, None]) ** 2, 2).flatten(1, 2)
     pooled = F.avg_pool2d(torch.cat([images, images**2, 3 * histogram], 1), patch)
@@ -144,23 +169,17 @@ def _statistics(images, patch, bins=5):
 def _train(model, step_loss, steps, lr, checkpoint, name, world, warmup=100, every=100):
     """Minimise `step_loss(step)` with AdamW, warm-up and cosine decay; save a checkpoint every `every` steps.
 
-    A checkpoint of other settings or of another world is not gone on from.
+    A checkpoint of other settings or of another world is a UserError.
     """
     settings = f'{world.words} {steps} {lr} {[tuple(p.shape) for p in model.parameters()]}'
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([dict(params=decay, weight_decay=0.05), dict(params=rest, weight_decay=0.0)], lr)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [dict(params=matrices, weight_decay=0.05), dict(params=vectors, weight_decay=0.0)]
+    optimizer = torch.optim.AdamW(groups, lr)
     factor = lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / max(steps, 1))))  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    start = 0
-    if os.path.exists(checkpoint):
-        state = torch.load(checkpoint, weights_only=True)
-        if state['settings'] != settings:
-            raise UserError(f'{checkpoint} was made with other settings; remove it, or give another --work-dir')
-        model.load_state_dict(state['model'])
-        optimizer.load_state_dict(state['optimizer'])
-        schedule.load_state_dict(state['schedule'])
-        start = state['step']
+    parts = dict(model=model, optimizer=optimizer, schedule=schedule)
+    start = _load_checkpoint(checkpoint, parts, settings)
     model.train()
     mean = None
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=10)
@@ -174,20 +193,30 @@ def _train(model, step_loss, steps, lr, checkpoint, name, world, warmup=100, eve
         mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
         bar.set_postfix(loss=f'{mean:.3f}')
         if (step + 1) % every == 0 or step + 1 == steps:
-            os.makedirs(os.path.dirname(checkpoint), exist_ok=True)
-            torch.save(
-                dict(
-                    model=model.state_dict(),
-                    optimizer=optimizer.state_dict(),
-                    schedule=schedule.state_dict(),
-                    step=step + 1,
-                    settings=settings,
-                ),
-                checkpoint + '.part',
-            )
-            os.replace(checkpoint + '.part', checkpoint)
+            _save_checkpoint(checkpoint, parts, settings, step + 1)
     model.eval()
 
 
+def _load_checkpoint(path, parts, settings):
+    """Load the states of model, optimizer and schedule; return the next step, 0 without a checkpoint."""
+    if not os.path.exists(path):
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state['settings'] != settings:
+        raise UserError(f'{path} was made with other settings; remove it, or give another --work-dir')
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state['step']
+
+
+def _save_checkpoint(path, parts, settings, step):
+    """Write the states of model, optimizer and schedule; a half-written checkpoint never appears at `path`."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    states = {name: part.state_dict() for name, part in parts.items()}
+    torch.save(dict(states, step=step, settings=settings), path + '.part')
+    os.replace(path + '.part', path)
+
+
 def _save_half(model, path):
+    """Write a model's weights in half precision."""
     save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}, path)

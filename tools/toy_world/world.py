@@ -1,13 +1,14 @@
-"""The toy world: every concept has a look of its own, a scene is stuff regions with things on them.
+"""The toy world: every concept has its own look, and a scene is stuff regions with things on top.
 
-A *look* is an ordered pair of colours, a texture and, for things, a shape. Words that mean the same share a concept
-and so a look. Scenes are drawn in batches on native pixels; all randomness comes from the generator that is passed.
+A *look* is an ordered pair of colours, a texture and, for things, a shape. Words of one meaning share a concept and
+its look. Scenes are drawn in batches on native pixels. All randomness comes from the generator in the arguments.
 
 Shape legend: B scenes, S slots (regions of one scene, painted in order: stuff first, then things), height and width in
 native pixels.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 
@@ -34,7 +35,7 @@ SYNONYMS = [
     ['shelf', 'shelves'],
     ['windowpane', 'window'],
 ]
-EXTRA_WORDS = ['kitten']  # known to the world though no benchmark asks for them
+EXTRA_WORDS = ['kitten']  # words of the world that no benchmark asks for
 STUFF = """
 background bedclothes branch bridge building bush cabinet cardboard carpet ceiling ceilingtile cloth clothes cloud
 counter countertop cupboard curtain desk dirt dirttrack door earth fence field floor floormarble floorstone floortile
@@ -79,8 +80,8 @@ SHAPES = ('ellipse', 'rectangle', 'diamond', 'triangle', 'cross', 'octagon')
 _LOOK_SEED = 7
 
 
-def concept_of(word):
-    """Return the concept that `word` names: synonyms and spellings of one name have one concept."""
+def concept_of(word: str) -> str:
+    """Return the concept of a word; synonyms and spellings of a name have the same concept."""
     for group in SYNONYMS:
         if word in group:
             word = group[0]
@@ -90,15 +91,22 @@ def concept_of(word):
 
 
 class World:
-    """The looks of all concepts behind `words`, and how to draw them.
+    """The looks of all concepts behind words, and the drawing of scenes.
 
     Args:
-        words (iterable of str): every word that the world has to know. The looks depend on the set of words alone.
+        words: every word of the world. The looks depend on the set of words alone.
 
-    Attributes: `words` (sorted), `concepts` (sorted), `concept_of_word` (V,) index, `is_stuff` (C,) bool.
+    Attributes:
+        words (list of str): V words, sorted.
+        concepts (list of str): C concepts, sorted.
+        index (dict): concept -> its place in `concepts`.
+        concept_of_word (tensor): (V, ) places in `concepts`.
+        is_stuff (tensor): (C, ) bool.
+        color_a, color_b (tensors): (C, 3), the two colours of each concept, 0..1.
+        texture, shape (tensors): (C, ) places in TEXTURES and SHAPES.
     """
 
-    def __init__(self, words):
+    def __init__(self, words: Iterable[str]):
         self.words = sorted(set(words))
         self.concepts = sorted({concept_of(word) for word in self.words})
         self.index = {concept: i for i, concept in enumerate(self.concepts)}
@@ -107,74 +115,84 @@ class World:
         self.color_a, self.color_b, self.texture = _spread_looks(len(self.concepts))
         self.shape = torch.arange(len(self.concepts)) % len(SHAPES)
 
-    def draw(self, slots, concept_of_slot, generator, period=(4.0, 6.0), noise=0.02):
-        """Paint slot maps: float images in 0..1, (B, 3, height, width).
+    def draw(
+        self,
+        slots: torch.Tensor,
+        concept_of_slot: torch.Tensor,
+        generator: torch.Generator,
+        period: tuple[float, float] = (4.0, 6.0),
+        noise: float = 0.02,
+    ) -> torch.Tensor:
+        """Return drawn scenes: float images in 0..1, (B, 3, height, width).
 
         Args:
-            slots (long, (B, height, width)): slot of each pixel.
-            concept_of_slot (long, (B, S)): concept of each slot.
-            period (float, float): range of the texture's period in native pixels, drawn per slot.
-            noise (float): standard deviation of the pixel noise, on 0..1.
+            slots: (B, height, width) long, slot of each pixel.
+            concept_of_slot: (B, S) long, concept of each slot.
+            generator: source of randomness.
+            period: range of the texture's period in native pixels, drawn per slot.
+            noise: standard deviation of the pixel noise, on 0..1.
         """
-        batch, height, width = slots.shape
-        shape = concept_of_slot.shape
-        uniform = lambda low, high: torch.rand(shape, generator=generator) * (high - low) + low  # noqa: E731
-        texture = self.texture[concept_of_slot]
-        per_slot = torch.stack(
-            [
-                _FAMILY[texture].float(),
-                _ANGLE[texture].cos(),
-                _ANGLE[texture].sin(),
-                1 / uniform(*period),
-                uniform(0, 1),
-                uniform(0, 1),
-                uniform(0.9, 1.1),
-            ],
-            -1,
-        )
+        size = slots.shape[1:]
+        patterns = self._patterns(concept_of_slot, generator, period)
         colors = torch.cat([self.color_a[concept_of_slot], self.color_b[concept_of_slot]], -1)
         rows = slots.flatten(1)[..., None]
-        pixel = per_slot.gather(1, rows.expand(-1, -1, per_slot.shape[-1])).unflatten(1, (height, width))
-        color = colors.gather(1, rows.expand(-1, -1, 6)).unflatten(1, (height, width))
-        family, cos, sin, frequency, shift_u, shift_v, light = pixel.unbind(-1)
-        y, x = torch.arange(height)[:, None], torch.arange(width)[None]
-        u = torch.cos(2 * math.pi * ((x * cos + y * sin) * frequency + shift_u))
-        v = torch.cos(2 * math.pi * ((y * cos - x * sin) * frequency + shift_v))
-        field = torch.where(
-            family == 0,
-            u - 0.2,
-            torch.where(
-                family == 1, 1.5 * u * v - 0.1, torch.where(family == 2, u + v - 0.5, torch.maximum(u, v) - 0.5)
-            ),
-        )
-        share = torch.sigmoid(5 * field)[..., None]  # share of the second colour
-        image = (color[..., :3] * (1 - share) + color[..., 3:] * share) * light[..., None]
+        pattern = patterns.gather(1, rows.expand(-1, -1, patterns.shape[-1])).unflatten(1, size)
+        color = colors.gather(1, rows.expand(-1, -1, 6)).unflatten(1, size)
+        share = torch.sigmoid(5 * _texture_field(pattern))[..., None]  # of the second colour
+        light = pattern[..., -1:]
+        image = (color[..., :3] * (1 - share) + color[..., 3:] * share) * light
         image += noise * torch.randn(image.shape, generator=generator)
         return image.clamp(0, 1).permute(0, 3, 1, 2)
 
-    def layout(self, stuff, things, size, generator, radius=(0.16, 0.3), cells=None):
-        """Lay scenes out: slot of each pixel, (B, height, width).
+    def _patterns(self, concept_of_slot, generator, period):
+        """Return each slot's (B, S, 7) texture family, cos and sin of its angle, frequency, two shifts, and light."""
+        texture = self.texture[concept_of_slot]
 
-        Stuff slots divide the image between them (each pixel goes to the nearest of random seeds); things are shapes on
-        a jittered lattice, one over the other in slot order.
+        def uniform(low, high):
+            return torch.rand(concept_of_slot.shape, generator=generator) * (high - low) + low
+
+        columns = [_FAMILY[texture].float(), _ANGLE[texture].cos(), _ANGLE[texture].sin(), 1 / uniform(*period)]
+        columns += [uniform(0, 1), uniform(0, 1), uniform(0.9, 1.1)]
+        return torch.stack(columns, -1)
+
+    def layout(
+        self,
+        stuff: torch.Tensor,
+        things: torch.Tensor,
+        size: tuple[int, int],
+        generator: torch.Generator,
+        radius: tuple[float, float] = (0.16, 0.3),
+        cells: tuple[int, int] | None = None,
+    ) -> torch.Tensor:
+        """Return the slot of each pixel of new scenes, (B, height, width) long.
+
+        Stuff slots divide the image: each pixel goes to the nearest of random seeds. Things are shapes on a jittered
+        lattice; a later slot covers an earlier slot.
 
         Args:
-            stuff (long, (B, S1)), things (long, (B, S2)): concepts; a thing of -1 is left out.
-            size (int, int): height and width.
-            radius (float, float): range of a thing's half height and half width, as a share of the shorter side.
-            cells (int, int): rows and columns of the lattice; by default just enough for S2 things.
+            stuff: (B, S1) long, concepts of the stuff slots.
+            things: (B, S2) long, concepts of the thing slots; a thing of -1 is left out.
+            size: height and width.
+            generator: source of randomness.
+            radius: range of a thing's half height and half width, as a share of the shorter side.
+            cells: rows and columns of the lattice; by default just enough for S2 things.
         """
         (batch, n_stuff), n_things, (height, width) = stuff.shape, things.shape[1], size
         rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
         y, x = torch.arange(height)[:, None].float(), torch.arange(width)[None].float()
         seeds = rand(batch, n_stuff, 2) * torch.tensor([height, width])
-        stretch = 1 + 2 * rand(batch, 2)  # regions are bands along either side, or blobs
+        stretch = 1 + 2 * rand(batch, 2)  # regions are bands along a side, or blobs
         distance = ((y - seeds[..., 0, None, None]) * stretch[:, 0, None, None, None]) ** 2 + (
             (x - seeds[..., 1, None, None]) * stretch[:, 1, None, None, None]
         ) ** 2
         slots = distance.argmin(1)
-        if n_things == 0:
-            return slots
+        return slots if n_things == 0 else self._place_things(slots, n_stuff, things, generator, radius, cells)
+
+    def _place_things(self, slots, n_stuff, things, generator, radius, cells):
+        """Return the slot of each pixel with things on top of the stuff; arguments are as in `layout`."""
+        (batch, height, width), n_things = slots.shape, things.shape[1]
+        rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+        y, x = torch.arange(height)[:, None].float(), torch.arange(width)[None].float()
         rows, columns = cells or _lattice(n_things, height / width)
         cell = rand(batch, rows * columns).argsort(1)[:, :n_things]
         center_y = (cell // columns + 0.5 + 0.5 * (rand(batch, n_things) - 0.5)) * height / rows
@@ -187,10 +205,23 @@ class World:
             slots = torch.where(inside, n_stuff + i, slots)
         return slots
 
-    def random_scenes(self, batch, size, generator, stuff=(1, 3), things=(1, 4)):
-        """Return training scenes: images (B, 3, height, width) in 0..1, and what they show, (B, C) shares of pixels.
+    def random_scenes(
+        self,
+        batch: int,
+        size: tuple[int, int],
+        generator: torch.Generator,
+        stuff: tuple[int, int] = (1, 3),
+        things: tuple[int, int] = (1, 4),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return training scenes: images (B, 3, height, width) in 0..1, and the concepts' shares of pixels (B, C).
 
-        Every scene of a batch has the same number of slots; a thing is left out at random, so that scenes differ.
+        All scenes of a batch have the same number of slots.
+
+        Args:
+            batch: B.
+            size: height and width.
+            generator: source of randomness.
+            stuff, things: least and greatest number of slots of each kind.
         """
         n_stuff = int(torch.randint(stuff[0], stuff[1] + 1, (1,), generator=generator))
         n_things = int(torch.randint(things[0], things[1] + 1, (1,), generator=generator))
@@ -206,8 +237,18 @@ class World:
         return images, shares
 
 
+def _texture_field(pattern):
+    """Return a field (B, height, width), above 0 in the second colour, of each pixel's pattern (see `_patterns`)."""
+    family, cos, sin, frequency, shift_u, shift_v, _ = pattern.unbind(-1)
+    y, x = torch.arange(pattern.shape[1])[:, None], torch.arange(pattern.shape[2])[None]
+    u = torch.cos(2 * math.pi * ((x * cos + y * sin) * frequency + shift_u))
+    v = torch.cos(2 * math.pi * ((y * cos - x * sin) * frequency + shift_v))
+    dots_or_grid = torch.where(family == 2, u + v - 0.5, torch.maximum(u, v) - 0.5)
+    return torch.where(family == 0, u - 0.2, torch.where(family == 1, 1.5 * u * v - 0.1, dots_or_grid))
+
+
 def _spread_looks(count):
-    """Choose `count` looks far from one another: greedy farthest points among all looks with enough contrast."""
+    """Return `count` looks that differ much: greedy farthest points among all looks with enough contrast."""
     n, t = len(PALETTE), len(TEXTURES)
     a, b, texture = torch.cartesian_prod(torch.arange(n), torch.arange(n), torch.arange(t)).unbind(1)
     contrast = (PALETTE[a] - PALETTE[b]).norm(dim=1)
@@ -232,12 +273,13 @@ def _spread_looks(count):
 
 
 def _lattice(count, aspect):
+    """Return rows and columns of a lattice for `count` things; `aspect` is height / width."""
     rows = max(1, round(math.sqrt(count * aspect)))
     return rows, math.ceil(count / rows)
 
 
 def _inside(shape, u, v):
-    """Whether the point (u, v), in units of the half width and half height, lies inside the shape of that index."""
+    """Return whether points (u, v), in half widths and half heights, lie inside shapes; `shape` has SHAPES' indices."""
     au, av = u.abs(), v.abs()
     inside = (u**2 + v**2) < 1
     for index, test in enumerate(
