@@ -1,8 +1,9 @@
-"""Output paths are checked before a run; processes on one cell do not break each other; ends are one line."""
+"""Output paths are checked before a run; processes on one cell do not disturb each other; every end is one line."""
 
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,50 +57,33 @@ def test_places_are_checked_before_a_run(run_tool, tmp_path, monkeypatch, comman
 
 
 def test_a_folder_with_a_long_name_in_three_bytes_a_letter(run_tool, tmp_path):
-    import shutil
-
-    own = tmp_path / ('图' * 70)
+    folder = tmp_path / ('图' * 70)
     voc = os.path.join(MINI, 'VOCdevkit', 'VOC2012')
     for sub, source in (('images', 'JPEGImages/2007_000033.jpg'), ('labels', 'SegmentationClass/2007_000033.png')):
-        (own / sub).mkdir(parents=True)
-        shutil.copy(os.path.join(voc, source), own / sub)
+        (folder / sub).mkdir(parents=True)
+        shutil.copy(os.path.join(voc, source), folder / sub)
     from mmseg.datasets import PascalVOCDataset
 
-    (own / 'classes.txt').write_text('\n'.join(PascalVOCDataset.METAINFO['classes']))
-    status, printed = run_tool(
-        'test',
-        '--images',
-        own / 'images',
-        '--labels',
-        own / 'labels',
-        '--classes',
-        own / 'classes.txt',
-        '--backbone',
-        'toy',
-        '--vfm',
-        'toy',
-        '--method',
-        'clip',
-        '--no-fsa',
-        '--workers',
-        0,
-    )
+    (folder / 'classes.txt').write_text('\n'.join(PascalVOCDataset.METAINFO['classes']))
+    data = ('--images', folder / 'images', '--labels', folder / 'labels', '--classes', folder / 'classes.txt')
+    models = ('--backbone', 'toy', '--vfm', 'toy', '--method', 'clip', '--no-fsa')
+    status, printed = run_tool('test', *data, *models, '--workers', 0)
     assert status == 0, printed
     assert len(list((tmp_path / 'work_dirs' / 'results').glob('own_图*.json'))) == 1
 
 
 def test_temporary_names_are_unique_and_short(tmp_path):
-    """Also over hosts, where two processes can have one number."""
+    """Names are unique over hosts too, where two processes can have the same number."""
     target = tmp_path / ('图' * 85)
-    with paths.new_file(str(target)) as one, paths.new_file(str(target)) as two:
-        assert one != two and max(len(os.fsencode(os.path.basename(name))) for name in (one, two)) <= 255
-        for name in (one, two):
+    with paths.new_file(str(target)) as first, paths.new_file(str(target)) as second:
+        assert first != second and max(len(os.fsencode(os.path.basename(name))) for name in (first, second)) <= 255
+        for name in (first, second):
             open(name, 'w').close()
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
 def test_a_full_disk_is_one_line(run_tool, tmp_path, monkeypatch):
-    """In the result, the journal and the text cache; the cache alone ends nothing."""
+    """A full disk under the result or the journal ends the tool; a full disk under the text cache ends nothing."""
     replace, keep, calls = os.replace, metric.Journal.keep, []
 
     def full(part, path):
@@ -120,28 +104,27 @@ def test_a_full_disk_is_one_line(run_tool, tmp_path, monkeypatch):
     status, printed = run_tool(*TEST)
     assert status == 0 and 'the text embeddings are not kept' in printed, printed
     monkeypatch.setattr(
-        metric.Journal, 'keep', lambda self, *given: keep(metric.Journal('/proc/none', 'cell', self._contents), *given)
+        metric.Journal, 'keep', lambda self, *args: keep(metric.Journal('/proc/none', 'cell', self._contents), *args)
     )
     status, printed = run_tool(*TEST, '--work-dir', 'other')
     assert status == 1 and 'cannot be written' in printed and 'Traceback' not in printed
 
 
-def own_cell(tmp_path):
-    return prepare(
-        compose('voc21', 'clip', None, 'toy', data_root=MINI, limit=1, runtime=dict(workers=0, work_dir=str(tmp_path)))
-    )
+def small_cell(tmp_path):
+    runtime = dict(workers=0, work_dir=str(tmp_path))
+    return prepare(compose('voc21', 'clip', None, 'toy', data_root=MINI, limit=1, runtime=runtime))
 
 
 def test_a_cell_that_another_process_runs_is_waited_for(tmp_path, capfd):
-    """The other writes the result meanwhile; it is taken, and nothing is computed."""
-    cell = own_cell(tmp_path)
+    """The other process writes the result meanwhile; this process takes the result and computes nothing."""
+    cell = small_cell(tmp_path)
     result = run_cell(cell)
     (folder,) = (tmp_path / 'logs').iterdir()
     written = json.loads(open(result_path(cell)).read())
     os.remove(result_path(cell))
     code = (
-        'import fcntl, os, sys, time; handle = os.open(sys.argv[1] + "/lock", os.O_RDWR); fcntl.flock(handle, fcntl.LOCK_EX); '
-        'print("held", flush=True); sys.stdin.read()'
+        'import fcntl, os, sys, time; handle = os.open(sys.argv[1] + "/lock", os.O_RDWR); '
+        'fcntl.flock(handle, fcntl.LOCK_EX); print("held", flush=True); sys.stdin.read()'
     )
     holder = subprocess.Popen([sys.executable, '-c', code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b'held\n'
@@ -150,11 +133,11 @@ def test_a_cell_that_another_process_runs_is_waited_for(tmp_path, capfd):
         time.sleep(0.3)
         with open(result_path(cell), 'w') as f:
             json.dump(dict(written, seconds=123.0), f)
-        holder.kill()  # the lock ends with its owner
+        holder.kill()  # the lock ends with its process
 
     thread = threading.Thread(target=finish)
     thread.start()
-    taken = run_cell(own_cell(tmp_path))
+    taken = run_cell(small_cell(tmp_path))
     thread.join()
     assert taken['seconds'] == 123.0 and taken['confusion'] == result['confusion']
     assert 'another process runs this cell' in capfd.readouterr().err
@@ -167,7 +150,11 @@ def test_one_of_several_processes_does_not_wait(tmp_path):
 
 
 def interrupted(body, signals):
-    """Run a tool whose main function has this body in a process, send SIGINT after each line that it prints, and return its end."""
+    """Run a tool with this body of main in a process, and send SIGINT after each of its first lines.
+
+    Returns:
+        The process's status, and its standard error.
+    """
     code = (
         'import sys, time, types; sys.path.insert(0, sys.argv[1]); import cli\n'
         'sys.modules["fsa_seg.errors"] = types.SimpleNamespace(UserError=ValueError)\n'
@@ -187,7 +174,7 @@ def interrupted(body, signals):
 
 @pytest.mark.parametrize('handler', ['raise', 'raise ImportError("numpy was interrupted")'])
 def test_an_interrupt_is_one_line_wherever_it_comes(handler):
-    """Also where a library turns it into an error of its own."""
+    """Also where a library turns the interrupt into another error."""
     body = f' try:\n  print("ready", flush=True)\n  time.sleep(60)\n except KeyboardInterrupt:\n  {handler}'
     status, printed = interrupted(body, 1)
     assert status == 130 and printed.startswith('interrupted: ') and printed.count('\n') == 1

@@ -1,4 +1,4 @@
-"""Every command of the documents is one that the real parsers take, and every path in them is there."""
+"""The tools' parsers take every command of the documents, and every path in the documents exists."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""The set-up of quickstart.sh and run_tests.sh, with stand-ins for Python and pip: what it says when it cannot go on."""
+"""The set-up of quickstart.sh and run_tests.sh, with stand-ins for Python and pip: messages and installations."""
 
 import importlib.metadata
 import os
@@ -23,9 +23,12 @@ VENV_PYTHON = """#!/bin/sh
 case "$*" in
   --version) echo "Python $MADE_BY" ;;
   "-m pip --version") ;;
-  "-m pip install"*) [ -z "$PIP_FAILS" ] || { echo "ERROR: no route to the registry"; exit 1; }; echo "installed $*" >> pip_calls ;;
+  "-m pip install"*)
+    [ -z "$PIP_FAILS" ] || { echo "ERROR: no route to the registry"; exit 1; }
+    echo "installed $*" >> pip_calls ;;
   tools/benchmark.py*) echo "$*" > benchmark; exit "${BENCHMARK:-0}" ;;
-  "-c import cv2") [ -z "$NO_LIBGL" ] || { echo "ImportError: libGL.so.1: cannot open shared object file" >&2; exit 1; } ;;
+  "-c import cv2")
+    [ -z "$NO_LIBGL" ] || { echo "ImportError: libGL.so.1: cannot open shared object file" >&2; exit 1; } ;;
 esac
 """
 
@@ -37,7 +40,7 @@ def script(path, text):
 
 @pytest.fixture
 def repository(tmp_path):
-    """A repository with the set-up scripts alone, whose tools/benchmark.py and pytest are never reached."""
+    """A repository with the set-up scripts alone; the stand-ins run in place of tools/benchmark.py and pytest."""
     (tmp_path / 'tools').mkdir()
     for name in ('setup_env.sh', 'quickstart.sh', 'run_tests.sh'):
         shutil.copy(os.path.join(ROOT, 'tools', name), tmp_path / 'tools')
@@ -85,26 +88,31 @@ def test_no_libgl(repository):
 
 
 def test_the_environment_is_made_again_only_when_it_is_out_of_date(repository):
-    installed, made = repository / 'pip_calls', repository / 'venvs'
+
+    def counts():
+        """Return how often pip installed, and how often an environment was made."""
+        installs, environments = (repository / name for name in ('pip_calls', 'venvs'))
+        return installs.read_text().count('installed'), environments.read_text().count('made')
+
     for _ in range(2):
         assert run(repository).returncode == 0
-    assert (installed.read_text().count('installed'), made.read_text().count('made')) == (1, 1)
+    assert counts() == (1, 1)
     (repository / 'requirements.txt').write_text('changed')
     run(repository)
-    assert (installed.read_text().count('installed'), made.read_text().count('made')) == (2, 1)
-    run(repository, version='3.12.0')  # another Python: the environment is made anew
-    assert (installed.read_text().count('installed'), made.read_text().count('made')) == (3, 2)
+    assert counts() == (2, 1)
+    run(repository, version='3.12.0')  # for another Python the environment is made again
+    assert counts() == (3, 2)
 
 
 def test_quickstart_compares_with_the_expected_numbers(repository):
-    """Also in an environment that is there already; the comparison's status is the script's."""
+    """A second run in the same environment compares too; the script ends with the comparison's status."""
     assert run(repository).returncode == 0
     assert '--golden data/mini/golden.json' in (repository / 'benchmark').read_text()
     assert run(repository, BENCHMARK='1').returncode == 1
 
 
 def test_versions_of_a_constraints_file(repository):
-    """They are given to pip, and another file makes the environment anew."""
+    """pip gets the constraints, and a changed file of constraints makes pip install again."""
     (repository / 'oldest.txt').write_text('torch==2.4.0')
     assert run(repository, CONSTRAINTS='oldest.txt').returncode == 0
     assert '-c oldest.txt' in (repository / 'pip_calls').read_text()
@@ -131,7 +139,7 @@ def test_constraints_name_every_floor():
 
 
 def test_no_backport_hides_a_module_of_python():
-    assert not [found for found in importlib.metadata.distributions() if found.metadata['Name'] == 'typing']
+    assert 'typing' not in {distribution.metadata['Name'] for distribution in importlib.metadata.distributions()}
 
 
 @pytest.mark.parametrize('name', ['dist_test.sh', 'slurm_test.sh'])
@@ -141,7 +149,7 @@ def test_launchers_say_how_they_are_used(name):
 
 
 def test_slurm_starts_the_test_tool(tmp_path):
-    """srun gets the resources and the command; the command's options are those of tools/test.py."""
+    """srun gets the resources and the command, with the options of tools/test.py."""
     script(tmp_path / 'srun', '#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
     done = subprocess.run(
         ['bash', os.path.join(ROOT, 'tools', 'slurm_test.sh'), 'part', 'job', 'voc21', '--mini'],

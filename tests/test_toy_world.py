@@ -35,8 +35,7 @@ def test_looks_differ_and_synonyms_share_theirs(world):
 
 
 def test_classes_of_one_benchmark_have_concepts_of_their_own(words):
-    """No two classes are asked for by one look; the published background words of COCO-Object, one of which is the
-    class "bed", are left out."""
+    """No two classes share a look, but for COCO-Object's published background words, which contain the class "bed"."""
     for name, groups in words.items():
         if name == 'coco_object':
             groups = groups[1:]
@@ -68,7 +67,7 @@ def test_a_concepts_pixels_have_its_two_colours(world):
 
 
 def test_splits_are_drawn_again_alike(world, words, tmp_path):
-    """The shipped labels are what the script draws (images may differ by the JPEG encoder's version)."""
+    """The script draws the shipped labels; images may differ by the JPEG encoder's version."""
     draw_splits(world, words, str(tmp_path), lambda items: items)
     drawn = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob('*') if path.is_file())
     shipped = sorted(
@@ -101,7 +100,7 @@ def test_contrastive_loss_by_hand():
     images, texts = torch.eye(2), torch.eye(2)
     shares = torch.tensor([[1.0, 0.0], [0.01, 0.99]])
     log1p = lambda x: torch.tensor(x).exp().log1p()  # noqa: E731
-    # by scene: scene 0 has one negative (cosine 0), scene 1 none; by caption: caption 1 has one negative, caption 0 none
+    # scene 0 and caption 1 have one negative (cosine 0); scene 1 and caption 0 have none
     expected = (log1p(-2.0) / 2 + log1p(-2.0) / 2) / 2
     torch.testing.assert_close(train.contrastive_loss(images, texts, shares, torch.tensor(2.0)), expected)
 
