@@ -227,7 +227,9 @@ def _draw(report, entries, dataset, classes, palette, folder, label_map, image_m
         if dataset.reduce_zero_label:
             labels = without_zero(labels, dataset.ignore_index)
         path = picture_path(folder, entries[i]['img_path'], dataset.data_root)
-        write_picture(picture_grid(read_image(entries[i]['img_path'], image_max), dict(labels=labels), classes, palette), path)
+        write_picture(
+            picture_grid(read_image(entries[i]['img_path'], image_max), dict(labels=labels), classes, palette), path
+        )
         report['pictures'].append(path)
 
 

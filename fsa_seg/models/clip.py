@@ -9,8 +9,6 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Sequence
-=======
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
