@@ -49,7 +49,7 @@ def test_places_are_checked_before_a_run(run_tool, tmp_path, monkeypatch, comman
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / 'file').write_text('not yours')
     os.mkfifo(tmp_path / 'pipe')
-    monkeypatch.setattr('fsa_seg.evaluation.passes.run_panel', lambda *_: pytest.fail('a cell was run'))
+    monkeypatch.setattr('fsa_seg.evaluation.passes.run_pass', lambda *_: pytest.fail('a cell was run'))
     monkeypatch.setattr('fsa_seg.models.segmentor.load_clip', lambda **_: pytest.fail('a model was loaded'))
     status, printed = run_tool(*command)
     assert status == 1 and message in printed and 'Traceback' not in printed, printed

@@ -155,7 +155,7 @@ def run_windows(args, suite, cells, given):
     from tqdm import tqdm
 
     from fsa_seg.models.segmentor import resolve_precision
-    from fsa_seg.profiling.architectures import Smoke, smoke_table
+    from fsa_seg.profiling.architectures import ArchitectureRuns, architectures_table
     from fsa_seg.system.paths import check_file, make_folder
 
     work_dir = args.work_dir or 'work_dirs'
@@ -163,7 +163,7 @@ def run_windows(args, suite, cells, given):
     make_folder(folder)
     check_file(table_path(work_dir, args.suite), 'the table')
     device = get_device()
-    smoke = Smoke(
+    smoke = ArchitectureRuns(
         suite,
         given.get('random_weights', 0),
         resolve_precision(given.get('precision', 'auto')),
@@ -172,7 +172,7 @@ def run_windows(args, suite, cells, given):
         args.force,
     )
     rows = [smoke.row(cell) for cell in tqdm(cells, desc='windows', unit='cell')]
-    finish(smoke_table(rows, smoke.where()), work_dir, args.suite, suite.name)
+    finish(architectures_table(rows, smoke.where()), work_dir, args.suite, suite.name)
     failed = sum(row['error'] is not None for row in rows)
     agree = f'{sum("difference" in row for row in rows)} agree with the dense evaluation'
     if smoke.precision != 'fp32':

@@ -44,12 +44,12 @@ def main(argv=None):
     from mmengine.device import get_device
     from tqdm import tqdm
 
-    from fsa_seg.config.fingerprint import sources_digest, versions
+    from fsa_seg.config.fingerprint import versions
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.evaluation.results import write_result
     from fsa_seg.models.segmentor import resolve_precision
-    from fsa_seg.profiling.costs import SECTIONS, Measurements, machine, plot_growth, report
-    from fsa_seg.system.paths import make_folder, new_file
+    from fsa_seg.profiling.costs import SECTIONS, CostTables, machine, plot_growth, report
+    from fsa_seg.system.paths import make_folder, new_file, sources_digest
 
     names = args.sections or [name for name in SECTIONS if name != 'throughput' or get_device() == 'cuda']
     for name in names:
@@ -66,7 +66,7 @@ def main(argv=None):
         return os.path.join(folder, f'{name}_{key}.json')
 
     with tqdm(total=len(names), desc='sections', unit='section') as bar:
-        measurements = Measurements(
+        measurements = CostTables(
             args.backbone,
             args.vfm,
             precision,

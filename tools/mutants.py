@@ -208,7 +208,7 @@ MUTANTS = [
         'fsa_seg/apps/segmenter.py',
         'evaluation/test_goldens.py::test_segmenter_gives_what_the_tool_gives',
         ('segmenter_swaps_red_and_blue', 'rgb[..., ::-1]', 'rgb'),
-        ('segmenter_without_feedback', 'load_parts(method, feedback, ', 'load_parts(method, False, '),
+        ('segmenter_without_feedback', 'load_components(method, feedback, ', 'load_components(method, False, '),
     ),
     *of(
         'fsa_seg/apps/segmenter.py',
@@ -384,7 +384,7 @@ MUTANTS = [
     *of(
         'fsa_seg/config/suites.py',
         'config/test_suites.py::test_all_stands_for_every_part_but_the_toys',
-        ('all_parts_hold_the_toys', "if not load_part(kind, name).get('toy')]", ']'),
+        ('all_parts_hold_the_toys', "if not load_component(kind, name).get('toy')]", ']'),
     ),
     *of(
         'fsa_seg/visualization/pictures.py',

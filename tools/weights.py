@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def show_list(args: argparse.Namespace) -> None:
     """Print a line for each backbone and VFM: size, whether the weights are here, licence, source."""
-    from fsa_seg.models.weights import all_weights, parameters, path_of, size_of
+    from fsa_seg.config.components import all_weights, parameters
+    from fsa_seg.models.weights import path_of, size_of
 
     rows = []
     for weights in all_weights():
@@ -49,7 +50,8 @@ def show_list(args: argparse.Namespace) -> None:
 
 def download(args: argparse.Namespace) -> None:
     """Download the named weights, and print their paths."""
-    from fsa_seg.models.weights import find_weights, get
+    from fsa_seg.config.components import find_weights
+    from fsa_seg.models.weights import get
 
     for weights in find_weights(args.names):
         print(f'{weights.kind} {weights.name}: {get(weights)}')
@@ -57,7 +59,8 @@ def download(args: argparse.Namespace) -> None:
 
 def check_files(args: argparse.Namespace) -> None:
     """Print the state of the named or of all local weights; exit with status 1 if weights are damaged or absent."""
-    from fsa_seg.models.weights import all_weights, check, find_weights, path_of
+    from fsa_seg.config.components import all_weights, find_weights
+    from fsa_seg.models.weights import check, path_of
 
     failed = False
     for weights in find_weights(args.names) if args.names else all_weights():
@@ -76,15 +79,15 @@ def check_files(args: argparse.Namespace) -> None:
 
 def compare_positions(args: argparse.Namespace) -> None:
     """Print how far the publishers' rules for position embeddings move each ViT's features from timm's rule."""
-    from fsa_seg.config.components import load_part, part_config, part_names
+    from fsa_seg.config.components import component_config, component_names, load_component
     from fsa_seg.models.vfm import position_differences
 
     windows = (224, 336, 448)
     print(f'{"":16}{"rule":8}' + ''.join(f'{window:>8}' for window in windows))
-    for name in part_names('vfm'):
-        part = load_part('vfm', name)
+    for name in component_names('vfm'):
+        part = load_component('vfm', name)
         if part.type == 'TimmViT' and not part.get('toy'):
-            figures = position_differences(part_config(part, random_weights=0), windows)
+            figures = position_differences(component_config(part, random_weights=0), windows)
             print(f'{name:16}{part.get("pos_embed", "offset"):8}' + ''.join(f'{figure:8.4f}' for figure in figures))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from mmseg.registry import DATASETS
 
-from fsa_seg.config.components import dataset_config, known_images, load_part, part_names, with_classes
+from fsa_seg.config.components import component_names, dataset_config, known_images, load_component, with_classes
 from fsa_seg.datasets.data_sets import (
     check_count,
     check_scan,
@@ -42,7 +42,9 @@ def dataset_names(root: str, names: Sequence[str]) -> list[str]:
         raise UserError(f'the data root {root} does not exist')
     if not names:
         present = [
-            name for name in part_names('dataset') if os.path.isdir(_label_folder(root, load_part('dataset', name)))
+            name
+            for name in component_names('dataset')
+            if os.path.isdir(_label_folder(root, load_component('dataset', name)))
         ]
         if not present:
             raise UserError(
@@ -52,8 +54,8 @@ def dataset_names(root: str, names: Sequence[str]) -> list[str]:
     configs = []
     for name in names:
         if not name.endswith('.py'):
-            one_of(name, {*PREPARATIONS, *part_names('dataset')}, 'data set')
-        prepared = name in PREPARATIONS and name not in part_names('dataset')
+            one_of(name, {*PREPARATIONS, *component_names('dataset')}, 'data set')
+        prepared = name in PREPARATIONS and name not in component_names('dataset')
         configs += PREPARATIONS[name].benchmarks if prepared else [name]
     return list(dict.fromkeys(configs))
 
@@ -89,7 +91,7 @@ def check_data_set(root: str, name: str, shared_scans: dict, pictures: str | Non
         shared_scans: scans of earlier data sets; the scans of this data set are added.
         pictures: folder for pictures; None draws none.
     """
-    part = load_part('dataset', name)
+    part = load_component('dataset', name)
     report = _empty_report(part, root)
     try:
         part = with_classes(part, root)

@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmseg.registry import MODELS
 from PIL import Image
 
-from fsa_seg.config.components import load_parts, load_protocol, protocol_settings
+from fsa_seg.config.components import load_components, load_protocol, protocol_settings
 from fsa_seg.config.compose import MAX_LONG_SIDE, model_config
 from fsa_seg.datasets.images import as_rgb
 from fsa_seg.datasets.palette import even_palette
@@ -68,14 +68,14 @@ class Segmenter:
     >>> segmenter.segment('street.jpg', ['car', 'road; street']).labels     # doctest: +SKIP
 
     Args:
-        backbone, method, vfm (str): name or file of a part.
-        feedback (bool, dict or str): FSA off or on, its settings (dict(lam=..., p=...)), or a feedback part.
+        backbone, method, vfm (str): name or file of a component.
+        feedback (bool, dict or str): FSA off or on, its settings (dict(lam=..., p=...)), or a feedback component.
         protocol (str): its default settings are used (window, stride, resize, logit_scale); 'own' is the method's.
         precision (str): 'auto', 'fp32', 'fp16' or 'bf16'.
         device (str): by default the GPU where there is one.
 
     Raises:
-        UserError: a part that does not exist, or weights that are missing or do not fit.
+        UserError: a component that does not exist, or weights that are missing or do not fit.
     """
 
     def __init__(
@@ -88,12 +88,14 @@ class Segmenter:
         precision='auto',
         device=None,
     ):
-        parts = load_parts(method, feedback, backbone, vfm)
-        settings = protocol_settings(load_protocol(protocol, parts), None)
+        components = load_components(method, feedback, backbone, vfm)
+        settings = protocol_settings(load_protocol(protocol, components), None)
         self.resize = Resize(scale=(MAX_LONG_SIDE, settings['short']), keep_ratio=True)
         device = device or get_device()
-        self.settings = f'{parts["method"].name}{" + FSA" if feedback else ""}, {resolve_precision(precision, device)}'
-        self.model = MODELS.build(model_config(parts, settings, precision, device)).to(device)
+        self.settings = (
+            f'{components["method"].name}{" + FSA" if feedback else ""}, {resolve_precision(precision, device)}'
+        )
+        self.model = MODELS.build(model_config(components, settings, precision, device)).to(device)
 
     @torch.no_grad()
     def segment(

@@ -1,4 +1,4 @@
-"""Parts of a config: a file configs/KIND/NAME.py with one dict; a new file is a new part.
+"""Components of a config: a file configs/KIND/NAME.py with one dict; a new file is a new component.
 
 Folders beside the repository's configs/ are named by the environment variable FSA_SEG_CONFIGS.
 """
@@ -6,7 +6,9 @@ Folders beside the repository's configs/ are named by the environment variable F
 import inspect
 import json
 import os
+from collections.abc import Sequence
 
+import torch
 from mmengine import Config
 from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, MODELS
@@ -18,11 +20,12 @@ from fsa_seg.datasets.palette import even_palette
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import SPELLED_OUT, make_method, method_names
 from fsa_seg.methods.base import Method, check_feedback
-from fsa_seg.models.clip import BACKBONE_KEYS
+from fsa_seg.models.clip import BACKBONE_KEYS, load_clip
 from fsa_seg.models.segmentor import register_method, vfms_by_role
 from fsa_seg.models.text import read_classes
+from fsa_seg.models.weights import Weights, weights_from
 from fsa_seg.settings import BACKBONE, DATASET, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values, dict_of, list_of
-from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root, local_path, part_files
+from fsa_seg.system.paths import CONFIGS, TOY_MARK, component_files, find_root, local_path
 
 KINDS = dict(
     dataset='datasets',
@@ -41,7 +44,7 @@ REQUIRED = dict(
     protocol=('name', 'default', 'datasets'),
     suite=('name', 'groups'),
 )
-# what a backbone or a VFM part says about itself, beside how it is built
+# what a backbone or a VFM component says about itself, beside how it is built
 ABOUT = ('name', 'fsa', 'toy', 'licence', 'custom_imports')
 # the same of a data set, and how its files are read
 DATA_ABOUT = ('name', 'images', 'custom_imports', 'label_map', 'image_max')
@@ -53,27 +56,28 @@ RULES = dict(
     feedback=dict(name=TEXT, type=TEXT),
     suite=dict(name=TEXT, groups=list_of(MAPPING)),
 )
+WEIGHT_KINDS = ('backbone', 'vfm')  # components that have weights
 DEFAULTS = dict(words={}, refinement=None)  # settings that a protocol may leave out
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', *DEFAULTS)
 
 
-def part_names(kind):
-    """Return the names of all parts of a kind ('dataset', 'method', ...), sorted."""
+def component_names(kind):
+    """Return the names of all components of a kind ('dataset', 'method', ...), sorted."""
     if not os.path.isdir(CONFIGS):
         raise UserError(
             f'{CONFIGS} is missing: run from a clone of the repository (pip install -e), which has configs/'
         )
-    return method_names() if kind == 'method' else sorted(part_files(KINDS[kind]))
+    return method_names() if kind == 'method' else sorted(component_files(KINDS[kind]))
 
 
-def load_part(kind, name):
-    """Return the part's dict, given its name or the path of its file, or spelt out (a method, settings of FSA, a data set).
+def load_component(kind, name):
+    """Return the component's dict, given its name or the path of its file, or spelt out (a method, settings of FSA, a data set).
 
     A method is a `Method`, see `load_method`. Settings of FSA may have a `name`; a data set that is spelt out has all that
     its file would have.
 
     Raises:
-        UserError: no such part (the nearest name is given), or a file that lacks the kind's dict or one of its keys.
+        UserError: no such component (the nearest name is given), or a file that lacks the kind's dict or one of its keys.
     """
     if kind == 'method':
         return load_method(name)
@@ -82,14 +86,14 @@ def load_part(kind, name):
     if str(name).endswith(('.py', '.json')) or os.sep in str(name):
         path = local_path(name, f'{kind} config')
     else:
-        path = part_files(KINDS[kind])[one_of(name, part_names(kind), kind)]
+        path = component_files(KINDS[kind])[one_of(name, component_names(kind), kind)]
     config = load_file(path)
-    part = config.get(kind)
-    if not isinstance(part, dict):
+    component = config.get(kind)
+    if not isinstance(component, dict):
         raise UserError(f'{path} has no dict {kind!r}; see the others in {os.path.join(CONFIGS, KINDS[kind])}')
     if config.get('custom_imports'):
-        part.custom_imports = config.custom_imports  # a composed config needs them too
-    return _checked(part, kind, path)
+        component.custom_imports = config.custom_imports  # a composed config needs them too
+    return _checked(component, kind, path)
 
 
 def load_method(method: str | dict | Method) -> Method:
@@ -139,45 +143,47 @@ def load_file(path, modules=()):
         raise UserError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
 
 
-def load_parts(method, feedback, backbone, vfm):
-    """Return the parts of a model: `method`, `backbone`, `feedback` (None without one), and `vfm`, a dict of role -> part.
+def load_components(method, feedback, backbone, vfm):
+    """Return the components of a model: `method`, `backbone`, `feedback` (None without one), and `vfm`, a dict of role -> component.
 
     Args:
         method (str or dict): see `load_method`.
-        backbone (str): name or file of a part.
-        vfm (str or dict): of the method's only role: name or file of a part; of several: 'role=name,role=name', or a dict.
-        feedback (None, bool, str or dict): off; FSA's part; name or file of a part; or FSA's part with these settings.
+        backbone (str): name or file of a component.
+        vfm (str or dict): of the method's only role: name or file of a component; of several: 'role=name,role=name', or a dict.
+        feedback (None, bool, str or dict): off; FSA's component; name or file of a component; or FSA's component with these settings.
 
     Raises:
-        UserError: as of `load_part`; a role without a VFM, or FSA on a method that has no attention map.
+        UserError: as of `load_component`; a role without a VFM, or FSA on a method that has no attention map.
     """
-    method, backbone = load_method(method), load_part('backbone', backbone)
-    feedback = load_part('feedback', 'fsa' if feedback is True else feedback) if feedback not in (None, False) else None
+    method, backbone = load_method(method), load_component('backbone', backbone)
+    feedback = (
+        load_component('feedback', 'fsa' if feedback is True else feedback) if feedback not in (None, False) else None
+    )
     check_feedback(method, feedback)
     names = vfms_by_role(method, _vfm_names(method, vfm))
     return dict(
         method=method,
         backbone=backbone,
         feedback=feedback,
-        vfm={role: load_part('vfm', vfm) for role, vfm in names.items()},
+        vfm={role: load_component('vfm', vfm) for role, vfm in names.items()},
     )
 
 
-def part_titles(parts) -> dict[str, str | None]:
-    """Return what a cell calls its parts: kind -> name, None for a part that it does not have."""
-    vfms = [vfm.name for vfm in parts['vfm'].values()]
-    several = ','.join(f'{role}={vfm.name}' for role, vfm in parts['vfm'].items())
+def component_titles(components) -> dict[str, str | None]:
+    """Return what a cell calls its components: kind -> name, None for a component that it does not have."""
+    vfms = [vfm.name for vfm in components['vfm'].values()]
+    several = ','.join(f'{role}={vfm.name}' for role, vfm in components['vfm'].items())
     return dict(
-        method=parts['method'].name,
-        title=parts['method'].row_title,
-        backbone=parts['backbone'].name,
-        feedback=parts['feedback'] and parts['feedback'].name,
+        method=components['method'].name,
+        title=components['method'].row_title,
+        backbone=components['backbone'].name,
+        feedback=components['feedback'] and components['feedback'].name,
         vfm=several if len(vfms) > 1 else vfms[0] if vfms else None,
     )
 
 
 def _vfm_names(method: Method, vfm) -> dict:
-    """Return role -> name of a VFM part, as it was given."""
+    """Return role -> name of a VFM component, as it was given."""
     if not method.roles:
         return {}
     if isinstance(vfm, str) and '=' in vfm:
@@ -195,32 +201,32 @@ def segmentor_config(method: Method) -> dict:
     return dict(type=title, method=dict(method.settings))
 
 
-def feedback_of(parts):
-    """Return the feedback's config, or None: λ is the feedback part's own, or else the VFM's, or else the backbone's.
+def feedback_of(components):
+    """Return the feedback's config, or None: λ is the feedback component's own, or else the VFM's, or else the backbone's.
 
     Args:
-        parts (dict): of `load_parts`.
+        components (dict): of `load_components`.
     """
-    if not parts['feedback']:
+    if not components['feedback']:
         return None
-    own = {key: value for key, value in parts['feedback'].items() if key not in ('name', 'custom_imports')}
-    of_vfms = {key: value for vfm in parts['vfm'].values() for key, value in vfm.get('fsa', {}).items()}
-    return {**parts['backbone'].get('fsa', {}), **of_vfms, **own}
+    own = {key: value for key, value in components['feedback'].items() if key not in ('name', 'custom_imports')}
+    of_vfms = {key: value for vfm in components['vfm'].values() for key, value in vfm.get('fsa', {}).items()}
+    return {**components['backbone'].get('fsa', {}), **of_vfms, **own}
 
 
-def load_protocol(name, parts):
+def load_protocol(name, components):
     """Return a protocol, given its name or file, or 'own': that of the method's publication, with FSA or without."""
     if name == 'own':
-        method = parts['method']
-        name = parts['feedback'] and method.fsa_protocol or method.protocol
-    return load_part('protocol', name)
+        method = components['method']
+        name = components['feedback'] and method.fsa_protocol or method.protocol
+    return load_component('protocol', name)
 
 
 def protocol_settings(protocol, dataset):
     """Return a protocol's settings for a data set: its default, replaced by what it says of that data set.
 
     Args:
-        protocol (dict): of a part file: `name`, `default`, `datasets`.
+        protocol (dict): of a component file: `name`, `default`, `datasets`.
         dataset (str): name; one that the protocol does not know gets the default and its class names as words.
 
     Raises:
@@ -251,10 +257,10 @@ def class_names(dataset):
 
 
 def with_classes(dataset, data_root):
-    """Return a data set's part; its `classes` and `label_map` (files below its folder) become what they hold.
+    """Return a data set's component; its `classes` and `label_map` (files below its folder) become what they hold.
 
     Args:
-        dataset (dict): of `load_part`.
+        dataset (dict): of `load_component`.
         data_root (str): the folder that all data sets' folders lie in.
     """
     folder = find_root(os.path.join(data_root, dataset['data_root']))
@@ -270,36 +276,36 @@ def with_classes(dataset, data_root):
             '(data/README.md)'
         )
     names = read_classes(path, shipped('dataset', dataset['name']))
-    part = ConfigDict(dataset, metainfo=dict(classes=names, palette=even_palette(len(names))))
-    del part['classes']
-    return part
+    component = ConfigDict(dataset, metainfo=dict(classes=names, palette=even_palette(len(names))))
+    del component['classes']
+    return component
 
 
-def dataset_config(part, data_root):
-    """Return what a data set is built from: its part (of `with_classes`) without what it says about itself.
+def dataset_config(component, data_root):
+    """Return what a data set is built from: its component (of `with_classes`) without what it says about itself.
 
-    Where 255 is a label, `ignore_index` is 65535 unless the part says another.
+    Where 255 is a label, `ignore_index` is 65535 unless the component says another.
 
     Raises:
         UserError: an `image_max` that is no value of white.
 
     Args:
-        part (dict), data_root (str): as of `with_classes`.
+        component (dict), data_root (str): as of `with_classes`.
     """
-    config = {key: value for key, value in part.items() if key not in DATA_ABOUT}
-    if void_label(len(class_names(part)), part.get('reduce_zero_label', False)) != VOID:
+    config = {key: value for key, value in component.items() if key not in DATA_ABOUT}
+    if void_label(len(class_names(component)), component.get('reduce_zero_label', False)) != VOID:
         config.setdefault('ignore_index', WIDE_VOID)
-    white = part.get('image_max')
+    white = component.get('image_max')
     if white is not None and (type(white) is not int or not 255 <= white <= WHITE):
         raise UserError(
             f'image_max is {white!r}; it has to be a whole number from 255 to {WHITE}, the value of white '
             'in 16-bit files'
         )
-    return dict(config, data_root=os.path.join(data_root, part['data_root']))
+    return dict(config, data_root=os.path.join(data_root, component['data_root']))
 
 
 def shipped(kind, name):
-    """Return whether a part of this name ships with the suite."""
+    """Return whether a component of this name ships with the suite."""
     return os.path.isfile(os.path.join(CONFIGS, KINDS[kind], f'{name}.py'))
 
 
@@ -318,15 +324,15 @@ def known_images(name, stated, folder):
         if os.path.dirname(folder) == folder:
             if not shipped('dataset', name):
                 return stated
-            return load_part('dataset', os.path.join(CONFIGS, KINDS['dataset'], f'{name}.py')).images
+            return load_component('dataset', os.path.join(CONFIGS, KINDS['dataset'], f'{name}.py')).images
         folder = os.path.dirname(folder)
     return None
 
 
-def part_config(part, random_weights=None):
-    """Return what a backbone or a VFM is built from: its part without what the part says about itself."""
+def component_config(component, random_weights=None):
+    """Return what a backbone or a VFM is built from: its component without what the component says about itself."""
     seed = {} if random_weights is None else dict(random_weights=random_weights)
-    return dict({key: value for key, value in part.items() if key not in ABOUT}, **seed)
+    return dict({key: value for key, value in component.items() if key not in ABOUT}, **seed)
 
 
 def check_constructor(config, registry, where):
@@ -351,25 +357,25 @@ def _check_protocol(settings, where):
     check_values(settings.get('words', {}), WORD_RULES, f'words of {where}')
 
 
-def _checked(part, kind, path):
-    """Return a part of a file; keys that it cannot have are UserErrors."""
+def _checked(component, kind, path):
+    """Return a component of a file; keys that it cannot have are UserErrors."""
     if kind == 'protocol':
-        check_keys(part, (*REQUIRED[kind], 'custom_imports'), f'{kind} in {path}')
-    missing = [key for key in REQUIRED[kind] if key not in part]
+        check_keys(component, (*REQUIRED[kind], 'custom_imports'), f'{kind} in {path}')
+    missing = [key for key in REQUIRED[kind] if key not in component]
     if missing:
         raise UserError(f'{kind} in {path} lacks the keys {", ".join(missing)}')
-    check_values(part, RULES[kind], f'{kind} in {path}')
-    for settings in (part.default, *part.datasets.values()) if kind == 'protocol' else ():
+    check_values(component, RULES[kind], f'{kind} in {path}')
+    for settings in (component.default, *component.datasets.values()) if kind == 'protocol' else ():
         _check_protocol(settings, f'protocol in {path}')
-    if kind in ('backbone', 'vfm') and 'random_weights' in part:
+    if kind in ('backbone', 'vfm') and 'random_weights' in component:
         raise UserError(
-            f'{kind} in {path}: random_weights is no key of a part; use --random-weights SEED, which marks the result'
+            f'{kind} in {path}: random_weights is no key of a component; use --random-weights SEED, which marks the result'
         )
     if kind == 'backbone':
-        check_keys(part, (*ABOUT, *BACKBONE_KEYS), f'{kind} in {path}')
+        check_keys(component, (*ABOUT, *BACKBONE_KEYS), f'{kind} in {path}')
     if kind == 'vfm':
-        check_constructor(part_config(part), MODELS, f'{kind} in {path}')
-    return part
+        check_constructor(component_config(component), MODELS, f'{kind} in {path}')
+    return component
 
 
 def _spelt_out(kind, given):
@@ -382,7 +388,42 @@ def _spelt_out(kind, given):
             f'{key}={"+".join(map(str, value)) if isinstance(value, (list, tuple)) else value}'
             for key, value in given.items()
         )
-        return ConfigDict(load_part('feedback', 'fsa'), name=own or f'fsa {settings}'.strip(), **given)
+        return ConfigDict(load_component('feedback', 'fsa'), name=own or f'fsa {settings}'.strip(), **given)
     raise UserError(
         f'{kind} {given}: give a name or a file; only methods, settings of FSA and data sets can be spelt out'
     )
+
+
+def all_weights() -> list[Weights]:
+    """Return the `Weights` of every backbone and VFM component."""
+    return [weights_of(kind, name) for kind in WEIGHT_KINDS for name in component_names(kind)]
+
+
+def find_weights(names: Sequence[str]) -> list[Weights]:
+    """Return the `Weights` of components, by the components' names; an unknown name is a UserError."""
+    candidates = all_weights()
+    for name in names:
+        one_of(name, {weights.name for weights in candidates}, 'backbone or VFM')
+    return [weights for weights in candidates if weights.name in names]
+
+
+def weights_of(kind: str, name: str) -> Weights:
+    """Return the `Weights` of a component.
+
+    Args:
+        kind: 'backbone' or 'vfm'.
+        name: the component's name or file.
+    """
+    return weights_from(kind, load_component(kind, name))
+
+
+def parameters(kind: str, name: str) -> int:
+    """Return the number of a component's parameters; no memory is taken for them."""
+    component = load_component(kind, name)
+    with torch.device('meta'):
+        model = (
+            load_clip(**component_config(component, 0))[0]
+            if kind == 'backbone'
+            else MODELS.build(component_config(component, 0))
+        )
+    return sum(parameter.numel() for parameter in model.parameters())

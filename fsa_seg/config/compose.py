@@ -1,4 +1,4 @@
-"""Configs: composing parts into one that mmengine runs, and checking it before a run.
+"""Configs: composing components into one that mmengine runs, and checking it before a run.
 
 A composed config is complete: it is saved with its result and can be run again as it is.
 """
@@ -16,15 +16,15 @@ from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from fsa_seg.config.components import (
     check_constructor,
     class_names,
+    component_config,
+    component_titles,
     dataset_config,
     feedback_of,
     known_images,
+    load_component,
+    load_components,
     load_file,
-    load_part,
-    load_parts,
     load_protocol,
-    part_config,
-    part_titles,
     protocol_settings,
     segmentor_config,
     shipped,
@@ -105,7 +105,7 @@ CHECKED = re.compile(
 
 
 def is_complete(config):
-    """Return whether a config is a composed one, not a part."""
+    """Return whether a config is a composed one, not a component."""
     return 'model' in config and 'test_dataloader' in config
 
 
@@ -126,9 +126,9 @@ def compose(
     """Return the complete config of one cell.
 
     Args:
-        dataset, method, backbone, vfm (str): name or file of a part; the VFM is used by proxy attention alone. A
-            data set and a method can be spelt out, see `fsa_seg.config.components.load_part`.
-        feedback (str or dict): name or file of a feedback part, or settings of FSA; None for the bare method.
+        dataset, method, backbone, vfm (str): name or file of a component; the VFM is used by proxy attention alone. A
+            data set and a method can be spelt out, see `fsa_seg.config.components.load_component`.
+        feedback (str or dict): name or file of a feedback component, or settings of FSA; None for the bare method.
         protocol (str): 'own' (the method's publication's), or name or file of a protocol.
         words (str): a file of class words in place of the protocol's; see `fsa_seg.models.text.read_words`.
         data_root (str): folder that holds all data sets; a relative one is looked up here and in the repository.
@@ -138,10 +138,13 @@ def compose(
         runtime (dict): replaces entries of configs/runtime.py.
 
     Raises:
-        UserError: a part, a key or a value that cannot be used.
+        UserError: a component, a key or a value that cannot be used.
     """
-    parts, data = load_parts(method, feedback, backbone, vfm), with_classes(load_part('dataset', dataset), data_root)
-    protocol = load_protocol(protocol, parts)
+    components, data = (
+        load_components(method, feedback, backbone, vfm),
+        with_classes(load_component('dataset', dataset), data_root),
+    )
+    protocol = load_protocol(protocol, components)
     settings = protocol_settings(protocol, data.name)
     check_values(
         dict(limit=limit, random_weights=random_weights),
@@ -153,11 +156,11 @@ def compose(
     )
     classes = class_names(data)
     queries = read_words(words, classes) if words is not None else class_words(classes, **settings['words'])
-    model = dict(model_config(parts, settings, precision, random_weights=random_weights), words=queries)
-    toy = any(part.get('toy', False) for part in (parts['backbone'], *parts['vfm'].values()))
+    model = dict(model_config(components, settings, precision, random_weights=random_weights), words=queries)
+    toy = any(component.get('toy', False) for component in (components['backbone'], *components['vfm'].values()))
     drawn = os.path.exists(os.path.join(find_root(data_root), TOY_MARK))
     cell = dict(
-        part_titles(parts),
+        component_titles(components),
         dataset=data.name,
         protocol=protocol.name,
         limit=limit,
@@ -170,8 +173,10 @@ def compose(
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
     known = known_images(data.name, data.get('images'), find_root(data_root))
     config.merge_from_dict(dict(cell=cell, model=model, known_images=known))
-    named = (parts['backbone'], parts['feedback'], *parts['vfm'].values(), data, protocol)
-    imports = [name for part in named if part for name in part.get('custom_imports', {}).get('imports', [])]
+    named = (components['backbone'], components['feedback'], *components['vfm'].values(), data, protocol)
+    imports = [
+        name for component in named if component for name in component.get('custom_imports', {}).get('imports', [])
+    ]
     config.custom_imports = dict(imports=[REGISTER, *imports])
     import_modules_from_strings(config.custom_imports.imports)
     _add_loop(config, dataset_config(data, data_root), settings['short'], data.get('label_map'), data.get('image_max'))
@@ -179,21 +184,21 @@ def compose(
     return config
 
 
-def model_config(parts, settings, precision='auto', device=None, random_weights=None):
+def model_config(components, settings, precision='auto', device=None, random_weights=None):
     """Return the config of a segmentor, without its words.
 
     Args:
-        parts (dict): of `fsa_seg.config.components.load_parts`.
+        components (dict): of `fsa_seg.config.components.load_components`.
         settings (dict): of `fsa_seg.config.components.protocol_settings`.
         precision (str), device (str): see `fsa_seg.models.segmentor.resolve_precision`; resolved here, since it can change a
             number.
         random_weights (int): seed of random weights in place of trained ones.
     """
     return dict(
-        segmentor_config(parts['method']),
-        backbone=part_config(parts['backbone'], random_weights),
-        vfm={role: part_config(vfm, random_weights) for role, vfm in parts['vfm'].items()} or None,
-        feedback=feedback_of(parts),
+        segmentor_config(components['method']),
+        backbone=component_config(components['backbone'], random_weights),
+        vfm={role: component_config(vfm, random_weights) for role, vfm in components['vfm'].items()} or None,
+        feedback=feedback_of(components),
         precision=resolve_precision(precision, device),
         **{key: settings[key] for key in FROM_PROTOCOL},
     )

@@ -11,7 +11,6 @@ this list. Each entry has a level:
 Defaults are filled in, so that a default that is spelt out is the same cell; 3 and 3.0 are one value.
 """
 
-import functools
 import glob
 import hashlib
 import importlib.metadata
@@ -36,7 +35,7 @@ from fsa_seg.models.weights import path_of, weights_from
 from fsa_seg.ops.device import device_name, tf32_state
 from fsa_seg.ops.feedback import FSA, TERMS
 from fsa_seg.system.machine import FINGERPRINT_PACKAGES
-from fsa_seg.system.paths import ROOT, file_digest, local_path
+from fsa_seg.system.paths import file_digest, files_digest, local_path, sources_digest
 
 LEVELS = ('number', 'source', 'rounding', 'none')
 WEIGHT_SUFFIXES = ('.json', '.safetensors', '.bin', '.pt', '.pth')
@@ -196,17 +195,6 @@ def resolved(cls, config):
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return {**defaults, **{key: value for key, value in config.items() if key != 'type'}}
-
-
-@functools.cache
-def sources_digest():
-    """Return the SHA-256 of the package's source files as this process first saw them, as a hexadecimal string."""
-    return files_digest(sorted(glob.glob(os.path.join(ROOT, 'fsa_seg', '**', '*.py'), recursive=True)))
-
-
-def files_digest(paths):
-    """Return the SHA-256 of files' contents, in order, as a hexadecimal string."""
-    return _sha256([file_digest(path) for path in paths])
 
 
 def versions():

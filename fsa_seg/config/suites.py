@@ -1,13 +1,13 @@
 """Suites: lists of cells as small data files, configs/suites/NAME.py.
 
-A suite is dict(name, groups); a group is the product of its lists, by kind of part. A suite with a `window` is run on
+A suite is dict(name, groups); a group is the product of its lists, by kind of component. A suite with a `window` is run on
 one window with random weights by `fsa_seg.profiling.architectures`, and needs no data.
 """
 
 import itertools
 import json
 
-from fsa_seg.config.components import load_part, part_names
+from fsa_seg.config.components import component_names, load_component
 from fsa_seg.errors import UserError, check_keys
 
 KINDS = ('backbone', 'vfm', 'method', 'feedback', 'protocol', 'words', 'dataset')  # from the outermost loop inwards
@@ -17,7 +17,7 @@ SUITE_KEYS = ('name', 'groups', 'window', 'queries')
 
 def load_suite(name):
     """Return a suite's dict, given its name or file; a key that it cannot have is a UserError."""
-    suite = load_part('suite', name)
+    suite = load_component('suite', name)
     check_keys(suite, SUITE_KEYS, f'suite {name}')
     kinds = KINDS
     if 'window' in suite:
@@ -32,7 +32,7 @@ def load_suite(name):
 
 
 def suite_cells(suite, **chosen):
-    """Return the cells of a suite, each as a dict of kind -> part, without repetitions.
+    """Return the cells of a suite, each as a dict of kind -> component, without repetitions.
 
     Args:
         suite (dict): of `load_suite`.
@@ -47,7 +47,7 @@ def suite_cells(suite, **chosen):
         for kind, values in lists.items():
             if not isinstance(values, (list, tuple)):
                 raise UserError(f'suite {suite["name"]}: {kind} is {values!r}; give a list, such as [{values!r}]')
-        lists = {kind: _all_parts(kind) if list(values) == ['all'] else values for kind, values in lists.items()}
+        lists = {kind: _all_components(kind) if list(values) == ['all'] else values for kind, values in lists.items()}
         kinds = sorted(lists, key=KINDS.index)
         for values in itertools.product(*(lists[kind] for kind in kinds)):
             cell = dict(zip(kinds, values), **({'check': True} if group.get('check') else {}))
@@ -57,8 +57,8 @@ def suite_cells(suite, **chosen):
     return list(cells.values())
 
 
-def _all_parts(kind):
-    """Return the names of all parts of a kind but the toys."""
+def _all_components(kind):
+    """Return the names of all components of a kind but the toys."""
     if kind == 'words':
         raise UserError("words=['all']: name files of words")
-    return [name for name in part_names(kind) if not load_part(kind, name).get('toy')]
+    return [name for name in component_names(kind) if not load_component(kind, name).get('toy')]

@@ -95,12 +95,12 @@ def check_out(path, cell):
 
 
 def run_cell(cell, path=None):
-    """Run one prepared cell, see `run_panel`; return its result (None on other processes than the main one)."""
-    results = run_panel([cell], [path or result_path(cell)])
+    """Run one prepared cell, see `run_pass`; return its result (None on other processes than the main one)."""
+    results = run_pass([cell], [path or result_path(cell)])
     return results and results[0]
 
 
-def run_panel(cells, paths=None):
+def run_pass(cells, paths=None):
     """Run prepared cells that differ in the last block alone in one pass through `Runner.test()`, and write a result each.
 
     The counts of each image are kept as they come; a run that was interrupted goes on from them. A cell that another
@@ -132,7 +132,7 @@ def run_panel(cells, paths=None):
         if taken[0]:
             print_log('another process has written the results meanwhile; they are taken', 'current')
             return kept if is_main_process() else None
-        return _run_pass(cells, paths, folders)
+        return _run_locked_pass(cells, paths, folders)
 
 
 def usable(path, cell):
@@ -144,7 +144,7 @@ def usable(path, cell):
     return None if stale(result, cell) else result
 
 
-def _run_pass(cells, paths, folders):
+def _run_locked_pass(cells, paths, folders):
     """Run the cells of one pass, whose folders are locked, and return their results."""
     first = cells[0].config
     name = os.path.basename(folders[0]) + (f'_and_{len(cells) - 1}_more' if len(cells) > 1 else '')
@@ -241,7 +241,7 @@ def run_cells(configs, progress, force=False, most=32):
         most (int): cells of a pass; each holds its own cosines of the images whose windows are in a batch.
 
     Raises:
-        UserError: as of `prepare` and `run_panel`.
+        UserError: as of `prepare` and `run_pass`.
     """
     _checked_images.cache_clear()  # files may have changed since an earlier call of the process
     cells = [prepare(config) for config in configs]
@@ -265,7 +265,7 @@ def run_cells(configs, progress, force=False, most=32):
         'current',
     )
     for group in progress(passes):
-        done.update((cell.hash, result) for cell, result in zip(group, run_panel(group)))
+        done.update((cell.hash, result) for cell, result in zip(group, run_pass(group)))
     return [_named_result(cell, there.get(result_path(cell)) or done[cell.hash]) for cell in cells]
 
 

@@ -14,7 +14,7 @@ import traceback
 
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods.base import SCOPES, STAGES, Method, option_names
-from fsa_seg.system.paths import part_files
+from fsa_seg.system.paths import component_files
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NOT_METHODS = ('__init__', 'base', 'spelled_out')  # files of this folder that hold no method of a name
@@ -35,7 +35,7 @@ def method_files(own: bool = True) -> dict[str, str]:
     names = (os.path.splitext(file) for file in sorted(os.listdir(HERE)))
     files = {name: os.path.join(HERE, name + ending) for name, ending in names if ending == '.py'}
     files = {name: path for name, path in files.items() if name not in NOT_METHODS}
-    for name, path in part_files('methods').items() if own else ():
+    for name, path in component_files('methods').items() if own else ():
         if name in files or name in NOT_METHODS:
             raise UserError(f'{path}: {name!r} is the name of a method of the suite; rename the file')
         files[name] = path

@@ -4,7 +4,6 @@ import glob
 import os
 import re
 import zipfile
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import open_clip
@@ -13,19 +12,16 @@ import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import EntryNotFoundError
 from mmengine import ConfigDict
-from mmseg.registry import MODELS
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained
 from safetensors import safe_open
 from tqdm import tqdm
 
-from fsa_seg.config.components import load_part, part_config, part_names
-from fsa_seg.errors import UserError, one_of
-from fsa_seg.models.clip import load_clip, loading_weights
+from fsa_seg.errors import UserError
+from fsa_seg.models.clip import loading_weights
 from fsa_seg.system.files import hash_file
 from fsa_seg.system.paths import local_path
 
-KINDS = ('backbone', 'vfm')
 TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')  # names that timm looks for in a hub's repository, in order
 CLIP_FILES = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)  # names that open_clip looks for, in order
 TRIES = 5  # connections for one file of the hub
@@ -33,11 +29,11 @@ STATES = ('damaged', 'readable', 'whole')  # of a file of weights, the worst fir
 
 
 class Weights(NamedTuple):
-    """The source of a part's weights.
+    """The source of a component's weights.
 
     Attributes:
-        kind: of the part, 'backbone' or 'vfm'.
-        name: of the part.
+        kind: of the component, 'backbone' or 'vfm'.
+        name: of the component.
         licence: of the weights.
         source: a repository of the hub, a URL, or a local path.
         files: names to look for in the repository, in order; empty for a URL or a path.
@@ -54,51 +50,30 @@ class Weights(NamedTuple):
     cache_dir: str | None = None
 
 
-def all_weights() -> list[Weights]:
-    """Return the `Weights` of every backbone and VFM part."""
-    return [weights_of(kind, name) for kind in KINDS for name in part_names(kind)]
-
-
-def find_weights(names: Sequence[str]) -> list[Weights]:
-    """Return the `Weights` of parts, by the parts' names; an unknown name is a UserError."""
-    candidates = all_weights()
-    for name in names:
-        one_of(name, {weights.name for weights in candidates}, 'backbone or VFM')
-    return [weights for weights in candidates if weights.name in names]
-
-
-def weights_of(kind: str, name: str) -> Weights:
-    """Return the `Weights` of a part.
+def weights_from(kind: str, component: ConfigDict) -> Weights:
+    """Return the `Weights` of a loaded component, or of the model's config that was made of the component.
 
     Args:
         kind: 'backbone' or 'vfm'.
-        name: the part's name or file.
+        component: a dict such as a file of configs/backbones/ holds.
     """
-    return weights_from(kind, load_part(kind, name))
-
-
-def weights_from(kind: str, part: ConfigDict) -> Weights:
-    """Return the `Weights` of a loaded part, or of the model's config that was made of the part.
-
-    Args:
-        kind: 'backbone' or 'vfm'.
-        part: see `fsa_seg.config.components.load_part`.
-    """
-    name, licence = part.get('name', part.get('model')), part.get('licence', '–')
-    model = part.get('model', '')
-    local = part.get('checkpoint') or (model[10:] if model.startswith('local-dir:') else None)
+    name, licence = component.get('name', component.get('model')), component.get('licence', '–')
+    model = component.get('model', '')
+    local = component.get('checkpoint') or (model[10:] if model.startswith('local-dir:') else None)
     if local or not (kind == 'backbone' or timm.is_model(model)):  # a user's class
-        return Weights(kind, name, licence, local or part.type)
+        return Weights(kind, name, licence, local or component.type)
     if kind == 'backbone':
-        tag = open_clip.get_pretrained_cfg(part.model, part.get('pretrained') or '')
+        tag = open_clip.get_pretrained_cfg(component.model, component.get('pretrained') or '')
         if not tag:
-            raise UserError(f'backbone {name}: open_clip has no weights {part.get("pretrained")!r} of {part.model}')
+            raise UserError(
+                f'backbone {name}: open_clip has no weights {component.get("pretrained")!r} of {component.model}'
+            )
         repository, file = os.path.split(tag.get('hf_hub') or '')
         files = ((file,) if file else CLIP_FILES) if repository else ()
-        return Weights(kind, name, licence, repository or tag['url'], files, tag, part.get('cache_dir'))
-    cfg = timm.get_pretrained_cfg(part.model, allow_unregistered=False)
+        return Weights(kind, name, licence, repository or tag['url'], files, tag, component.get('cache_dir'))
+    cfg = timm.get_pretrained_cfg(component.model, allow_unregistered=False)
     if not cfg or not (cfg.hf_hub_id or cfg.url):
-        raise UserError(f'VFM {name}: timm has no weights for {part.model}')
+        raise UserError(f'VFM {name}: timm has no weights for {component.model}')
     files = ((cfg.hf_hub_filename,) if cfg.hf_hub_filename else TIMM_FILES) if cfg.hf_hub_id else ()
     return Weights(kind, name, cfg.license or licence, cfg.hf_hub_id or cfg.url, files)
 
@@ -173,14 +148,6 @@ def size_of(path: str) -> int:
     """Return the bytes of a file, or of the files in a folder."""
     files = [path] if os.path.isfile(path) else glob.glob(os.path.join(path, '*'))
     return sum(os.path.getsize(file) for file in files)
-
-
-def parameters(kind: str, name: str) -> int:
-    """Return the number of a part's parameters; no memory is taken for them."""
-    part = load_part(kind, name)
-    with torch.device('meta'):
-        model = load_clip(**part_config(part, 0))[0] if kind == 'backbone' else MODELS.build(part_config(part, 0))
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _from_hub(weights, file):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
-from fsa_seg.config.components import feedback_of, load_parts, part_config, part_titles, segmentor_config
-from fsa_seg.config.fingerprint import sources_digest, versions
+from fsa_seg.config.components import component_config, component_titles, feedback_of, load_components, segmentor_config
+from fsa_seg.config.fingerprint import versions
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.results import row_name, write_result
 from fsa_seg.methods import SPELLED_OUT
@@ -23,6 +23,7 @@ from fsa_seg.models.window import resolve_feedback, role_features, token_logits,
 from fsa_seg.ops import reference
 from fsa_seg.ops.device import device_name, exact_float32, measured
 from fsa_seg.ops.feedback import prune
+from fsa_seg.system.paths import sources_digest
 
 DEFAULTS = dict(method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8')
 HEAD = (
@@ -31,7 +32,7 @@ HEAD = (
 )
 
 
-class Smoke:
+class ArchitectureRuns:
     """Runs the cells of a suite that has a `window`, one row each.
 
     Args:
@@ -55,11 +56,13 @@ class Smoke:
         """Return the row of a cell as a JSON-ready dict; what the cell raises stands in its `error`.
 
         Args:
-            cell (dict): kind -> part, of `fsa_seg.config.suites.suite_cells`.
+            cell (dict): kind -> component, of `fsa_seg.config.suites.suite_cells`.
         """
-        parts = load_parts(*({**DEFAULTS, **cell}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
-        names = part_titles(parts)
-        spelt = dict(parts, method=segmentor_config(parts['method']))
+        components = load_components(
+            *({**DEFAULTS, **cell}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm'))
+        )
+        names = component_titles(components)
+        spelt = dict(components, method=segmentor_config(components['method']))
         key = json.dumps([spelt, cell.get('check', False), self._state], sort_keys=True)
         path = os.path.join(self.folder, hashlib.sha256(key.encode()).hexdigest()[:16] + '.json')
         if os.path.exists(path) and not self.force:
@@ -67,8 +70,8 @@ class Smoke:
                 return json.load(f)
         row = dict(names, name=row_name(names), random_weights=self.seed, precision=self.precision, error=None)
         try:
-            row.update(self._run(parts, cell.get('check', False)))
-        except Exception as error:  # whatever a new part raises
+            row.update(self._run(components, cell.get('check', False)))
+        except Exception as error:  # whatever a new component raises
             return dict(row, error=f'{type(error).__name__}: {str(error)[:300]}')
         write_result(row, path)
         return row
@@ -78,13 +81,13 @@ class Smoke:
         return (
             f'One window of {self.suite.window}×{self.suite.window} random pixels, {self.suite.queries} queries, '
             f'random weights of seed {self.seed}, {self.precision}, {device_name(self.device)}. Trunk and VFM ran once each and are '
-            "shared by the rows that name them; memory is the highest of a row's parts, beyond the weights."
+            "shared by the rows that name them; memory is the highest of a row's components, beyond the weights."
         )
 
-    def _run(self, parts, check):
-        (visual, text, image, tokens, grid), trunk_cost, size = self._trunk(parts['backbone'])
-        method, vfms = parts['method'], {role: self._vfm(vfm) for role, vfm in parts['vfm'].items()}
-        feedback = feedback_of(parts)
+    def _run(self, components, check):
+        (visual, text, image, tokens, grid), trunk_cost, size = self._trunk(components['backbone'])
+        method, vfms = components['method'], {role: self._vfm(vfm) for role, vfm in components['vfm'].items()}
+        feedback = feedback_of(components)
         feedback = resolve_feedback(feedback and {key: value for key, value in feedback.items() if key != 'type'})
         arguments = dict(
             method=method,
@@ -114,12 +117,12 @@ class Smoke:
         sides = [-(-self.suite.window // side) * side for side in multiple]
         return torch.rand(1, 3, *sides, generator=torch.Generator().manual_seed(self.seed)).to(self.device)
 
-    def _trunk(self, part):
+    def _trunk(self, component):
         """Return (tower, text rows, image, tokens, grid), cost and bytes of a backbone; the last backbone is kept."""
-        key = json.dumps(part, sort_keys=True)
+        key = json.dumps(component, sort_keys=True)
         if self._backbone[0] != key:
             self._backbone = (None, None)  # its memory is free before the next is made
-            visual = load_clip(**part_config(part, self.seed))[0].visual
+            visual = load_clip(**component_config(component, self.seed))[0].visual
             visual = visual.to(self.device, PRECISIONS[self.precision])
             mean, std = (
                 torch.tensor(visual.preprocess_cfg[name], device=self.device)[:, None, None] for name in ('mean', 'std')
@@ -131,11 +134,11 @@ class Smoke:
             self._backbone = (key, ((visual, text.to(self.device), image, tokens, grid), cost, _bytes(visual)))
         return self._backbone[1]
 
-    def _vfm(self, part):
+    def _vfm(self, component):
         """Return features, cost and bytes of a VFM; its features are kept, the model is not."""
-        key = json.dumps(part, sort_keys=True)
+        key = json.dumps(component, sort_keys=True)
         if key not in self._features:
-            vfm = MODELS.build(part_config(part, self.seed))
+            vfm = MODELS.build(component_config(component, self.seed))
             image = self._image(vfm.multiple)
             expected = tuple(vfm.grid(*image.shape[2:]))
             vfm = vfm.to(self.device, PRECISIONS[self.precision])
@@ -178,7 +181,7 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features, 
     return dict(difference=difference)
 
 
-def smoke_table(rows, where):
+def architectures_table(rows, where):
     """Return a Markdown table of smoke rows, under a line that says `where` they ran."""
     lines = [where, '', HEAD]
     for row in rows:

@@ -23,7 +23,7 @@ from mmseg.structures import SegDataSample
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsa_seg.config.components import load_parts, load_protocol, protocol_settings
+from fsa_seg.config.components import load_components, load_protocol, protocol_settings
 from fsa_seg.config.compose import compose, model_config
 from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
@@ -89,11 +89,11 @@ def _attended(windows):
     return windows.attention.apply(windows.block.values(windows.attention))
 
 
-class Measurements:
+class CostTables:
     """The sections of measurements, each a method that returns a list of rows (dicts with the same keys).
 
     Args:
-        backbone (str), vfm (str): names of parts; models get random weights.
+        backbone (str), vfm (str): names of components; models get random weights.
         precision (str): 'fp32', 'fp16' or 'bf16'.
         device (str): where to run.
         repeats (int): runs of each function; what takes long runs at most 3 times, the last block at its largest once.
@@ -464,7 +464,9 @@ class Measurements:
             most = most if self.device.type == 'cpu' else model.batch_size(functools.partial(run, 1))
             sizes = {size: functools.partial(run, size) for size in dict.fromkeys((1, most))}
             times = {size: cost.seconds for size, cost in self._costs(sizes, memory=[]).items()}
-        weights = sum(p.numel() * p.element_size() for part in (model.visual, model.vfms) for p in part.parameters())
+        weights = sum(
+            p.numel() * p.element_size() for component in (model.visual, model.vfms) for p in component.parameters()
+        )
         return dict(
             weights=weights,
             peak=peak,
@@ -503,9 +505,9 @@ class Measurements:
 
     def _member(self, method, feedback, vfm=None, queries=21, **options):
         """Return a segmentor with random weights, and random text; models are shared by all that are made here."""
-        parts = load_parts(method, feedback, self.backbone, vfm or self.vfm)
-        settings = protocol_settings(load_protocol(PROTOCOL, parts), None)
-        config = model_config(parts, settings, self.precision, self.device, random_weights=0)
+        components = load_components(method, feedback, self.backbone, vfm or self.vfm)
+        settings = protocol_settings(load_protocol(PROTOCOL, components), None)
+        config = model_config(components, settings, self.precision, self.device, random_weights=0)
         model = MODELS.build(dict(config, models={} if options else self._models, **options)).to(self.device)
         names = tuple(map(str, range(queries)))
         return Member(model, Text(self._text(model, queries), (1,) * queries, names))
@@ -607,18 +609,18 @@ SECTIONS = (
 
 def report(sections, where):
     """Return Markdown of measured sections: dict of name -> rows, under a line that says `where` they were measured."""
-    parts = [where]
+    components = [where]
     for name, rows in sections.items():
-        title = getattr(Measurements, name).__doc__.splitlines()[0]
+        title = getattr(CostTables, name).__doc__.splitlines()[0]
         keys = [key for key in rows[0] if key not in ('seconds', 'bytes')]
         lines = ['| ' + ' | '.join(keys) + ' |', '|---' * len(keys) + '|']
         lines += ['| ' + ' | '.join(str(row[key]) for key in keys) + ' |' for row in rows]
-        parts += [title, '\n'.join(lines)]
-    return '\n\n'.join(parts)
+        components += [title, '\n'.join(lines)]
+    return '\n\n'.join(components)
 
 
 def plot_growth(rows, path):
-    """Draw the growth of time and memory over N and over Q, of the rows of `Measurements.growth`, as a PNG."""
+    """Draw the growth of time and memory over N and over Q, of the rows of `CostTables.growth`, as a PNG."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 

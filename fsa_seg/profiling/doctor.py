@@ -94,7 +94,7 @@ def run_check(
 def window(quick: bool) -> Iterator[Finding]:
     """One window of each backbone with DINO B/8 at real size, with random weights: memory, images per second."""
     from fsa_seg.models.segmentor import resolve_precision
-    from fsa_seg.profiling.costs import Measurements
+    from fsa_seg.profiling.costs import CostTables
 
     device, precision = used_device(), resolve_precision('auto')
     _, free = memory()
@@ -104,7 +104,7 @@ def window(quick: bool) -> Iterator[Finding]:
             continue
         once = device == 'cpu' and (quick or backbone == 'openclip_vit-h14')
         repeats = 3 if device == 'cuda' else 1
-        measured = Measurements(backbone, VFM, precision, device, repeats, MINI).window(once=once)
+        measured = CostTables(backbone, VFM, precision, device, repeats, MINI).window(once=once)
         rates = ', '.join(
             f'{rate:.3g} images/s with {size} windows at once ({100 * share:.0f} % of the matrix rate)'
             for size, (rate, share) in measured['rates'].items()
@@ -155,10 +155,10 @@ def bf16(quick: bool) -> Iterator[Finding]:
         raise Skip('a GPU is used here')
     if not flags:
         raise Skip('this CPU has no bf16 matrix units')
-    from fsa_seg.profiling.costs import Measurements
+    from fsa_seg.profiling.costs import CostTables
 
     backbone = next(iter(BACKBONES))
-    for row in Measurements(backbone, VFM, 'fp32', device, 2, MINI).bf16():
+    for row in CostTables(backbone, VFM, 'fp32', device, 2, MINI).bf16():
         name = dict(trunk=f'trunk of {backbone}', VFM=VFM)[row['model']]
         gain = f'{row["times faster"]} times as fast as fp32: {row["bf16"]} for {row["fp32"]}'
         yield name, True, f'{gain}; {", ".join(flags)}'

@@ -234,7 +234,7 @@ def sync(quick):
     for size in (1, 4):
         options = dict(words=WORDS, window=100, stride=64, window_batch=size)
         members = [dict(_toy_config(*cell, 'auto'), **options) for cell in cells]
-        panel = MODELS.build(dict(type='Panel', members=members)).to(device)
+        panel = MODELS.build(dict(type='SharedPass', members=members)).to(device)
         data = panel.data_preprocessor(
             dict(
                 inputs=[torch.randint(256, (3, *shape), dtype=torch.uint8) for shape in ((132, 180), (90, 203))],
@@ -323,11 +323,11 @@ def _toy(method='maskclip'):
 
 
 def moved_labels(rows, images, precisions):
-    """Yield what `Measurements.moved_labels` does on the used device; `rows` None stands for its default."""
+    """Yield what `CostTables.moved_labels` does on the used device; `rows` None stands for its default."""
     needs(MINI)
-    from fsa_seg.profiling.costs import AGREEING, Measurements
+    from fsa_seg.profiling.costs import AGREEING, CostTables
 
-    toy = Measurements('toy', 'toy', 'fp32', used_device(), 1, MINI)
+    toy = CostTables('toy', 'toy', 'fp32', used_device(), 1, MINI)
     yield from toy.moved_labels(rows or AGREEING, images, precisions)
 
 

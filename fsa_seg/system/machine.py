@@ -236,7 +236,7 @@ def one_line(error: BaseException) -> str:
 def _sources():
     """Return the head of the digest of the package's sources, or the error that hides it."""
     try:
-        from fsa_seg.config.fingerprint import sources_digest
+        from fsa_seg.system.paths import sources_digest
 
         return sources_digest()[:12]
     except Exception as error:  # a library that the package needs is missing

@@ -4,10 +4,13 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
+import hashlib
+import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fsa_seg.errors import UserError, warn_once
 from fsa_seg.system.files import hash_file
@@ -62,6 +65,17 @@ def file_digest(path: str) -> str:
 @functools.lru_cache(None)
 def _file_digest(path, size, modified, inode):
     return hash_file(path)
+
+
+@functools.cache
+def sources_digest() -> str:
+    """Return the SHA-256 of the package's source files as this process first saw them, as a hexadecimal string."""
+    return files_digest(sorted(glob.glob(os.path.join(ROOT, 'fsa_seg', '**', '*.py'), recursive=True)))
+
+
+def files_digest(paths: Iterable[str]) -> str:
+    """Return the SHA-256 of files' contents, in order, as a hexadecimal string."""
+    return hashlib.sha256(json.dumps([file_digest(path) for path in paths]).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -154,7 +168,7 @@ def config_folders() -> list[str]:
     return [CONFIGS, *extra]
 
 
-def part_files(subfolder: str) -> dict[str, str]:
+def component_files(subfolder: str) -> dict[str, str]:
     """Return the files of one kind of part: name -> path.
 
     Args:

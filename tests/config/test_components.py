@@ -17,13 +17,15 @@ from fsa_seg import patch_logits
 from fsa_seg.config.components import (
     KINDS,
     class_names,
+    component_config,
+    component_names,
     feedback_of,
-    load_part,
-    load_parts,
+    load_component,
+    load_components,
     method_of,
-    part_config,
-    part_names,
+    parameters,
     protocol_settings,
+    weights_of,
     with_classes,
 )
 from fsa_seg.config.compose import compose
@@ -32,7 +34,7 @@ from fsa_seg.errors import UserError
 from fsa_seg.models.clip import check_tower, load_clip
 from fsa_seg.models.text import class_words
 from fsa_seg.models.vfm import TimmModel, TimmViT
-from fsa_seg.models.weights import parameters, path_of, weights_of
+from fsa_seg.models.weights import path_of
 from fsa_seg.models.window import resolve_feedback
 from fsa_seg.ops.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
 from fsa_seg.profiling.architectures import DEFAULTS
@@ -43,20 +45,20 @@ SMALL = dict(embed_dim=48, depth=2, num_heads=2)  # in place of a VFM's own size
 
 
 def every(kind):
-    return pytest.mark.parametrize('name', part_names(kind))
+    return pytest.mark.parametrize('name', component_names(kind))
 
 
-@pytest.mark.parametrize('kind, name', [(kind, name) for kind in KINDS for name in part_names(kind)])
+@pytest.mark.parametrize('kind, name', [(kind, name) for kind in KINDS for name in component_names(kind)])
 def test_a_parts_name_is_its_files(kind, name):
-    assert load_part(kind, name).name == name
+    assert load_component(kind, name).name == name
 
 
 @every('backbone')
 def test_backbone(name):
     """At its real size, without memory or time: the meta device knows shapes alone."""
-    part = load_part('backbone', name)
+    part = load_component('backbone', name)
     with torch.device('meta'):
-        visual = load_clip(**part_config(part, random_weights=0))[0].visual
+        visual = load_clip(**component_config(part, random_weights=0))[0].visual
         check_tower(visual)
         height, width = (side * count for side, count in zip(visual.patch_size, (6, 9)))
         logits, grid = patch_logits(
@@ -78,7 +80,7 @@ def test_backbone(name):
 @every('vfm')
 def test_vfm(name):
     with torch.device('meta'):
-        vfm = MODELS.build(part_config(load_part('vfm', name), random_weights=0))
+        vfm = MODELS.build(component_config(load_component('vfm', name), random_weights=0))
         for rows, columns in ((24, 16), (12, 30)):
             height, width = (
                 -(-side * 14 // multiple) * multiple for side, multiple in zip((rows, columns), vfm.multiple)
@@ -90,10 +92,10 @@ def test_vfm(name):
 @every('vfm')
 def test_vfm_at_a_small_size(name):
     """A small net of the same kind: batches, windows that are not square, and timm's own public calls."""
-    part = load_part('vfm', name)
+    part = load_component('vfm', name)
     if not issubclass(MODELS.get(part.type), TimmModel) or part.get('toy'):
         pytest.skip('no timm model of its own size')
-    config = dict(part_config(part, random_weights=0), model_args={**part.get('model_args', {}), **SMALL})
+    config = dict(component_config(part, random_weights=0), model_args={**part.get('model_args', {}), **SMALL})
     vfm = MODELS.build(config)
     torch.manual_seed(0)
     for parameter in vfm.parameters():  # no part may be at its (neutral) initial value
@@ -113,26 +115,28 @@ def test_vfm_at_a_small_size(name):
     torch.testing.assert_close(vfm(trained), timms(trained), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize('name', [*part_names('vfm'), 'augreg'])
+@pytest.mark.parametrize('name', [*component_names('vfm'), 'augreg'])
 def test_vfms_normalise_as_timm_says(name, tmp_path):
     """By mean and std of their weights' tag; weights that are a file's alone by those that the part gives."""
     other = tmp_path / 'augreg.py'  # whose weights want other values than ImageNet's, which the others have
     other.write_text("vfm = dict(name='augreg', type='TimmViT', model='vit_base_patch16_224.augreg_in21k')")
-    part = load_part('vfm', str(other) if name == 'augreg' else name)
+    part = load_component('vfm', str(other) if name == 'augreg' else name)
     if not issubclass(MODELS.get(part.type), TimmModel):
         pytest.skip('no timm model')
     own = part if {'checkpoint', 'mean', 'std'} <= set(part) else timm.get_pretrained_cfg(part.model).to_dict()
-    vfm = MODELS.build(dict(part_config(part, random_weights=0), model_args={**part.get('model_args', {}), **SMALL}))
+    vfm = MODELS.build(
+        dict(component_config(part, random_weights=0), model_args={**part.get('model_args', {}), **SMALL})
+    )
     images = torch.rand(2, 3, 4, 5)
     torch.testing.assert_close(vfm.normalised(images), normalize(images, own['mean'], own['std']))
 
 
-@pytest.mark.parametrize('kind, name', [(kind, name) for kind in ('backbone', 'vfm') for name in part_names(kind)])
+@pytest.mark.parametrize('kind, name', [(kind, name) for kind in ('backbone', 'vfm') for name in component_names(kind)])
 def test_weights_have_a_source(kind, name):
     weights = weights_of(kind, name)
     assert weights.licence not in ('', '–')
     assert parameters(kind, name) > 0
-    part = load_part(kind, name)
+    part = load_component(kind, name)
     if kind == 'backbone' or issubclass(MODELS.get(part.type), TimmModel):
         assert weights.files or path_of(weights) or '://' in weights.source
 
@@ -158,8 +162,10 @@ def test_attention_map(name):
 @every('method')
 def test_method(name, tiny):
     visual, text = tiny
-    part = load_part('method', name)
-    assert part.protocol in part_names('protocol') and part.get('fsa_protocol', part.protocol) in part_names('protocol')
+    part = load_component('method', name)
+    assert part.protocol in component_names('protocol') and part.get('fsa_protocol', part.protocol) in component_names(
+        'protocol'
+    )
     method = method_of(part)
     images = torch.randn(2, 3, 64, 96)
     features = torch.randn(2, 12, 5, 7) if find_attention(method['attention'])[1] else None
@@ -171,7 +177,7 @@ def test_method(name, tiny):
 @every('feedback')
 def test_feedback(name, tiny):
     visual, text = tiny
-    feedback = feedback_of(load_parts('sclip', name, 'toy', 'toy'))
+    feedback = feedback_of(load_components('sclip', name, 'toy', 'toy'))
     images = torch.randn(1, 3, 64, 64)
     bare, _ = patch_logits(visual, images, text, method='sclip')
     logits, _ = patch_logits(
@@ -186,7 +192,7 @@ def test_feedback(name, tiny):
 
 @every('dataset')
 def test_dataset(name, tmp_path):
-    part = load_part('dataset', name)
+    part = load_component('dataset', name)
     if 'classes' in part:  # it reads them from its folder
         (tmp_path / part.data_root).mkdir(parents=True)
         (tmp_path / part.data_root / part.classes).write_text('cat; kitten\ngrass\n')
@@ -195,7 +201,7 @@ def test_dataset(name, tmp_path):
     assert len(set(classes)) == len(classes)
     palette = part.get('metainfo', {}).get('palette') or DATASETS.get(part.type).METAINFO.get('palette')
     assert len(palette) >= len(classes)
-    for method in part_names('method'):
+    for method in component_names('method'):
         assert len(compose(name, method, backbone='toy', vfm='toy', data_root=str(tmp_path)).model.words) == len(
             classes
         )
@@ -203,11 +209,11 @@ def test_dataset(name, tmp_path):
 
 @every('protocol')
 def test_protocol(name):
-    protocol = load_part('protocol', name)
-    for dataset in part_names('dataset'):
+    protocol = load_component('protocol', name)
+    for dataset in component_names('dataset'):
         settings = protocol_settings(protocol, dataset)
         assert 0 < settings['stride'] <= settings['window'] and 0 <= settings['prob_thd'] < 1
-        part = load_part('dataset', dataset)
+        part = load_component('dataset', dataset)
         if 'classes' not in part:
             assert all(class_words(class_names(part), **settings['words']))
 
@@ -219,7 +225,7 @@ def test_suite(name):
     for cell in cells:
         given = {key: value for key, value in cell.items() if key != 'check'}
         if 'window' in suite:
-            load_parts(*({**DEFAULTS, **given}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
+            load_components(*({**DEFAULTS, **given}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
         elif 'dataset' in given:
             compose(**given)
     toys = suite_cells(suite, backbone=['toy'], vfm=['toy'])
@@ -343,10 +349,10 @@ def test_two_parts_of_one_name_are_an_error(tmp_path, monkeypatch):
     (tmp_path / 'methods' / 'sclip.py').write_text('')
     monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path))
     with pytest.raises(UserError, match="two files are called 'sclip'"):
-        load_part('method', 'clip')
+        load_component('method', 'clip')
     monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path / 'gone'))
     with pytest.raises(UserError, match='gone, which is no folder'):
-        load_part('method', 'clip')
+        load_component('method', 'clip')
 
 
 def test_a_built_in_attention_map_cannot_be_replaced(tmp_path, monkeypatch):
@@ -354,7 +360,7 @@ def test_a_built_in_attention_map_cannot_be_replaced(tmp_path, monkeypatch):
     (tmp_path / 'attentions' / 'qq.py').write_text('')
     monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path))
     with pytest.raises(UserError, match="'qq' is the name of a built-in attention map; rename the file"):
-        load_parts('sclip', None, 'toy', 'toy')
+        load_components('sclip', None, 'toy', 'toy')
     with pytest.raises(UserError, match="there is an attention map 'qq' already"):
         attention_map('qq')(None)
 

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from fsa_seg.config.components import load_file, load_part, method_of, part_names, protocol_settings
+from fsa_seg.config.components import component_names, load_component, load_file, method_of, protocol_settings
 from fsa_seg.config.compose import check_config, compose, is_complete, merge_options, set_runtime
 from fsa_seg.config.fingerprint import cell_hash, fingerprint
 from fsa_seg.errors import UserError
@@ -45,7 +45,7 @@ PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scal
 
 @pytest.mark.parametrize('protocol, dataset', PUBLISHED)
 def test_published_settings(protocol, dataset):
-    settings = protocol_settings(load_part('protocol', protocol), dataset)
+    settings = protocol_settings(load_component('protocol', protocol), dataset)
     assert (
         tuple(settings[key] for key in ('short', 'window', 'stride', 'prob_thd', 'logit_scale', 'area_thd'))
         == PUBLISHED[protocol, dataset]
@@ -54,13 +54,13 @@ def test_published_settings(protocol, dataset):
 
 def test_every_combination_composes():
     datasets = [
-        name for name in part_names('dataset') if 'classes' not in load_part('dataset', name)
+        name for name in component_names('dataset') if 'classes' not in load_component('dataset', name)
     ]  # others need their data
-    for dataset, method, feedback in itertools.product(datasets, part_names('method'), (None, 'fsa')):
+    for dataset, method, feedback in itertools.product(datasets, component_names('method'), (None, 'fsa')):
         config = compose(dataset, method, feedback, **TOY)
         assert is_complete(config)
         assert (config.model.feedback is not None) == (feedback == 'fsa')
-        needs_vfm = find_attention(method_of(load_part('method', method))['attention'])[1]
+        needs_vfm = find_attention(method_of(load_component('method', method))['attention'])[1]
         assert (config.model.vfm is not None) == needs_vfm
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsa_seg.config.components import part_names
+from fsa_seg.config.components import component_names
 from fsa_seg.config.compose import compose
 from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
@@ -37,7 +37,7 @@ def test_attention33():
 def test_all_stands_for_every_part_but_the_toys():
     suite = dict(name='mine', groups=[dict(backbone=['all'], vfm=['all'])])
     for kind in ('backbone', 'vfm'):
-        assert {cell[kind] for cell in suite_cells(suite)} == {*part_names(kind)} - {'toy'}
+        assert {cell[kind] for cell in suite_cells(suite)} == {*component_names(kind)} - {'toy'}
 
 
 def test_paper():
@@ -183,8 +183,8 @@ def test_cells_that_differ_in_name_alone_run_once(tmp_path, monkeypatch):
     assert prepare(configs[0]).hash == prepare(configs[1]).hash
     from fsa_seg.evaluation import passes
 
-    run, runs = passes.run_panel, []
-    monkeypatch.setattr(passes, 'run_panel', lambda cells: runs.extend(cells) or run(cells))
+    run, runs = passes.run_pass, []
+    monkeypatch.setattr(passes, 'run_pass', lambda cells: runs.extend(cells) or run(cells))
     results = run_cells(configs, list)
     assert len(runs) == 1
     assert [result['cell']['protocol'] for result in results] == ['proxyclip', 'fsa']

@@ -6,7 +6,7 @@ from mmseg.structures import SegDataSample
 
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation.passes import prepare, run_cells, run_panel
+from fsa_seg.evaluation.passes import prepare, run_cells, run_pass
 from fsa_seg.models import segmentor, shared_pass
 from fsa_seg.models.shared_pass import label_field
 from fsa_seg.models.window import METHODS
@@ -56,7 +56,7 @@ def test_each_member_gives_what_it_gives_alone(window_batch):
         dict(config, window_batch=window_batch)
         for config in (*MEMBERS, member('proxyclip', 'fsa', vfm=OTHER_VFM), member('proxyclip', vfm=OTHER_VFM))
     ]
-    found = MODELS.build(dict(type='Panel', members=members)).test_step(batch())
+    found = MODELS.build(dict(type='SharedPass', members=members)).test_step(batch())
     seen = set()
     for i, config in enumerate(members):
         alone = MODELS.build(config).test_step(batch())
@@ -68,7 +68,7 @@ def test_each_member_gives_what_it_gives_alone(window_batch):
 
 
 def test_trunk_and_vfm_run_once_a_window():
-    together, runs = MODELS.build(dict(type='Panel', members=MEMBERS)), []
+    together, runs = MODELS.build(dict(type='SharedPass', members=MEMBERS)), []
     count_runs(together.members[-1], runs)
     together.test_step(batch())
     assert runs.count(('trunk', 1, 3, 112, 112)) == 3 * 2 and runs.count(('VFM', 1, 3, 112, 112)) == 3 * 2
@@ -78,7 +78,7 @@ def test_trunk_and_vfm_run_once_a_window():
 
 def test_members_share_their_models():
     """Weights are held once, whatever the number of members."""
-    together = MODELS.build(dict(type='Panel', members=MEMBERS))
+    together = MODELS.build(dict(type='SharedPass', members=MEMBERS))
     assert len({id(m.visual) for m in together.members}) == 1
     assert len({id(m.vfm) for m in together.members if m.vfm is not None}) == 1
 
@@ -118,7 +118,9 @@ def test_an_image_is_complete_before_the_next_is_begun():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('size', [1, 4])
 def test_a_gpu_is_not_waited_for_inside_an_image(size):
-    model = MODELS.build(dict(type='Panel', members=[dict(config, window_batch=size) for config in MEMBERS])).cuda()
+    model = MODELS.build(
+        dict(type='SharedPass', members=[dict(config, window_batch=size) for config in MEMBERS])
+    ).cuda()
     data = model.data_preprocessor(batch())
     model.predict(**data)  # what is made once
     torch.cuda.set_sync_debug_mode('error')
@@ -133,7 +135,7 @@ def test_a_gpu_is_not_waited_for_inside_an_image(size):
 )
 def test_members_that_do_not_fit_together(change):
     with pytest.raises(ValueError, match=f'differ in {next(iter(change))}'):
-        MODELS.build(dict(type='Panel', members=[MEMBERS[0], dict(MEMBERS[1], **change)]))
+        MODELS.build(dict(type='SharedPass', members=[MEMBERS[0], dict(MEMBERS[1], **change)]))
 
 
 def test_automatic_batches_on_a_gpu(monkeypatch):
@@ -279,8 +281,8 @@ def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shared_pass.Panel, 'predict', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_panel(prepared)
+        run_pass(prepared)
     monkeypatch.undo()
-    results = run_panel(prepared[2:]) + run_panel(prepared[:1]) + run_panel(prepared[1:2])
+    results = run_pass(prepared[2:]) + run_pass(prepared[:1]) + run_pass(prepared[1:2])
     assert [result['images_resumed'] for result in results] == [2] * 4
     assert [figures(results[i]) for i in (2, 3, 0, 1)] == expected

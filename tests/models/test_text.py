@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from fsa_seg.config.components import class_names, load_part, protocol_settings
+from fsa_seg.config.components import class_names, load_component, protocol_settings
 from fsa_seg.errors import UserError
 from fsa_seg.models.text import TEMPLATES, WORDS_AT_ONCE, class_words, encode_queries, read_classes, read_words
 
@@ -45,14 +45,14 @@ def test_a_rule_for_no_class():
     ],
 )
 def test_published_numbers_of_queries(protocol, dataset, queries):
-    rules = protocol_settings(load_part('protocol', protocol), dataset)['words']
-    words = class_words(class_names(load_part('dataset', dataset)), **rules)
+    rules = protocol_settings(load_component('protocol', protocol), dataset)['words']
+    words = class_words(class_names(load_component('dataset', dataset)), **rules)
     assert sum(len(group) for group in words) == queries
 
 
 def words_of(protocol, dataset):
-    rules = protocol_settings(load_part('protocol', protocol), dataset)['words']
-    classes = class_names(load_part('dataset', dataset))
+    rules = protocol_settings(load_component('protocol', protocol), dataset)['words']
+    classes = class_names(load_component('dataset', dataset))
     return dict(zip([name.strip() for name in classes], class_words(classes, **rules)))
 
 
@@ -82,8 +82,8 @@ def test_published_words():
 def test_spaces_are_removed_where_published():
     for protocol in ('proxyclip', 'fsa', 'sclip', 'clearclip'):
         for dataset in ('ade20k', 'cityscapes', 'coco_stuff164k', 'coco_object'):
-            rules = protocol_settings(load_part('protocol', protocol), dataset)['words']
-            words = sum(class_words(class_names(load_part('dataset', dataset)), **rules), [])
+            rules = protocol_settings(load_component('protocol', protocol), dataset)['words']
+            words = sum(class_words(class_names(load_component('dataset', dataset)), **rules), [])
             if dataset in ('ade20k', 'cityscapes', 'coco_stuff164k'):
                 assert not any(' ' in word for word in words)
             if dataset == 'coco_object':
@@ -209,11 +209,11 @@ def test_names_that_are_one_text_to_clip(tmp_path, other):
 
 def test_words_of_a_protocol_and_of_a_segmenter(tmp_path, capsys):
     from fsa_seg import Segmenter
-    from fsa_seg.config.components import part_names
+    from fsa_seg.config.components import component_names
     from fsa_seg.config.compose import compose
     from fsa_seg.system.paths import CONFIGS
 
-    for protocol in part_names('protocol'):
+    for protocol in component_names('protocol'):
         for name in (
             'voc21',
             'voc20',

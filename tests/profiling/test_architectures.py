@@ -14,7 +14,7 @@ CELL = dict(backbone='toy', vfm='toy', method=dict(attention='qq'), feedback='fs
 def run(tmp_path):
     suite = load_suite('smoke')
     suite.window = 96
-    return lambda cell: architectures.Smoke(suite, 0, 'fp32', 'cpu', str(tmp_path)).row(cell)
+    return lambda cell: architectures.ArchitectureRuns(suite, 0, 'fp32', 'cpu', str(tmp_path)).row(cell)
 
 
 @pytest.mark.parametrize('attention', ['qk', 'qq', 'kk', 'vv', 'qq+kk', 'identity', 'proxy'])
@@ -40,7 +40,7 @@ def test_a_row_is_kept_and_a_failed_one_is_not(run, monkeypatch):
     other = dict(CELL, method='clip')
     failed = run(other)
     assert failed['error'] == 'RuntimeError: some cosines are not finite'
-    assert 'FAILED: RuntimeError' in architectures.smoke_table([row, failed], '')
+    assert 'FAILED: RuntimeError' in architectures.architectures_table([row, failed], '')
     monkeypatch.undo()
     assert run(other)['error'] is None
 

@@ -9,7 +9,7 @@ from PIL import Image
 from fsa_seg.models.segmentor import check_compiler
 from fsa_seg.ops.device import tensor_peak
 from fsa_seg.profiling import costs
-from fsa_seg.profiling.costs import SECTIONS, Cost, Measurements, plot_growth, report
+from fsa_seg.profiling.costs import SECTIONS, Cost, CostTables, plot_growth, report
 
 from conftest import MINI
 
@@ -23,7 +23,7 @@ def small_windows(monkeypatch):
 
 @pytest.fixture
 def toy(small_windows):
-    return Measurements('toy', 'toy', 'fp32', 'cpu', 1, MINI, ['toy'])
+    return CostTables('toy', 'toy', 'fp32', 'cpu', 1, MINI, ['toy'])
 
 
 def test_stages_add_up(toy):
@@ -53,7 +53,7 @@ def test_half_precision_runs(small_windows, monkeypatch):
     """On a GPU it is the default; the dense references are left out."""
     monkeypatch.setattr(costs, 'QUERIES', (3, 9))
     monkeypatch.setattr(costs, 'GROWTH', dict(N=[(4, 3), (6, 3), (8, 3)]))
-    half = Measurements('toy', 'toy', 'bf16', 'cpu', 1, MINI, ['toy'])
+    half = CostTables('toy', 'toy', 'bf16', 'cpu', 1, MINI, ['toy'])
     assert [row['dense'] for row in half.fsa()] == ['–', '–']
     assert half.growth() and half.stages()
 
@@ -137,8 +137,8 @@ def test_exponents_costs_and_tables(tmp_path):
 
 def test_the_tool_keeps_sections_and_prints_them(run_tool, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(Measurements, 'batches', lambda self: calls.append(1) or [{'windows at once': 7}])
-    monkeypatch.setattr(Measurements.batches, '__doc__', 'Batches.')
+    monkeypatch.setattr(CostTables, 'batches', lambda self: calls.append(1) or [{'windows at once': 7}])
+    monkeypatch.setattr(CostTables.batches, '__doc__', 'Batches.')
     for _ in range(2):
         status, out = run_tool('measure', '--backbone', 'toy', '--vfm', 'toy', '--sections', 'batches')
         assert status == 0 and '| 7 |' in out and 'toy, toy, random weights' in out
@@ -146,4 +146,4 @@ def test_the_tool_keeps_sections_and_prints_them(run_tool, tmp_path, monkeypatch
     status, out = run_tool('measure', '--sections', 'batch')
     assert status == 1 and "did you mean 'batches'" in out
     assert run_tool('measure', '--repeats', 0)[0] == 1
-    assert set(SECTIONS) <= set(dir(Measurements))
+    assert set(SECTIONS) <= set(dir(CostTables))

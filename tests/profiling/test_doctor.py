@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fsa_seg.config.fingerprint import sources_digest
 from fsa_seg.models import segmentor
 from fsa_seg.ops import feedback
 from fsa_seg.profiling import costs, doctor, self_checks
 from fsa_seg.profiling.doctor import CHECKS, Check, run_check
 from fsa_seg.system import machine
+from fsa_seg.system.paths import sources_digest
 
 from conftest import ROOT
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fsa_seg.config.components import class_names, load_part, part_names, protocol_settings
+from fsa_seg.config.components import class_names, component_names, load_component, protocol_settings
 from fsa_seg.models.text import class_words
 
 from .world import STUFF, World, concept_of
@@ -21,14 +21,14 @@ Words = dict[str, list[set[str]]]  # data set -> words of each class
 def benchmark_words() -> Words:
     """Return the words of each class of every data set, over all protocols."""
     words = {}
-    for name in part_names('dataset'):
-        part = load_part('dataset', name)
+    for name in component_names('dataset'):
+        part = load_component('dataset', name)
         if 'classes' in part:  # a data set whose files give the classes has no mini split
             continue
         classes = class_names(part)
         groups = words.setdefault(name, [set() for _ in classes])
-        for protocol in part_names('protocol'):
-            rules = protocol_settings(load_part('protocol', protocol), name)['words']
+        for protocol in component_names('protocol'):
+            rules = protocol_settings(load_component('protocol', protocol), name)['words']
             for group, class_group in zip(groups, class_words(classes, **rules)):
                 group.update(class_group)
     return words
