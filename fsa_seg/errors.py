@@ -46,7 +46,7 @@ def one_of(name: Value, allowed: Collection, kind: str) -> Value:
 
 
 def check_keys(keys: Iterable[str], allowed: Collection[str], where: str) -> None:
-    """Raise a UserError if one of `keys` is not among `allowed`; `where` names their mapping in the message."""
+    """Raise a UserError if a key is not among `allowed`; `where` names the keys' mapping in the message."""
     for key in keys:
         if key not in allowed:
             names = sorted(allowed)

@@ -126,7 +126,7 @@ def line(row: Sequence[str]) -> str:
 
 
 def allow_a_broken_package() -> None:
-    """Make the package's modules importable one by one where a library is missing; the checks then name the library."""
+    """Make each module of the package importable alone where a library is missing; the checks then name the library."""
     warnings.filterwarnings('ignore', message='Fail to import')
     try:
         with contextlib.redirect_stdout(None):

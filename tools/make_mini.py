@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from cli import ROOT, main_wrapper
 
-STEPS = ('splits', 'clip', 'vfm')
+PARTS = ('splits', 'clip', 'vfm')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', nargs='*', metavar='splits|clip|vfm', help='the steps (default: all)')
+    parser.add_argument('parts', nargs='*', metavar='splits|clip|vfm', help='the parts to make (default: all)')
     parser.add_argument(
         '--out', default=os.path.join(ROOT, 'data', 'mini'), metavar='DIR', help='folder of the splits and models'
     )
@@ -37,16 +37,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from fsa_seg.errors import one_of
 
-    steps = [one_of(name, STEPS, 'step') for name in args.what] or STEPS
+    parts = [one_of(name, PARTS, 'part') for name in args.parts] or PARTS
     words = benchmark_words()
     world = World([word for groups in words.values() for group in groups for word in group] + EXTRA_WORDS)
     print(f'{len(world.words)} words, {len(world.concepts)} concepts')
-    if 'splits' in steps:
+    if 'splits' in parts:
         draw_splits(world, words, args.out, lambda items: tqdm(items, desc='mini splits'))
     options = {} if args.steps is None else dict(steps=args.steps)
-    if 'clip' in steps:
+    if 'clip' in parts:
         train_clip(world, os.path.join(args.out, 'models', 'toy_clip'), args.work_dir, **options)
-    if 'vfm' in steps:
+    if 'vfm' in parts:
         train_vfm(world, os.path.join(args.out, 'models', 'toy_vfm'), args.work_dir, **options)
 
 

@@ -452,7 +452,7 @@ def run(mutants: Sequence[Mutant], jobs: int) -> list[str]:
         copies = queue.SimpleQueue()
         for i in range(jobs):
             copies.put(copy_repository(os.path.join(folder, str(i))))
-        print(f'{len(mutants)} mutants; first their tests without one', flush=True)
+        print(f'{len(mutants)} mutants; first the tests without a mutant', flush=True)
         try:
             status, outcome = without_mutant(mutants, copies)
             if status != 0:
@@ -543,7 +543,7 @@ def in_process(folder: str, tests: Sequence[str], out: str) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(folder)
-    # a mutant that looks for weights finds none at once; no compiled file of one mutant is another's
+    # a search for weights fails at once; mutants share no compiled files
     os.environ.update(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONDONTWRITEBYTECODE='1')
     torch.set_num_threads(1)
     huggingface_hub.constants.HF_HUB_OFFLINE = True

@@ -24,7 +24,7 @@ POSITION_RULES = dict(offset=POSITION_OFFSET, size=0, timm=None)  # offset of th
 
 
 def check_vfm(module: nn.Module, name: str) -> None:
-    """Raise a UserError unless a module has what every VFM has: `multiple` and `grid`.
+    """Raise a UserError unless a module has `multiple` and `grid`, as every VFM has.
 
     `multiple` is a pair of whole numbers, in pixels: a window's height is a multiple of the first, its width of the
     second. `grid(height, width)` returns the rows and columns (h, w) of the features for a window in pixels.

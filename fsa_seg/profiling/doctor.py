@@ -35,7 +35,7 @@ from fsa_seg.system.machine import BF16_UNITS, amount, cpu_flags, memory, one_li
 BACKBONES = {'clip_vit-b16': 2, 'clip_vit-l14': 3, 'openclip_vit-h14': 5}  # name -> GiB that the model takes
 VFM = 'dino_vit-b8'
 LIMIT = 90  # seconds that two processes may take to add two tensors
-Finding = tuple[str, object, str]  # what a check yields, see `self_checks`
+Finding = tuple[str, object, str]  # part, verdict and detail, see `self_checks`
 PROCESS = """
 import datetime, os, sys, torch, torch.distributed as dist
 backend, rank = sys.argv[1], int(os.environ['LOCAL_RANK'])
@@ -73,7 +73,7 @@ def run_check(
     Args:
         name: a key of CHECKS.
         quick: whether to leave out the slow parts.
-        hint: function from an exception to text that says what mends it.
+        hint: function from an exception to text that tells how to mend the exception's cause.
     """
     rows, start = [], time.perf_counter()
     try:
