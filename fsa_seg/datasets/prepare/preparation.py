@@ -187,8 +187,8 @@ def _make_labels(plan, jobs, folder, workers, lock):
                     bar.update()
             except BrokenExecutor:
                 raise UserError(
-                    'a process that converts was ended from outside (too little memory?); the same command goes on, and '
-                    '--workers 1 needs the least memory'
+                    'a process that converts was ended from outside (too little memory?); the same command goes on, '
+                    'and --workers 1 needs the least memory'
                 ) from None
     if problems:
         raise UserError(

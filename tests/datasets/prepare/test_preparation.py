@@ -680,7 +680,7 @@ def test_an_ended_preparation_goes_on(downloads, tmp_path, end, status, message)
     tool = os.path.join(ROOT, 'tools', 'prepare_dataset.py')
     arguments = ['coco', '--from', str(folder), '--to', str(tmp_path / 'root'), '--workers', '2']
     process = subprocess.Popen([sys.executable, tool, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(list(target.glob('*.png'))) <= 20:  # half-written files do not count
+    while process.poll() is None and len(list(target.glob('*.png'))) <= 20:  # finished files
         time.sleep(0.01)
     workers = workers_of(process)
     end(process)
