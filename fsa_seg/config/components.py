@@ -13,6 +13,7 @@ from mmengine import Config
 from mmengine.config import ConfigDict
 from mmseg.registry import DATASETS, MODELS
 
+import fsa_seg.datasets.data_sets  # noqa: F401  (registers the data sets)
 from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.images import WHITE
 from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label

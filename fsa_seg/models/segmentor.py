@@ -17,6 +17,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+import fsa_seg.models.vfm  # noqa: F401  (registers the VFMs)
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import find_method, make_method, method_key, method_names
 from fsa_seg.methods.base import Method, check_feedback

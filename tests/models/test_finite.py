@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from fsa_seg import Segmenter
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
+from fsa_seg.methods import base
 from fsa_seg.models import segmentor, shared_pass
-from fsa_seg.models.text import encode_queries
+from fsa_seg.models.text import TextEncoder
 
 from conftest import MINI
 
@@ -63,21 +64,25 @@ def test_weights_of_a_vfm(tmp_path):
     save_file(state, tmp_path / 'vfm.safetensors')
     config = compose('voc21', 'proxyclip', None, 'toy', 'toy', data_root=MINI).model
     with pytest.raises(UserError, match="the VFM 'vit_tiny.*norm.weight"):
-        MODELS.build(dict(config, vfm=dict(config.vfm, checkpoint=str(tmp_path / 'vfm.safetensors'))))
+        MODELS.build(dict(config, vfm=dict(config.vfm.proxy, checkpoint=str(tmp_path / 'vfm.safetensors'))))
 
 
 def test_text_embeddings(tmp_path):
     """A tower that gives NaN is an error; a kept embedding that is none is made again."""
-    built = model(words=None)
-    clip, tokenizer = built.text_tower
-    right = encode_queries(clip, tokenizer, ['cat', 'dog'], 'digest', cache_dir=str(tmp_path))
+    clip, tokenizer, _ = segmentor._load_backbone(compose('voc21', 'sclip', backbone='toy').model.backbone, 'fp32')
+
+    def encode(*words):
+        return TextEncoder(clip, tokenizer, str(tmp_path)).encode([words]).rows
+
+    right = encode('cat')
     (path,) = tmp_path.rglob('*.safetensors')
-    for wrong in (torch.full_like(right, float('nan')), right[:1].clone(), 2 * right):
-        save_file(dict(text=wrong), path)
-        assert torch.equal(encode_queries(clip, tokenizer, ['cat', 'dog'], 'digest', cache_dir=str(tmp_path)), right)
+    for wrong in (torch.full_like(right[0], float('nan')), right.repeat(2, 1), 2 * right[0]):
+        save_file(dict(row=wrong), path)
+        assert torch.equal(encode('cat'), right)
+    encoder = TextEncoder(clip, tokenizer, str(tmp_path / 'other'))
     clip.text_projection.data[0, 0] = float('nan')
-    with pytest.raises(UserError, match="text embeddings of 2 of 2 words, 'fox' the first"):
-        encode_queries(clip, tokenizer, ['fox', 'hen'], 'digest', cache_dir=str(tmp_path))
+    with pytest.raises(UserError, match="the text embedding of 'fox' is no finite unit vector"):
+        encoder.encode([['fox'], ['hen']])
 
 
 def spoil(monkeypatch, stage, calls):
@@ -89,15 +94,18 @@ def spoil(monkeypatch, stage, calls):
             values[0, 0, 5] = float('nan')
         return values
 
-    trunk, features, cosines = segmentor.trunk, segmentor.TrainingFreeSegmentor.features, shared_pass.LastBlock.cosines
+    trunk, features = segmentor.trunk_and_inner, segmentor.TrainingFreeSegmentor.features
+    cosines = base.WindowCosines.cosines
     if stage == 0:
-        monkeypatch.setattr(segmentor, 'trunk', lambda *given: (lambda x, grid: (spoiled(x), grid))(*trunk(*given)))
+        monkeypatch.setattr(segmentor, 'trunk_and_inner', lambda *a: (lambda x, *more: (spoiled(x), *more))(*trunk(*a)))
     elif stage == 1:
         monkeypatch.setattr(
-            segmentor.TrainingFreeSegmentor, 'features', lambda self, images: spoiled(features(self, images))
+            segmentor.TrainingFreeSegmentor,
+            'features',
+            lambda self, *given: {role: spoiled(values) for role, values in features(self, *given).items()},
         )
     else:
-        monkeypatch.setattr(shared_pass.LastBlock, 'cosines', lambda self, mixed: spoiled(cosines(self, mixed)))
+        monkeypatch.setattr(base.WindowCosines, 'cosines', lambda self, attention: spoiled(cosines(self, attention)))
 
 
 @pytest.mark.parametrize('stage', [0, 1, 2])
@@ -108,7 +116,8 @@ def test_the_error_names_image_stage_and_setting(run_tool, monkeypatch, tmp_path
     status, printed = run_tool(*command)
     assert status == 1 and 'Traceback' not in printed
     assert (
-        f'{shared_pass.STAGES[stage]} under proxyclip, fp32 gave numbers that are not finite'.lower() in printed.lower()
+        f'{shared_pass.FINITE_STAGES[stage]} under proxyclip, fp32 gave numbers that are not finite'.lower()
+        in printed.lower()
     ), printed[-600:]
     assert '2007_' in printed.splitlines()[-1] and not list(tmp_path.rglob('results/*.json'))
     monkeypatch.undo()
@@ -116,7 +125,7 @@ def test_the_error_names_image_stage_and_setting(run_tool, monkeypatch, tmp_path
     assert status == 0 and 'counted by an interrupted run' in printed
 
 
-def test_a_single_picture_and_a_panel(monkeypatch):
+def test_a_single_picture(monkeypatch):
     spoil(monkeypatch, 0, [1, 1])
     segmenter = Segmenter('toy', 'sclip', vfm='toy')
     image = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000033.jpg')

@@ -4,12 +4,11 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-import fsa_seg  # noqa: F401  (registration)
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
+from fsa_seg.methods import method_names
 from fsa_seg.models import segmentor
-from fsa_seg.models.shared_pass import window_cosines
-from fsa_seg.models.window import METHODS
+from fsa_seg.models.shared_pass import Crop, Member, window_results
 
 WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
 
@@ -24,7 +23,7 @@ def sample(height, width):
 
 
 @pytest.mark.parametrize('feedback', [None, 'fsa'])
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', method_names(own=False))
 def test_images_of_different_size_in_one_batch(method, feedback):
     """Each gets labels at its own original size, the same as alone."""
     model = build(method, feedback, window=96, stride=64, keep_scores=True)
@@ -95,7 +94,7 @@ def test_a_spelled_out_method_equals_the_named_one():
             type='TrainingFreeSegmentor',
             backbone=dict(model='local-dir:data/mini/models/toy_clip'),
             words=WORDS,
-            attention='qq',
+            method=dict(attention='qq'),
             window=96,
             stride=96,
         )
@@ -114,7 +113,7 @@ def test_the_preprocessor_makes_rgb_with_the_backbones_mean_and_std():
 def test_the_vfm_gets_images_in_0_to_1():
     model = build('proxyclip')
     seen = []
-    model.vfm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.vfms.proxy.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     image = torch.randint(256, (3, 96, 96), dtype=torch.uint8)
     model.test_step(dict(inputs=[image], data_samples=[sample(96, 96)]))
     torch.testing.assert_close(seen[0][0], image.flip(0).float() / 255, atol=1e-5, rtol=1e-5)
@@ -130,7 +129,7 @@ def test_half_precision(precision):
     )
     assert half.dtype == torch.float32
     towers = build('proxyclip', precision=precision)
-    assert {p.dtype for p in (*towers.visual.parameters(), *towers.vfm.parameters())} == {
+    assert {p.dtype for p in (*towers.visual.parameters(), *towers.vfms.parameters())} == {
         segmentor.PRECISIONS[precision]
     }
     assert (full.argmax(0) == half.argmax(0)).float().mean() > 0.9
@@ -149,7 +148,7 @@ def test_training_is_refused():
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(window=0), 'window is 0; it has to be a whole number'),
+        (dict(window=-1), 'window is -1; it has to be a whole number'),
         (dict(stride=500), 'window is 224 and stride 500'),
         (dict(stride=1.5), 'stride is 1.5'),
         (dict(logit_scale=0), 'logit_scale is 0'),
@@ -189,10 +188,10 @@ def test_windows_that_are_too_small(window, message):
         build('proxyclip', vfm=dict(type='NoFeatures'), window=window, stride=8)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', method_names(own=False))
 def test_the_grid_is_known_before_a_window_runs(method):
     model = build(method, window=96, stride=64)
     for height, width in ((96, 64), (90, 50), (16, 7)):
-        crop = torch.zeros(3, height, width), (0, height), (0, width)
-        [(_, _, grid, _)] = window_cosines([model], [crop])
-        assert grid == model.grid(height, width)
+        crop = Crop(0, torch.zeros(3, height, width), (0, height), (0, width))
+        [(_, window, _, _)] = window_results([Member(model, model.text)], [crop])
+        assert window.grid == model.grid(height, width)

@@ -7,9 +7,9 @@ from mmseg.structures import SegDataSample
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.passes import prepare, run_cells, run_pass
+from fsa_seg.methods import method_names
 from fsa_seg.models import segmentor, shared_pass
-from fsa_seg.models.shared_pass import label_field
-from fsa_seg.models.window import METHODS
+from fsa_seg.models.shared_pass import Member, label_field
 from fsa_seg.ops import device
 
 from conftest import MINI
@@ -23,7 +23,7 @@ def member(method, fsa=None, **options):
 
 
 MEMBERS = [
-    *(member(method, fsa) for method in METHODS for fsa in (None, 'fsa')),
+    *(member(method, fsa) for method in method_names(own=False) for fsa in (None, 'fsa')),
     member('sclip', 'fsa', words=[['cow'], ['river; brook', 'sky'], ['tree']], logit_scale=60.0),
     member('proxyclip', dict(lam=1.0), prob_thd=0.4, area_thd=0.1),
 ]
@@ -40,7 +40,7 @@ def batch():
 
 def count_runs(model, runs):
     """Note each run of the trunk and of the VFM, by the size of its batch."""
-    visual, vfm = model.visual, model.vfm
+    visual, vfm = model.visual, dict(model.vfms).get('proxy')
     visual.conv1.register_forward_hook(lambda _, inputs, out: runs.append(('trunk', *inputs[0].shape)))
     if vfm is not None:
         vfm.register_forward_hook(lambda _, inputs, out: runs.append(('VFM', *inputs[0].shape)))
@@ -80,7 +80,7 @@ def test_members_share_their_models():
     """Weights are held once, whatever the number of members."""
     together = MODELS.build(dict(type='SharedPass', members=MEMBERS))
     assert len({id(m.visual) for m in together.members}) == 1
-    assert len({id(m.vfm) for m in together.members if m.vfm is not None}) == 1
+    assert len({id(vfm) for member in together.members for vfm in member.vfms.values()}) == 1
 
 
 @pytest.mark.parametrize('size', [2, 5])
@@ -110,7 +110,7 @@ def test_an_image_is_complete_before_the_next_is_begun():
     model, events = MODELS.build(member('maskclip')), []
     model.visual.conv1.register_forward_hook(lambda *_: events.append('window'))
     images = [torch.zeros(3, 100, 164), torch.zeros(3, 100, 100)]
-    for _ in shared_pass.overlap_adds([model], images, [(10, 10)] * 2):
+    for _ in shared_pass.merged_images([Member(model, model.text)], images, [(10, 10)] * 2):
         events.append('image')
     assert events == ['window', 'window', 'image', 'window', 'image']
 
@@ -149,17 +149,15 @@ def test_automatic_batches_on_a_gpu(monkeypatch):
     asked = []
     monkeypatch.setattr(segmentor, 'batch_that_fits', lambda run, where: run() and asked.append(1) or 2)
     model = MODELS.build(member('proxyclip', 'fsa', words=None))
-    model.set_words(WORDS)
     for _ in range(2):
-        model.predict([torch.zeros(3, 100, 164)])
-    assert len(asked) == 1 and model.batch_size(None) == 2 and model.window_batch == 'auto'
-    model.set_words(WORDS[:2])
-    model.predict([torch.zeros(3, 100, 164)])
+        model.predict([torch.zeros(3, 100, 164)], text=model.encode(WORDS))
+    assert len(asked) == 1 and model.windows_at_once == 2 and model.window_batch == 'auto'
+    model.predict([torch.zeros(3, 100, 164)], text=model.encode(WORDS[:2]))
     assert len(asked) == 2
 
 
 def test_without_words_or_without_a_compiler(monkeypatch):
-    with pytest.raises(RuntimeError, match='call set_words first'):
+    with pytest.raises(RuntimeError, match='pass the text of `encode` to predict'):
         MODELS.build(member('maskclip', words=None)).predict([torch.zeros(3, 100, 100)])
 
     def refuse(function):
@@ -207,9 +205,9 @@ def test_results_are_those_of_single_runs(tmp_path):
     """One pass for four cells, one file each; the counts of every image are those of a run of its own."""
     passes = []
     together = run_cells(configs(tmp_path / 'a'), lambda cells: passes.extend(cells) or cells)
-    assert [len(cells) for cells in passes] == [4] and [result['panel'] for result in together] == [4] * 4
+    assert [len(cells) for cells in passes] == [4] and [result['cells_in_pass'] for result in together] == [4] * 4
     apart = run_cells(configs(tmp_path / 'b'), list, most=1)
-    assert [result['panel'] for result in apart] == [1] * 4
+    assert [result['cells_in_pass'] for result in apart] == [1] * 4
     for ours, theirs in zip(together, apart):
         theirs['config']['work_dir'] = ours['config']['work_dir']
         assert figures(ours) == figures(theirs)
@@ -271,7 +269,7 @@ def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
     for path in (tmp_path / 'results').iterdir():
         path.unlink()
     prepared = [prepare(config) for config in cells]
-    labels, calls = shared_pass.Panel.predict, []
+    labels, calls = shared_pass.SharedPass.predict, []
 
     def interrupted(self, *arguments):
         if len(calls) == 2:
@@ -279,7 +277,7 @@ def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
         calls.append(1)
         return labels(self, *arguments)
 
-    monkeypatch.setattr(shared_pass.Panel, 'predict', interrupted)
+    monkeypatch.setattr(shared_pass.SharedPass, 'predict', interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_pass(prepared)
     monkeypatch.undo()

@@ -1,3 +1,4 @@
+import concurrent.futures
 import os
 
 import open_clip
@@ -6,7 +7,8 @@ import torch
 
 from fsa_seg.config.components import class_names, load_component, protocol_settings
 from fsa_seg.errors import UserError
-from fsa_seg.models.text import TEMPLATES, WORDS_AT_ONCE, class_words, encode_queries, read_classes, read_words
+from fsa_seg.models import text as text_module
+from fsa_seg.models.text import TEMPLATES, TextEncoder, class_words, embed_prompts, embed_word, read_classes, read_words
 
 CLASSES = ['background', 'boat', 'traffic light ', 'person']
 
@@ -112,21 +114,36 @@ def clip():
     return model, open_clip.SimpleTokenizer(context_length=24)
 
 
+def encoded(clip, words, folder):
+    """Return the rows of words, by an encoder that has seen none of them."""
+    return TextEncoder(*clip, cache_dir=str(folder)).encode([[word] for word in words]).rows
+
+
 def test_two_towers_that_differ_in_pooling_or_mask_share_no_embedding(clip, tmp_path):
     """Their weights, and the digest of them, are the same."""
-    model, tokenizer = clip
-    texts = [encode_queries(model, tokenizer, ['cat'], 'weights', cache_dir=str(tmp_path))]
+    model, _ = clip
+    texts = [encoded(clip, ['cat'], tmp_path)]
     model.text_pool_type = 'first'
-    texts.append(encode_queries(model, tokenizer, ['cat'], 'weights', cache_dir=str(tmp_path)))
+    texts.append(encoded(clip, ['cat'], tmp_path))
     model.attn_mask.zero_()
-    texts.append(encode_queries(model, tokenizer, ['cat'], 'weights', cache_dir=str(tmp_path)))
+    texts.append(encoded(clip, ['cat'], tmp_path))
     assert len(list(tmp_path.rglob('*.safetensors'))) == 3
     assert not torch.equal(texts[0], texts[1]) and not torch.equal(texts[1], texts[2])
 
 
+def test_the_image_tower_and_the_scale_are_no_part_of_the_text_tower(clip, tmp_path):
+    model, tokenizer = clip
+    tower = TextEncoder(model, tokenizer, str(tmp_path)).tower
+    model.visual.proj.data += 1
+    model.logit_scale.data += 1
+    assert TextEncoder(model, tokenizer, str(tmp_path)).tower == tower
+    model.token_embedding.weight.data[0] += 1
+    assert TextEncoder(model, tokenizer, str(tmp_path)).tower != tower
+
+
 def test_embeddings_are_means_over_templates(clip, tmp_path):
     model, tokenizer = clip
-    text = encode_queries(model, tokenizer, ['cat', 'traffic light'], 'weights', cache_dir=str(tmp_path))
+    text = encoded(clip, ['cat', 'traffic light'], tmp_path)
     assert text.shape == (2, 16) and text.dtype == torch.float32
     assert TEMPLATES == open_clip.OPENAI_IMAGENET_TEMPLATES and len(TEMPLATES) == 80
     with torch.no_grad():
@@ -135,42 +152,64 @@ def test_embeddings_are_means_over_templates(clip, tmp_path):
     torch.testing.assert_close(text[1], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_many_words_are_embedded_a_few_at_a_time(clip, tmp_path, monkeypatch):
-    """Each is what it is alone; and no more prompts are held at once for more words."""
-    model, tokenizer = clip
-    words, sizes = [f'thing {i}' for i in range(11)], []
-    encode = type(model).encode_text
-    monkeypatch.setattr(
-        type(model), 'encode_text', lambda self, text, **k: sizes.append(len(text)) or encode(self, text, **k)
-    )
-    rows = encode_queries(model, tokenizer, words, 'weights', cache_dir=str(tmp_path))
-    assert sum(sizes) == 11 * len(TEMPLATES) and max(sizes) == WORDS_AT_ONCE * len(TEMPLATES)
-    for word, row in zip(words, rows):
-        alone = encode_queries(model, tokenizer, [word], 'weights', cache_dir=str(tmp_path))
-        torch.testing.assert_close(row, alone[0], atol=1e-6, rtol=0)
-    monkeypatch.undo()
-    expected = open_clip.build_zero_shot_classifier(model, tokenizer, words, TEMPLATES)  # ten at a time
+def test_rows_are_those_of_open_clips_classifier(clip, tmp_path):
+    """Whole contexts and ten words at a time give the same, and so does another order of the words."""
+    words = [f'thing {i}' for i in range(11)]
+    rows = encoded(clip, words, tmp_path / 'one')
+    expected = open_clip.build_zero_shot_classifier(*clip, words, TEMPLATES)
     torch.testing.assert_close(rows, expected.T, atol=1e-6, rtol=0)
+    assert torch.equal(encoded(clip, words[::-1], tmp_path / 'other'), rows.flip(0))
 
 
-def test_cache(clip, tmp_path, monkeypatch):
+@pytest.mark.parametrize('change', ['none', 'pooling', 'mask', 'class'])
+def test_prompts_are_cut_where_the_tower_allows_it(clip, change, monkeypatch):
+    """Behind the longest end-of-text token a causal tower that reads it has nothing to do; other towers get all tokens."""
     model, tokenizer = clip
+    if change == 'pooling':
+        model.text_pool_type = 'last'
+    elif change == 'mask':
+        model.attn_mask.zero_()
+    elif change == 'class':
+        model.__class__ = type('OwnCLIP', (type(model),), {})
+    lengths = []
+    model.transformer.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    tokens = tokenizer(['a cat', 'a photo of a traffic light'])
+    with torch.no_grad():
+        cut = embed_prompts(model, tokens)
+        torch.testing.assert_close(cut, model.encode_text(tokens), atol=1e-6, rtol=0)
+    assert lengths == [int(tokens.argmax(-1).max()) + 1 if change == 'none' else 24, 24]
+
+
+def test_each_word_is_embedded_once(clip, tmp_path, monkeypatch):
+    """Whatever the order and the company of the words; a damaged file is made again."""
     calls = []
-    build = open_clip.build_zero_shot_classifier
-    monkeypatch.setattr(open_clip, 'build_zero_shot_classifier', lambda *a, **k: calls.append(1) or build(*a, **k))
-    first = encode_queries(model, tokenizer, ['cat'], 'one', cache_dir=str(tmp_path))
-    assert (
-        torch.equal(encode_queries(model, tokenizer, ['cat'], 'one', cache_dir=str(tmp_path)), first)
-        and len(calls) == 1
-    )
-    encode_queries(model, tokenizer, ['cat'], 'other weights', cache_dir=str(tmp_path))
-    encode_queries(model, tokenizer, ['dog'], 'one', cache_dir=str(tmp_path))
-    assert len(calls) == 3
-    file = next(path for path in (tmp_path / 'text').iterdir())
-    file.write_bytes(file.read_bytes()[:20])  # a damaged file is built again
-    for weights, word in (('one', 'cat'), ('other weights', 'cat'), ('one', 'dog')):
-        encode_queries(model, tokenizer, [word], weights, cache_dir=str(tmp_path))
-    assert len(calls) == 4
+    monkeypatch.setattr(text_module, 'embed_word', lambda *given: calls.append(given[2]) or embed_word(*given))
+    first = encoded(clip, ['cat', 'dog', 'fox'], tmp_path)
+    assert torch.equal(encoded(clip, ['fox', 'cat', 'dog', 'cat'], tmp_path), first[[2, 0, 1, 0]])
+    assert calls == ['cat', 'dog', 'fox']
+    encoder = TextEncoder(*clip, cache_dir=str(tmp_path))
+    for _ in range(2):
+        text = encoder.encode([['dog', 'hen'], ['cat']])
+    assert calls[3:] == ['hen'] and text.words_per_class == (2, 1) and text.queries == ('dog', 'hen', 'cat')
+    clip[0].text_projection.data *= -1
+    encoded(clip, ['cat'], tmp_path)
+    assert calls[4:] == ['cat']
+    paths = list(tmp_path.rglob('*.safetensors'))
+    assert len(paths) == 5
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:20])
+    encoded(clip, ['cat'], tmp_path)
+    assert calls[5:] == ['cat']
+
+
+def test_words_of_several_threads(clip, tmp_path):
+    words = [f'word {i}' for i in range(12)]
+    expected = encoded(clip, words, tmp_path / 'alone')
+    encoder = TextEncoder(*clip, cache_dir=str(tmp_path / 'threads'))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        rows = list(pool.map(lambda start: encoder.encode([words[start : start + 5]]).rows, range(8)))
+    for start, found in enumerate(rows):
+        assert torch.equal(found, expected[start : start + 5])
 
 
 def test_class_names_of_a_file(tmp_path):

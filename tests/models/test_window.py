@@ -7,13 +7,13 @@ import torch
 from fsa_seg import patch_logits
 from fsa_seg.errors import UserError
 from fsa_seg.models.clip import trunk
-from fsa_seg.models.window import METHODS, LastBlock, inspect_patch
+from fsa_seg.models.window import inspect_patch, window_cosines
 from fsa_seg.ops import reference
-from fsa_seg.ops.attention import BUILT_IN
-from fsa_seg.profiling.self_checks import load_golden
+from fsa_seg.profiling.self_checks import golden_logits, load_golden
 
 from conftest import ROOT
 
+MAPS = ('qk', 'qq', 'kk', 'vv', 'qq+kk', 'qq+kk+vv', 'identity', 'proxy')
 GOLDEN = sorted(glob.glob(os.path.join(ROOT, 'tests', 'golden', '*.safetensors')))
 
 
@@ -26,23 +26,24 @@ def golden(request):
     'device',
     ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU'))],
 )
-@pytest.mark.parametrize('feedback', [None, True])
-@pytest.mark.parametrize('method', METHODS)
-def test_golden(golden, method, feedback, device):
+def test_golden(golden, device):
     visual, t = golden[0].to(device), {key: value.to(device) for key, value in golden[1].items()}
     torch.backends.cudnn.allow_tf32 = False
-    logits, grid = patch_logits(
-        visual, t['images'], t['text'], method=method, feedback=feedback, vfm_features=t['vfm_features']
-    )
-    expected = t[f'logits.{method}' + ('+fsa' if feedback else '')]
-    assert grid[0] * grid[1] == logits.shape[1]
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    expected = golden_logits(t)
+    assert len(expected) in (2, 10)
+    for name, logits_of in expected.items():
+        method, feedback = name.removesuffix('+fsa'), name.endswith('+fsa')
+        logits, grid = patch_logits(
+            visual, t['images'], t['text'], method=method, feedback=feedback, vfm_features=t.get('vfm_features')
+        )
+        assert grid[0] * grid[1] == logits.shape[1]
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, logits_of, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('fsa', [None, dict(lam=3.0, p=0.45), dict(lam=2.3, p=0.7), dict(lam=4.5, p=1.0)])
 @pytest.mark.parametrize('readout', [(False, False), (True, True), (True, False), (False, True)])
-@pytest.mark.parametrize('attention', BUILT_IN)
+@pytest.mark.parametrize('attention', MAPS)
 def test_reference(tiny, attention, readout, fsa):
     """Every attention map under every readout agrees with the dense evaluation (no row here is near the threshold)."""
     visual, text = tiny
@@ -122,20 +123,21 @@ def test_inspect_patch(tiny, method, rounds):
     )
     cls = int(method != 'proxyclip')
     patch = index[0] * grid[1] + index[1]
-    dense = reference.attention_matrix(METHODS[method]['attention'], q, k, v, 4, features)
+    dense = reference.attention_matrix(reference.METHODS[method]['attention'], q, k, v, 4, features)
     torch.testing.assert_close(found.attention.flatten(), dense[0, :, patch + cls, cls:].mean(0))
-    one = LastBlock(visual, tokens, clip_grid, text, METHODS[method], features)
-    z = one.cosines(one.attention.apply(one.values))
+    bare = window_cosines(visual, tokens, clip_grid, text, method, features if method == 'proxyclip' else None)
+    z = bare.first
     if rounds == 2:
         z, _ = patch_logits(visual, images, text, method=method, feedback=True, vfm_features=features)
-    s = reference.similarities(z, one.uniform_cosines)
-    w = reference.adapted_attention(z, one.uniform_cosines)
+    s = reference.similarities(z, bare.uniform)
+    w = reference.adapted_attention(z, bare.uniform)
     torch.testing.assert_close(found.similarity.flatten(), s[0, patch], atol=1e-5, rtol=1e-5)
     kept = found.pruned.isfinite()
     assert torch.equal(found.pruned[kept], found.similarity[kept])
     assert torch.equal(kept.flatten(), s[0, patch] >= reference.threshold(s, 0.45)[0, patch])
     torch.testing.assert_close(found.adapted.flatten(), w[0, patch], atol=1e-5, rtol=1e-5)
-    a, mass = dense.mean(1)[0] / one.attention.mass, one.attention.mass
+    mass = bare.attention.row_sum
+    a = dense.mean(1)[0] / mass
     extended = torch.block_diag(torch.ones(cls, cls), w[0])
     expected = mass * (extended @ a + a @ extended + extended)[patch + cls, cls:] / 3
     torch.testing.assert_close(found.ensemble.flatten(), expected, atol=1e-5, rtol=1e-5)
@@ -144,15 +146,16 @@ def test_inspect_patch(tiny, method, rounds):
 @pytest.mark.parametrize(
     'change', [dict(lam=3.1), dict(p=0.5), dict(uniform_scale=36), dict(scale=21), dict(terms=['W', 'WA'])]
 )
-def test_constants_matter(golden, change):
+@pytest.mark.parametrize('path', [path for path in GOLDEN if 'attention' not in path], ids=os.path.basename)
+def test_constants_matter(path, change):
     """The golden comparison is one that a wrong constant fails."""
-    visual, t = golden
+    visual, t = load_golden(path)
     logits, _ = patch_logits(visual, t['images'], t['text'], feedback=change, vfm_features=t['vfm_features'])
     assert (logits - t['logits.proxyclip+fsa']).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize('feedback', [None, True])
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', reference.METHODS)
 def test_batch_of_two_equals_two_singles(tiny, method, feedback):
     visual, text = tiny
     images, features = torch.randn(2, 3, 64, 96), torch.randn(2, 12, 5, 7)
@@ -165,7 +168,7 @@ def test_batch_of_two_equals_two_singles(tiny, method, feedback):
 
 
 @pytest.mark.parametrize('feedback', [None, True])
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', reference.METHODS)
 def test_transpose(tiny, method, feedback):
     """A transposed image under a transposed tower gives the transposed result: height and width are never mixed up."""
     visual, text = tiny

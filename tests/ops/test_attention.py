@@ -1,20 +1,26 @@
 import pytest
 import torch
 
-from fsa_seg.ops.attention import map_rows, proxy_map, resize_tokens, self_map
+from fsa_seg.errors import UserError
+from fsa_seg.ops.attention import check_map_name, map_rows, neighbour_bias, proxy_map, resize_tokens, self_map
 
 
-@pytest.mark.parametrize('name, mass', [('qk', 1), ('qq', 1), ('kk', 1), ('vv', 1), ('qq+kk', 2), ('identity', 1)])
-def test_rows_sum_to_their_constant(name, mass):
-    q, k, v = torch.randn(3, 2, 7, 8).unbind(0)
-    attention = self_map(name, q, k, v, heads=2)
-    assert attention.mass == mass
-    torch.testing.assert_close(attention.apply(torch.ones(2, 7, 8)), torch.full((2, 7, 8), float(mass)))
+def projections(*shape):
+    return dict(zip('qkv', torch.randn(3, *shape).unbind(0)))
+
+
+@pytest.mark.parametrize(
+    'name, row_sum', [('qk', 1), ('qq', 1), ('kk', 1), ('vv', 1), ('qq+kk', 2), ('qq+kk+vv', 3), ('identity', 1)]
+)
+def test_rows_sum_to_their_constant(name, row_sum):
+    attention = self_map(name, projections(2, 7, 8), heads=2)
+    assert attention.row_sum == row_sum
+    torch.testing.assert_close(attention.apply(torch.ones(2, 7, 8)), torch.full((2, 7, 8), float(row_sum)))
 
 
 def test_proxy_rows_sum_to_one_and_attend_patches_alone():
     attention = proxy_map(torch.randn(2, 5, 3, 4))
-    assert not attention.cls
+    assert not attention.covers_cls
     torch.testing.assert_close(attention.apply(torch.ones(2, 12, 6)), torch.ones(2, 12, 6))
 
 
@@ -45,8 +51,7 @@ def test_proxy_of_a_blank_image_attends_each_patch_itself():
 
 
 def test_heads_keep_to_their_columns():
-    q, k, v = torch.randn(3, 1, 5, 8).unbind(0)
-    apply = self_map('qk', q, k, v, heads=2).apply
+    apply = self_map('qk', projections(1, 5, 8), heads=2).apply
     values = torch.randn(1, 5, 8)
     changed = values.clone()
     changed[..., 4:] += 1
@@ -63,8 +68,37 @@ def test_resize_tokens_keeps_rows_and_columns():
 def test_map_rows_are_those_of_the_softmax():
     """More tokens than a head has columns: the unit vectors go through in several passes."""
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 1, 11, 8).unbind(0)
-    attention = self_map('qk', q, k, v, heads=2)
+    q, k, v = projections(1, 11, 8).values()
+    attention = self_map('qk', dict(q=q, k=k), heads=2)
     rows = map_rows(attention.apply, 6, v, heads=2)
     split = lambda x: x[0].unflatten(1, (2, 4)).transpose(0, 1)  # noqa: E731
     torch.testing.assert_close(rows, (split(q)[:, 6:7] @ split(k).transpose(1, 2) / 2).softmax(-1)[:, 0])
+
+
+def test_a_bias_is_added_after_the_scaling():
+    q, bias = torch.randn(1, 5, 8), torch.randn(5, 5)
+    values = torch.randn(1, 5, 8)
+    apply = self_map('qq', dict(q=q), 1, bias).apply
+    expected = (q @ q.transpose(1, 2) / 8**0.5 + bias).softmax(-1) @ values
+    torch.testing.assert_close(apply(values), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_neighbour_bias_by_hand():
+    """Patches (0, 0) and (1, 2) of a grid are √5 apart; CLS has no bias."""
+    bias = neighbour_bias((2, 3), sigma=2.0)
+    assert bias.shape == (7, 7) and bias[0].eq(0).all() and bias[:, 0].eq(0).all()
+    torch.testing.assert_close(bias[1, 6], torch.tensor(-5 / 8).exp())
+    assert bias.diagonal()[1:].eq(1).all() and torch.equal(bias, bias.T)
+
+
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('qx', "did you mean 'qq'|unknown attention map 'qx'"),
+        ('identity+qq', 'unknown attention map'),
+        (3, 'name it by a text'),
+    ],
+)
+def test_unknown_maps(name, message):
+    with pytest.raises(UserError, match=message):
+        check_map_name(name)

@@ -6,7 +6,7 @@ import torch
 from fsa_seg.errors import UserError
 from fsa_seg.ops import feedback, reference
 from fsa_seg.ops.attention import AttentionMap, map_rows, proxy_map, self_map
-from fsa_seg.ops.feedback import FSA, adapt, coherence, ensemble, isolate, prune
+from fsa_seg.ops.feedback import FSA, adapt, coherence, ensemble, isolate, prune, threshold
 
 
 def test_isolate_by_hand():
@@ -52,11 +52,10 @@ ROWS = dict(
 )
 
 
-@pytest.mark.parametrize('threshold', [feedback._threshold_by_order, feedback._threshold_by_histogram])
 @pytest.mark.parametrize('p', [0.01, 0.1, 0.45, 0.9, 0.999])
 @pytest.mark.parametrize('rows', ROWS)
-def test_prune_equals_the_walk_down_each_row(rows, p, threshold):
-    """Whether a row is ordered or its histogram taken; also where many values are equal, or fall into one bin."""
+def test_prune_equals_the_walk_down_each_row(rows, p):
+    """Also where many values are equal."""
     torch.manual_seed(0)
     similarity = ROWS[rows](torch.rand(2, 13, 13))
     assert torch.equal(similarity >= threshold(similarity, p), reference.pruned(similarity, p).isfinite())
@@ -74,7 +73,7 @@ def test_adapt_by_hand():
 def test_ensemble_keeps_cls_to_itself_and_row_sums():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 5, 8).unbind(0)
-    attention = self_map('qq+kk', q, k, v, heads=2)
+    attention = self_map('qq+kk', dict(q=q, k=k), heads=2)
     adapted = torch.rand(1, 4, 4).softmax(-1)
     mixed = ensemble(attention, lambda *x: [adapted @ one for one in x], torch.ones(1, 5, 8))
     torch.testing.assert_close(mixed, torch.full((1, 5, 8), 2.0))  # g = 2
@@ -98,8 +97,9 @@ def test_blocks_of_rows_give_the_same(block, similarity):
     torch.manual_seed(0)
     z, uniform, values = torch.rand(2, 12, 4), torch.rand(2, 1, 4), torch.randn(2, 12, 8)
     features = torch.randn(2, 5, 3, 4)
-    whole = FSA(similarity=similarity).attend(proxy_map(features), z, uniform, values)
-    blocked = FSA(similarity=similarity, block=block).attend(proxy_map(features, block=block), z, uniform, values)
+    whole = FSA(similarity=similarity).adapted_map(proxy_map(features), z, uniform).apply(values)
+    in_blocks = FSA(similarity=similarity, block=block).adapted_map(proxy_map(features, block=block), z, uniform)
+    blocked = in_blocks.apply(values)
     torch.testing.assert_close(blocked, whole, atol=1e-6, rtol=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_terms_of_the_ensemble(terms):
     """Each choice equals the products of dense matrices, divided by its count; CLS keeps its identity in W."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 5, 8).unbind(0)
-    attention = self_map('qq+kk', q, k, v, heads=1)
+    attention = self_map('qq+kk', dict(q=q, k=k), heads=1)
     a = torch.stack([map_rows(attention.apply, i, v, heads=1)[0] for i in range(5)])[None] / 2
     w = torch.block_diag(torch.ones(1, 1), torch.rand(4, 4).softmax(-1))[None]
     products = dict(WA=w @ a, AW=a @ w, W=w)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fsa_seg.ops.device import tensor_peak
-from fsa_seg.ops.windows import OverlapAdd, class_scores, cut_window, label_map, label_tiles, window_spans, windows
+from fsa_seg.ops.labels import label_map, label_tiles
+from fsa_seg.ops.windows import Layout, OverlapAdd, Window, cut_window, window_spans, windows
 
 
 def test_spans_start_at_multiples_and_the_last_is_shifted_inside():
@@ -14,11 +15,12 @@ def test_spans_start_at_multiples_and_the_last_is_shifted_inside():
 
 def added(image, window_cosines, window, stride, multiple=(1, 1), size=None):
     """Return the `OverlapAdd` of an image's windows, under a stand-in for a model."""
-    cosines = OverlapAdd(image.shape[1:], window, stride, multiple, size)
-    for rows, columns in windows(*image.shape[1:], window, stride):
-        found, grid = window_cosines(cut_window(image, rows, columns, multiple))
-        cosines.add(rows, columns, found[0], grid)
-    return cosines
+    shape = tuple(image.shape[1:])
+    overlap = OverlapAdd(Layout(shape, size or shape, window, stride, multiple))
+    for rows, columns in windows(*shape, window, stride):
+        cosines, grid = window_cosines(cut_window(image, rows, columns, multiple, window == 0))
+        overlap.add(Window(rows, columns, cosines[0], grid))
+    return overlap
 
 
 def slide(*arguments, **options):
@@ -150,28 +152,25 @@ def test_padding_is_even_zero_and_cropped_back():
     assert cosines[0, 2, 4] == 1
 
 
-def test_scores_by_hand():
-    """Three queries, the first two of one class: softmax over all three, then the better of the first two."""
-    cosines = torch.tensor([2.0, 1.0, 0.0]).log1p()[:, None, None]  # exp: 3, 2, 1
-    scores = class_scores(cosines, [2, 1], 1.0)
-    torch.testing.assert_close(scores.flatten(), torch.tensor([3 / 6, 1 / 6]))
+@pytest.mark.parametrize('shape, grid', [((37, 70), (2, 4)), ((32, 64), (2, 4)), ((40, 9), (2, 1))])
+def test_a_window_of_0_is_the_whole_image(shape, grid):
+    """Patches that do not fit are left out at the right and below, and the others are stretched over the image."""
+    torch.manual_seed(0)
+    image, seen = torch.rand(3, *shape), []
 
+    def patches_of_16(images):
+        seen.append(images)
+        pooled = torch.nn.functional.avg_pool2d(images, 16)
+        return pooled.flatten(2).transpose(1, 2), tuple(pooled.shape[2:])
 
-def test_prob_thd():
-    scores = torch.tensor([[0.1, 0.3], [0.6, 0.35], [0.3, 0.35]])[:, None]
-    assert label_map(scores).tolist() == [[1, 1]]
-    assert label_map(scores, prob_thd=0.4).tolist() == [[1, 0]]
-    assert label_map(scores, prob_thd=0.6).tolist() == [[1, 0]]  # at the threshold it stays
-
-
-def test_area_thd_acts_before_prob_thd():
-    """Ten pixels: 1 of class 1, 4 of class 2, 5 background. Shares of the foreground: 1/5 and 4/5."""
-    scores = torch.zeros(3, 1, 10)
-    scores[1, 0, 0], scores[2, 0, 1:5], scores[0, 0, 5:] = 0.9, 0.9, 0.9
-    scores[2, 0, 0], scores[0, 0, 0] = 0.5, 0.1
-    before = scores.clone()
-    assert label_map(scores, area_thd=0.1).tolist() == [[1, 2, 2, 2, 2, 0, 0, 0, 0, 0]]
-    assert label_map(scores, area_thd=0.2).tolist() == [[2, 2, 2, 2, 2, 0, 0, 0, 0, 0]]  # at most: its next-best class
-    assert label_map(scores, prob_thd=0.6, area_thd=0.2).tolist() == [[0, 2, 2, 2, 2, 0, 0, 0, 0, 0]]
-    assert label_map(scores, area_thd=1.0).tolist() == [[0] * 10]  # the background is never left out
-    assert torch.equal(scores, before)
+    cosines = slide(image, patches_of_16, window=0, stride=7, multiple=(16, 16), size=(50, 60))
+    (pixels,) = seen
+    assert pixels.shape[2:] == (grid[0] * 16, grid[1] * 16)
+    height, width = (min(side, kept) for side, kept in zip(shape, pixels.shape[2:]))
+    if shape[1] >= 16:
+        assert torch.equal(pixels[0], image[:, :height, :width])
+        small = torch.nn.functional.avg_pool2d(pixels, 16)
+        stretched = torch.nn.functional.interpolate(small, shape, mode='bilinear')
+        expected = torch.nn.functional.interpolate(stretched, (50, 60), mode='bilinear')[0]
+        torch.testing.assert_close(cosines, expected, atol=1e-6, rtol=1e-6)
+    assert cosines.shape == (3, 50, 60)

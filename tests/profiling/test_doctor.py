@@ -111,15 +111,15 @@ def driver_without_torch(monkeypatch):
 
 
 def waiting_panel(monkeypatch):
-    from fsa_seg.models.shared_pass import Panel
+    from fsa_seg.models.shared_pass import SharedPass
 
-    predict = Panel.predict
+    predict = SharedPass.predict
 
     def waiting(self, inputs, data_samples):
         float(inputs[0].sum())
         return predict(self, inputs, data_samples)
 
-    monkeypatch.setattr(Panel, 'predict', waiting)
+    monkeypatch.setattr(SharedPass, 'predict', waiting)
 
 
 @pytest.mark.parametrize(
