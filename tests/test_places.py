@@ -40,12 +40,12 @@ TEST = ('test', 'voc21', '--mini', '--method', 'clip', '--no-fsa', '--limit', 1)
         (('benchmark', '--mini', '--picture', 'folder'), '--picture folder is a folder'),
         (('benchmark', '--mini', '--write-golden', 'folder'), '--write-golden folder is a folder'),
         (('benchmark', '--mini', '--work-dir', 'taken'), 'the table taken/table.md is a folder'),
-        (('benchmark', '--suite', 'smoke', '--mini', '--work-dir', 'taken'), 'table_smoke.md is a folder'),
+        (('benchmark', '--suite', 'architectures', '--mini', '--work-dir', 'taken'), 'table_architectures.md is a folder'),
         (('prepare_dataset', '--check', MINI, '--out', 'file/x'), 'cannot be made'),
     ],
 )
 def test_places_are_checked_before_a_run(run_tool, tmp_path, monkeypatch, command, message):
-    for folder in ('folder', 'taken/table.md', 'taken/table_smoke.md'):
+    for folder in ('folder', 'taken/table.md', 'taken/table_architectures.md'):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / 'file').write_text('not yours')
     os.mkfifo(tmp_path / 'pipe')

@@ -263,10 +263,10 @@ def test_a_suites_groups_without_feedback_take_the_options(run_tool, tmp_path):
     'arguments, message',
     [
         (
-            ['--suite', 'smoke', '--mini', '--datasets', 'voc21', '--protocol', 'fsa'],
-            'the suite smoke runs on one window, without data: leave out --datasets, --protocol',
+            ['--suite', 'architectures', '--mini', '--datasets', 'voc21', '--protocol', 'fsa'],
+            'the suite architectures runs on one window, without data: leave out --datasets, --protocol',
         ),
-        (['--suite', 'smok', '--mini'], "unknown suite 'smok' (did you mean 'smoke'?)"),
+        (['--suite', 'pape', '--mini'], "unknown suite 'pape' (did you mean 'paper'?)"),
     ],
 )
 def test_options_that_a_suite_cannot_have(run_tool, arguments, message):
@@ -282,11 +282,11 @@ def test_what_cannot_be_looked_at(run_tool, capsys):
     assert status == 1 and 'leave out --no-fsa' in printed
 
 
-def test_smoke_suite(run_tool, tmp_path):
+def test_architectures_under_the_old_name_of_their_suite(run_tool, tmp_path):
     status, printed = run_tool('benchmark', '--suite', 'smoke', '--mini')
     assert status == 0, printed
     assert '17 cells, 0 failed; 7 agree with the dense evaluation' in printed
-    assert '| toy | toy | ProxyCLIP + FSA | 42×42 |' in printed and (tmp_path / 'work_dirs' / 'table_smoke.md').exists()
+    assert '| toy | toy | ProxyCLIP + FSA | 42×42 |' in printed and (tmp_path / 'work_dirs' / 'table_architectures.md').exists()
 
 
 def test_segmenter_takes_paths_pictures_and_arrays():

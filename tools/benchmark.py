@@ -2,7 +2,7 @@
 
     python tools/benchmark.py --mini                          # everything that runs on what the repository ships
     python tools/benchmark.py --suite paper --data-root /data/seg
-    python tools/benchmark.py --suite smoke                   # one window each, random weights, no data
+    python tools/benchmark.py --suite architectures           # one window each, random weights, no data
 
 A suite is a file of configs/suites/, or any other of its form; options stand in place of its own lists. Cells whose
 result is in WORK_DIR/results are not run again, so an interrupted benchmark goes on where it was.
@@ -30,7 +30,7 @@ def parse_args(argv=None):
         '--suite',
         default='methods',
         metavar='S',
-        help='methods (default), paper, attention33, ablation, smoke, or a file',
+        help='methods (default), paper, attention33, ablation, architectures, or a file',
     )
     parser.add_argument('--datasets', nargs='+', metavar='D', help="in place of the suite's")
     parser.add_argument('--methods', nargs='+', metavar='M', help="in place of the suite's")
@@ -39,7 +39,7 @@ def parse_args(argv=None):
     add_run_options(parser)
     parser.add_argument('--force', action='store_true', help='run cells again whose result is there')
     parser.add_argument(
-        '--panel',
+        '--cells-per-pass',
         type=int,
         metavar='N',
         help='cells that share one pass over the data, at most (default: 32; 1 shares nothing)',
@@ -62,10 +62,11 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from fsa_seg.config.suites import load_suite, suite_cells
+    from fsa_seg.config.suites import OLD_NAMES, load_suite, suite_cells
     from fsa_seg.errors import UserError
 
     suite = load_suite(args.suite)
+    args.suite = suite.name if args.suite in OLD_NAMES else args.suite
     if 'window' in suite:
         unused = [
             option
@@ -80,7 +81,7 @@ def main(argv=None):
                 'picture_of',
                 'window_batch',
                 'compile',
-                'panel',
+                'cells_per_pass',
                 'golden',
                 'write_golden',
             )
@@ -91,8 +92,8 @@ def main(argv=None):
                 f'the suite {suite.name} runs on one window, without data: leave out '
                 + ', '.join('--' + option.replace('_', '-') for option in unused)
             )
-    if args.panel is not None and args.panel < 1:
-        raise UserError(f'--panel is {args.panel}; it has to be at least 1')
+    if args.cells_per_pass is not None and args.cells_per_pass < 1:
+        raise UserError(f'--cells-per-pass is {args.cells_per_pass}; it has to be at least 1')
     given = model_options(args)
     lists = {kind: [given.pop(kind)] for kind in ('backbone', 'vfm', 'protocol', 'words') if kind in given}
     lists.update({kind: value for kind, value in (('method', args.methods), ('dataset', args.datasets)) if value})
@@ -135,7 +136,7 @@ def run_data(args, cells, given):
     shown = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
     work_dir = configs[0].work_dir
     check_file(table_path(work_dir, args.suite), 'the table')
-    results = run_cells(configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force, args.panel or 32)
+    results = run_cells(configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force, args.cells_per_pass or 32)
     finish(table(results, datasets), work_dir, args.suite, 'results')
     if args.picture:
         write_picture(picture_of_rows([config for config in configs if config.cell.dataset == shown]), args.picture)
@@ -163,7 +164,7 @@ def run_windows(args, suite, cells, given):
     make_folder(folder)
     check_file(table_path(work_dir, args.suite), 'the table')
     device = get_device()
-    smoke = ArchitectureRuns(
+    runs = ArchitectureRuns(
         suite,
         given.get('random_weights', 0),
         resolve_precision(given.get('precision', 'auto')),
@@ -171,12 +172,12 @@ def run_windows(args, suite, cells, given):
         folder,
         args.force,
     )
-    rows = [smoke.row(cell) for cell in tqdm(cells, desc='windows', unit='cell')]
-    finish(architectures_table(rows, smoke.where()), work_dir, args.suite, suite.name)
+    rows = [runs.row(cell) for cell in tqdm(cells, desc='windows', unit='cell')]
+    finish(architectures_table(rows, runs.where()), work_dir, args.suite, suite.name)
     failed = sum(row['error'] is not None for row in rows)
     agree = f'{sum("difference" in row for row in rows)} agree with the dense evaluation'
-    if smoke.precision != 'fp32':
-        agree = f'in {smoke.precision} none is compared with the dense evaluation (--precision fp32 does)'
+    if runs.precision != 'fp32':
+        agree = f'in {runs.precision} none is compared with the dense evaluation (--precision fp32 does)'
     print(f'{len(rows)} cells, {failed} failed; {agree}')
     if failed:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Measure what the suite costs here: by stage, FSA, panels, batches, precision, growth, compilation.
+"""Measure what the suite costs here: by stage, FSA, shared passes, batches, precision, growth, compilation.
 
     python tools/measure.py                                                   # every figure of the README's section
     python tools/measure.py --sections stages fsa --backbone clip_vit-l14

@@ -12,12 +12,13 @@ from fsa_seg.errors import UserError, check_keys
 
 KINDS = ('backbone', 'vfm', 'method', 'feedback', 'protocol', 'words', 'dataset')  # from the outermost loop inwards
 WINDOW_KINDS = ('backbone', 'vfm', 'method', 'feedback')  # those of a suite that runs on one window
+OLD_NAMES = dict(smoke='architectures')
 SUITE_KEYS = ('name', 'groups', 'window', 'queries')
 
 
-def load_suite(name):
+def load_suite(name: str):
     """Return a suite's dict, given its name or file; a key that it cannot have is a UserError."""
-    suite = load_component('suite', name)
+    suite = load_component('suite', OLD_NAMES.get(name, name))
     check_keys(suite, SUITE_KEYS, f'suite {name}')
     kinds = KINDS
     if 'window' in suite:

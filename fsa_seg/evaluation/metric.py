@@ -123,7 +123,7 @@ class ExactIoUMetric(IoUMetric):
         classes, before = len(self.dataset_meta['classes']), len(self._pending)
         for sample in data_samples:
             predicted, truth = sample[self.field]['data'].squeeze(0), sample['gt_sem_seg']['data'].squeeze(0)
-            if 'truth' not in sample:  # the metrics of a panel share one copy on the device
+            if 'truth' not in sample:  # the metrics of a pass share one copy on the device
                 sample['truth'] = to_device(truth, predicted.device)
             with _named(sample['seg_map_path']):
                 counts = _counting(sample['truth'], predicted, classes, self.ignore_index)

@@ -248,12 +248,12 @@ def run_cells(configs, progress, force=False, most=32):
     there = {} if force else _kept_results(cells)
     _check_models([cell.config.model for cell in cells if result_path(cell) not in there])
     done = {cell.hash: there[result_path(cell)] for cell in cells if result_path(cell) in there}
-    panels, seen = {}, set(done)
+    groups, seen = {}, set(done)
     for cell in cells:
         if cell.hash not in seen:
-            panels.setdefault(shared_key(cell.fingerprint), []).append(cell)
+            groups.setdefault(shared_key(cell.fingerprint), []).append(cell)
             seen.add(cell.hash)
-    passes = [group[start : start + most] for group in panels.values() for start in range(0, len(group), most)]
+    passes = [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
     shared = [
         f'\n  {group[0].config.cell.dataset}: ' + ', '.join(_member_name(cell.config.cell) for cell in group)
         for group in passes
@@ -332,10 +332,10 @@ def picture_of_rows(configs, index=0, columns=4):
     dataset = DATASETS.build(configs[0].test_dataloader.dataset)
     sample = dataset[index]['data_samples']
     maps = dict(truth=sample.gt_sem_seg.data[0].numpy(), **{row_name(config.cell): None for config in configs})
-    panels = {}
+    groups = {}
     for config in configs:
-        panels.setdefault(shared_key(fingerprint(config)), []).append(config)
-    for members in panels.values():
+        groups.setdefault(shared_key(fingerprint(config)), []).append(config)
+    for members in groups.values():
         data = DATASETS.build(members[0].test_dataloader.dataset)[index]
         model = MODELS.build(dict(type='SharedPass', members=[config.model for config in members])).to(get_device())
         out = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]

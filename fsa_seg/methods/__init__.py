@@ -48,9 +48,11 @@ def find_method(name: str) -> type[Method]:
     Raises:
         UserError: no such method (the nearest name is given), or a file that does not hold exactly one method.
     """
-    if name == SPELLED_OUT or os.path.isfile(os.path.join(HERE, f'{name}.py')) and name not in NOT_METHODS:
+    name = str(name)
+    shipped = name.isidentifier() and os.path.isfile(os.path.join(HERE, f'{name}.py'))
+    if name == SPELLED_OUT or shipped and name not in NOT_METHODS:
         return _method_of(importlib.import_module(f'fsa_seg.methods.{name}'))  # no look at plug-ins
-    if str(name).endswith('.py'):
+    if name.endswith('.py'):
         return _load_file(os.path.abspath(name))
     files = method_files()
     return _load_file(files[one_of(name, files, 'method')])

@@ -1,4 +1,4 @@
-"""Smoke runs: every chosen backbone, VFM, method and feedback on one window of random pixels, with random weights.
+"""Architectures: every chosen backbone, VFM, method and feedback on one window of random pixels, with random weights.
 
 Trunk and VFM run once each and are shared; what a row adds is the last block under its method, and its feedback.
 """
@@ -182,7 +182,7 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features, 
 
 
 def architectures_table(rows, where):
-    """Return a Markdown table of smoke rows, under a line that says `where` they ran."""
+    """Return a Markdown table of rows, under a line that says `where` they ran."""
     lines = [where, '', HEAD]
     for row in rows:
         start = f'| {row["backbone"]} | {row["vfm"] or "–"} | {row["name"]} |'

@@ -220,7 +220,7 @@ def labels(quick):
 
 
 def sync(quick):
-    """A GPU is not waited for inside an image: a panel of all methods under torch.cuda.set_sync_debug_mode('error')."""
+    """A GPU is not waited for inside an image: a shared pass of all methods under torch.cuda.set_sync_debug_mode('error')."""
     device = used_device()
     if device != 'cuda':
         raise Skip('no GPU')
@@ -234,18 +234,18 @@ def sync(quick):
     for size in (1, 4):
         options = dict(words=WORDS, window=100, stride=64, window_batch=size)
         members = [dict(_toy_config(*cell, 'auto'), **options) for cell in cells]
-        panel = MODELS.build(dict(type='SharedPass', members=members)).to(device)
-        data = panel.data_preprocessor(
+        model = MODELS.build(dict(type='SharedPass', members=members)).to(device)
+        data = model.data_preprocessor(
             dict(
                 inputs=[torch.randint(256, (3, *shape), dtype=torch.uint8) for shape in ((132, 180), (90, 203))],
                 data_samples=[SegDataSample(metainfo=dict(ori_shape=shape)) for shape in ((50, 71), (96, 33))],
             )
         )
-        panel.predict(**data)  # what is made once
+        model.predict(**data)  # what is made once
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
-            panel.predict(**data)
+            model.predict(**data)
         finally:
             torch.cuda.set_sync_debug_mode('default')
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""What every part has to keep, whoever adds it: parametrised over the registries, so that a new file is covered."""
+"""What every component has to keep, whoever adds it: parametrised over the registries, so that a new file is covered."""
 
 import json
 import os
@@ -22,7 +22,6 @@ from fsa_seg.config.components import (
     feedback_of,
     load_component,
     load_components,
-    method_of,
     parameters,
     protocol_settings,
     weights_of,
@@ -36,7 +35,6 @@ from fsa_seg.models.text import class_words
 from fsa_seg.models.vfm import TimmModel, TimmViT
 from fsa_seg.models.weights import path_of
 from fsa_seg.models.window import resolve_feedback
-from fsa_seg.ops.attention import ATTENTIONS, Block, attention_files, attention_map, find_attention
 from fsa_seg.profiling.architectures import DEFAULTS
 
 from conftest import ROOT
@@ -49,16 +47,16 @@ def every(kind):
 
 
 @pytest.mark.parametrize('kind, name', [(kind, name) for kind in KINDS for name in component_names(kind)])
-def test_a_parts_name_is_its_files(kind, name):
+def test_a_components_name_is_its_files(kind, name):
     assert load_component(kind, name).name == name
 
 
 @every('backbone')
 def test_backbone(name):
     """At its real size, without memory or time: the meta device knows shapes alone."""
-    part = load_component('backbone', name)
+    component = load_component('backbone', name)
     with torch.device('meta'):
-        visual = load_clip(**component_config(part, random_weights=0))[0].visual
+        visual = load_clip(**component_config(component, random_weights=0))[0].visual
         check_tower(visual)
         height, width = (side * count for side, count in zip(visual.patch_size, (6, 9)))
         logits, grid = patch_logits(
@@ -69,7 +67,7 @@ def test_backbone(name):
             feedback=True,
         )
     assert grid == (6, 9) and logits.shape == (2, 54, 7)
-    tag = open_clip.get_pretrained_cfg(part.model, part.get('pretrained') or '')
+    tag = open_clip.get_pretrained_cfg(component.model, component.get('pretrained') or '')
     if tag:
         quick = isinstance(visual.transformer.resblocks[-1].mlp.gelu, QuickGELU)
         assert quick == tag.get('quick_gelu', False)
@@ -92,13 +90,15 @@ def test_vfm(name):
 @every('vfm')
 def test_vfm_at_a_small_size(name):
     """A small net of the same kind: batches, windows that are not square, and timm's own public calls."""
-    part = load_component('vfm', name)
-    if not issubclass(MODELS.get(part.type), TimmModel) or part.get('toy'):
+    component = load_component('vfm', name)
+    if not issubclass(MODELS.get(component.type), TimmModel) or component.get('toy'):
         pytest.skip('no timm model of its own size')
-    config = dict(component_config(part, random_weights=0), model_args={**part.get('model_args', {}), **SMALL})
+    config = dict(
+        component_config(component, random_weights=0), model_args={**component.get('model_args', {}), **SMALL}
+    )
     vfm = MODELS.build(config)
     torch.manual_seed(0)
-    for parameter in vfm.parameters():  # no part may be at its (neutral) initial value
+    for parameter in vfm.parameters():  # no component may be at its (neutral) initial value
         parameter.add_(0.05 * torch.randn_like(parameter))
     images = torch.rand(2, 3, 16 * vfm.multiple[0], 10 * vfm.multiple[1])
     features = vfm(images)
@@ -117,15 +117,19 @@ def test_vfm_at_a_small_size(name):
 
 @pytest.mark.parametrize('name', [*component_names('vfm'), 'augreg'])
 def test_vfms_normalise_as_timm_says(name, tmp_path):
-    """By mean and std of their weights' tag; weights that are a file's alone by those that the part gives."""
+    """By mean and std of their weights' tag; weights that are a file's alone by those that the component gives."""
     other = tmp_path / 'augreg.py'  # whose weights want other values than ImageNet's, which the others have
     other.write_text("vfm = dict(name='augreg', type='TimmViT', model='vit_base_patch16_224.augreg_in21k')")
-    part = load_component('vfm', str(other) if name == 'augreg' else name)
-    if not issubclass(MODELS.get(part.type), TimmModel):
+    component = load_component('vfm', str(other) if name == 'augreg' else name)
+    if not issubclass(MODELS.get(component.type), TimmModel):
         pytest.skip('no timm model')
-    own = part if {'checkpoint', 'mean', 'std'} <= set(part) else timm.get_pretrained_cfg(part.model).to_dict()
+    own = (
+        component
+        if {'checkpoint', 'mean', 'std'} <= set(component)
+        else timm.get_pretrained_cfg(component.model).to_dict()
+    )
     vfm = MODELS.build(
-        dict(component_config(part, random_weights=0), model_args={**part.get('model_args', {}), **SMALL})
+        dict(component_config(component, random_weights=0), model_args={**component.get('model_args', {}), **SMALL})
     )
     images = torch.rand(2, 3, 4, 5)
     torch.testing.assert_close(vfm.normalised(images), normalize(images, own['mean'], own['std']))
@@ -136,42 +140,9 @@ def test_weights_have_a_source(kind, name):
     weights = weights_of(kind, name)
     assert weights.licence not in ('', '–')
     assert parameters(kind, name) > 0
-    part = load_component(kind, name)
-    if kind == 'backbone' or issubclass(MODELS.get(part.type), TimmModel):
+    component = load_component(kind, name)
+    if kind == 'backbone' or issubclass(MODELS.get(component.type), TimmModel):
         assert weights.files or path_of(weights) or '://' in weights.source
-
-
-@pytest.mark.parametrize('name', dict.fromkeys([*ATTENTIONS, *attention_files()]))
-def test_attention_map(name):
-    """Rows have one sum; an image's map is its own; maps are linear in the values."""
-    torch.manual_seed(0)
-    build, vfm = find_attention(name)
-    tokens, attn = torch.randn(2, 1 + 12, 8), torch.nn.MultiheadAttention(8, 2).requires_grad_(False)
-    features = torch.randn(2, 5, 3, 6) if vfm else None
-    attention = build(Block(tokens, attn, (3, 4), features))
-    count = 18 if vfm else 12 + attention.cls
-    torch.testing.assert_close(attention.apply(torch.ones(2, count, 8)), torch.full((2, count, 8), attention.mass))
-    values, other = torch.randn(2, 2, count, 8).unbind(0)
-    torch.testing.assert_close(
-        attention.apply(values + 2 * other), attention.apply(values) + 2 * attention.apply(other), atol=1e-4, rtol=1e-4
-    )
-    one = build(Block(tokens[1:], attn, (3, 4), features[1:] if vfm else None))
-    torch.testing.assert_close(one.apply(values[1:]), attention.apply(values)[1:], atol=1e-5, rtol=1e-4)
-
-
-@every('method')
-def test_method(name, tiny):
-    visual, text = tiny
-    part = load_component('method', name)
-    assert part.protocol in component_names('protocol') and part.get('fsa_protocol', part.protocol) in component_names(
-        'protocol'
-    )
-    method = method_of(part)
-    images = torch.randn(2, 3, 64, 96)
-    features = torch.randn(2, 12, 5, 7) if find_attention(method['attention'])[1] else None
-    for feedback in (None, True):
-        logits, grid = patch_logits(visual, images, text, method=method, feedback=feedback, vfm_features=features)
-        assert logits.shape == (2, grid[0] * grid[1], 9) and logits.isfinite().all() and logits.abs().max() <= 1 + 1e-5
 
 
 @every('feedback')
@@ -192,14 +163,14 @@ def test_feedback(name, tiny):
 
 @every('dataset')
 def test_dataset(name, tmp_path):
-    part = load_component('dataset', name)
-    if 'classes' in part:  # it reads them from its folder
-        (tmp_path / part.data_root).mkdir(parents=True)
-        (tmp_path / part.data_root / part.classes).write_text('cat; kitten\ngrass\n')
-        part = with_classes(part, str(tmp_path))
-    classes = class_names(part)
+    component = load_component('dataset', name)
+    if 'classes' in component:  # it reads them from its folder
+        (tmp_path / component.data_root).mkdir(parents=True)
+        (tmp_path / component.data_root / component.classes).write_text('cat; kitten\ngrass\n')
+        component = with_classes(component, str(tmp_path))
+    classes = class_names(component)
     assert len(set(classes)) == len(classes)
-    palette = part.get('metainfo', {}).get('palette') or DATASETS.get(part.type).METAINFO.get('palette')
+    palette = component.get('metainfo', {}).get('palette') or DATASETS.get(component.type).METAINFO.get('palette')
     assert len(palette) >= len(classes)
     for method in component_names('method'):
         assert len(compose(name, method, backbone='toy', vfm='toy', data_root=str(tmp_path)).model.words) == len(
@@ -212,10 +183,12 @@ def test_protocol(name):
     protocol = load_component('protocol', name)
     for dataset in component_names('dataset'):
         settings = protocol_settings(protocol, dataset)
-        assert 0 < settings['stride'] <= settings['window'] and 0 <= settings['prob_thd'] < 1
-        part = load_component('dataset', dataset)
-        if 'classes' not in part:
-            assert all(class_words(class_names(part), **settings['words']))
+        assert (settings['window'] == 0 or 0 < settings['stride'] <= settings['window']) and 0 <= settings[
+            'prob_thd'
+        ] < 1
+        component = load_component('dataset', dataset)
+        if 'classes' not in component:
+            assert all(class_words(class_names(component), **settings['words']))
 
 
 @every('suite')
@@ -254,27 +227,32 @@ class Colours(torch.nn.Module):
     def forward(self, images):
         return torch.nn.functional.avg_pool2d(images, self.multiple) * self.scale
 ''',
-    methods="method = dict(name='mine', segmentor=dict(type='TrainingFreeSegmentor', attention='mine', mlp=True), "
-    "protocol='mine')",
+    methods='''
+import torch
+from fsa_seg.methods.base import Method
+from fsa_seg.ops.attention import AttentionMap
+
+
+class Mine(Method):
+    """Each patch attends the patches of its own row of the grid; CLS attends itself."""
+
+    title = 'Mine'
+    protocol = 'mine'
+    mlp = True
+
+    def attention(self, block):
+        h, w = block.grid
+        rows = torch.arange(h * w) // w
+        matrix = torch.block_diag(torch.ones(1, 1), (rows[:, None] == rows[None]).float() / w)
+        return AttentionMap(lambda values: matrix.to(values) @ values, 1.0, True)
+''',
     feedback="feedback = dict(name='mine', type='FSA', rounds=2, similarity='jeffreys')",
     protocols="protocol = dict(name='mine', default=dict(logit_scale=30, short=224, window=224, stride=112, prob_thd=0.1, "
     'area_thd=None), datasets=dict())',
     datasets="dataset = dict(name='mine', type='BaseSegDataset', data_root='mine', metainfo=dict(classes=['a', 'b'], "
     "palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))",
     suites="suite = dict(name='mine', window=64, queries=5, groups=[dict(backbone=['toy'], method=['mine', "
-    "dict(attention='mine', residual=True)], feedback=[None, 'mine'])])",
-    attentions='''
-import torch
-from fsa_seg.ops.attention import AttentionMap, attention_map
-
-@attention_map('mine')
-def neighbours(block):
-    """Each patch attends the patches of its own row of the grid; CLS attends itself."""
-    h, w = block.grid
-    rows = torch.arange(h * w) // w
-    matrix = torch.block_diag(torch.ones(1, 1), (rows[:, None] == rows[None]).float() / w)
-    return AttentionMap(lambda values: matrix.to(values) @ values, 1.0, True)
-''',
+    "dict(type='naclip', sigma=2.0)], feedback=[None, 'mine'])])",
 )
 
 
@@ -294,21 +272,13 @@ def test_a_new_file_of_any_kind_is_found_built_and_tested(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    tests = (
-        'backbone',
-        'vfm',
-        'vfm_at_a_small_size',
-        'attention_map',
-        'method',
-        'feedback',
-        'dataset',
-        'protocol',
-        'suite',
-    )
+    tests = ('backbone', 'vfm', 'vfm_at_a_small_size', 'feedback', 'dataset', 'protocol', 'suite')
     for test in tests:
         assert f'test_{test}[mine] PASSED' in done.stdout, done.stdout[-3000:]
     assert 'test_vfm[mine_colours] PASSED' in done.stdout
-    others = [os.path.join(ROOT, 'tests', f'test_{name}.py') for name in ('config', 'text')]
+    others = [
+        os.path.join(ROOT, 'tests', *name) for name in (('config', 'test_compose.py'), ('models', 'test_text.py'))
+    ]
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', *others],
         cwd=ROOT,
@@ -341,39 +311,15 @@ def test_a_new_file_of_any_kind_is_found_built_and_tested(tmp_path):
         text=True,
     )
     assert done.returncode == 0 and '4 cells, 0 failed' in done.stdout, done.stdout + done.stderr
-    assert '| toy | – | mine_residual + mine | 4×4 |' in done.stdout
+    assert '| toy | – | NACLIP sigma=2.0 + mine | 4×4 |' in done.stdout
 
 
-def test_two_parts_of_one_name_are_an_error(tmp_path, monkeypatch):
-    (tmp_path / 'methods').mkdir()
-    (tmp_path / 'methods' / 'sclip.py').write_text('')
+def test_two_components_of_one_name_are_an_error(tmp_path, monkeypatch):
+    (tmp_path / 'protocols').mkdir()
+    (tmp_path / 'protocols' / 'sclip.py').write_text('')
     monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path))
     with pytest.raises(UserError, match="two files are called 'sclip'"):
-        load_component('method', 'clip')
+        load_component('protocol', 'clearclip')
     monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path / 'gone'))
     with pytest.raises(UserError, match='gone, which is no folder'):
-        load_component('method', 'clip')
-
-
-def test_a_built_in_attention_map_cannot_be_replaced(tmp_path, monkeypatch):
-    (tmp_path / 'attentions').mkdir()
-    (tmp_path / 'attentions' / 'qq.py').write_text('')
-    monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path))
-    with pytest.raises(UserError, match="'qq' is the name of a built-in attention map; rename the file"):
-        load_components('sclip', None, 'toy', 'toy')
-    with pytest.raises(UserError, match="there is an attention map 'qq' already"):
-        attention_map('qq')(None)
-
-
-@pytest.mark.parametrize(
-    'text, message',
-    [('x = 1', "registers no attention map 'broken'"), ('x = 1 / 0', 'broken.py cannot be run: ZeroDivisionError')],
-)
-def test_an_attention_file_that_cannot_be_used(tmp_path, monkeypatch, text, message):
-    (tmp_path / 'attentions').mkdir()
-    (tmp_path / 'attentions' / 'broken.py').write_text(text)
-    monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path))
-    with pytest.raises(UserError, match=message):
-        find_attention('broken')
-    with pytest.raises(UserError, match="unknown attention map 'borken' .did you mean 'broken'"):
-        find_attention('borken')
+        load_component('protocol', 'clearclip')

@@ -12,7 +12,7 @@ CELL = dict(backbone='toy', vfm='toy', method=dict(attention='qq'), feedback='fs
 
 @pytest.fixture
 def run(tmp_path):
-    suite = load_suite('smoke')
+    suite = load_suite('architectures')
     suite.window = 96
     return lambda cell: architectures.ArchitectureRuns(suite, 0, 'fp32', 'cpu', str(tmp_path)).row(cell)
 

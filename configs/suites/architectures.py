@@ -4,11 +4,11 @@
 BASES = dict(backbone=['all'], feedback=[None, 'fsa'])
 THREE = ['clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14']
 suite = dict(
-    name='smoke',
+    name='architectures',
     window=336,
     queries=21,
     groups=[
-        dict(BASES, method=['clip', 'maskclip', 'sclip', 'clearclip']),
+        dict(BASES, method=['clip', 'maskclip', 'sclip', 'clearclip', 'naclip']),
         dict(BASES, method=['proxyclip'], vfm=['all']),
         dict(
             backbone=THREE,
