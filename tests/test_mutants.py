@@ -11,7 +11,7 @@ from fsa_seg.errors import UserError
 
 from conftest import ROOT
 
-TESTS = ('tests/ops/test_windows.py::test_prob_thd',)
+TESTS = ('tests/ops/test_labels.py::test_prob_thd',)
 
 
 @pytest.mark.parametrize('mutant', MUTANTS, ids=[mutant.name for mutant in MUTANTS])
@@ -26,15 +26,16 @@ def test_mutant_fits(mutant):
 
 def test_names_are_unique_and_all_files_of_the_maths_have_mutants():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
-    maths = [f'ops/{name}' for name in ('attention', 'feedback', 'readout', 'windows')]
-    maths += [f'models/{name}' for name in ('window', 'clip', 'vfm', 'text', 'segmentor')]
+    maths = [f'ops/{name}' for name in ('attention', 'feedback', 'labels', 'last_block', 'pamr', 'readout', 'windows')]
+    maths += [f'methods/{name}' for name in ('base', 'clearclip', 'maskclip', 'naclip')]
+    maths += [f'models/{name}' for name in ('clip', 'vfm', 'text', 'segmentor', 'shared_pass')]
     maths += ['datasets/data_sets', 'evaluation/metric', 'apps/segmenter']
     assert {f'fsa_seg/{name}.py' for name in maths} <= {mutant.file for mutant in MUTANTS}
 
 
 def test_a_mutant_that_a_test_sees_and_one_that_none_sees(capsys):
     fatal = next(mutant for mutant in MUTANTS if mutant.name == 'prob_thd_takes_what_equals_it')._replace(tests=TESTS)
-    harmless = Mutant('harmless', 'fsa_seg/ops/windows.py', '"""Sliding windows', '"""Windows that slide', TESTS)
+    harmless = Mutant('harmless', 'fsa_seg/ops/labels.py', '"""From the cosines', '"""From cosines', TESTS)
     assert mutants.run([fatal, harmless], 1) == ['harmless']
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2:] == [f'killed    {fatal.name} by {TESTS[0]}', f'SURVIVED  harmless under {TESTS[0]}']

@@ -40,7 +40,10 @@ TEST = ('test', 'voc21', '--mini', '--method', 'clip', '--no-fsa', '--limit', 1)
         (('benchmark', '--mini', '--picture', 'folder'), '--picture folder is a folder'),
         (('benchmark', '--mini', '--write-golden', 'folder'), '--write-golden folder is a folder'),
         (('benchmark', '--mini', '--work-dir', 'taken'), 'the table taken/table.md is a folder'),
-        (('benchmark', '--suite', 'architectures', '--mini', '--work-dir', 'taken'), 'table_architectures.md is a folder'),
+        (
+            ('benchmark', '--suite', 'architectures', '--mini', '--work-dir', 'taken'),
+            'table_architectures.md is a folder',
+        ),
         (('prepare_dataset', '--check', MINI, '--out', 'file/x'), 'cannot be made'),
     ],
 )

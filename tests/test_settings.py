@@ -126,16 +126,6 @@ def test_any_value_anywhere_is_taken_or_is_one_error():
             "dataset = dict(name='x', type='PascalVOCDataset', data_root='x', data_prefix=5)",
             'data_prefix is 5',
         ),
-        (
-            'method',
-            "method = dict(name='x', protocol='sclip', segmentor=dict(type=['SCLIP']))",
-            'type is .* it has to be a text',
-        ),
-        (
-            'method',
-            "method = dict(name='x', protocol='sclip', segmentor=dict(type='SCLIP', attention=[1]))",
-            'attention is',
-        ),
         ('feedback', "feedback = dict(name='x', type=5)", 'type is 5'),
         ('backbone', "backbone = dict(name='x', model='ViT-B-16', mean=0.5)", 'mean is 0.5; it has to be 3 values'),
         ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', std=(0.2, 0.2, 0))", 'std is'),

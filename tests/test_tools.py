@@ -285,8 +285,11 @@ def test_what_cannot_be_looked_at(run_tool, capsys):
 def test_architectures_under_the_old_name_of_their_suite(run_tool, tmp_path):
     status, printed = run_tool('benchmark', '--suite', 'smoke', '--mini')
     assert status == 0, printed
-    assert '17 cells, 0 failed; 7 agree with the dense evaluation' in printed
-    assert '| toy | toy | ProxyCLIP + FSA | 42×42 |' in printed and (tmp_path / 'work_dirs' / 'table_architectures.md').exists()
+    assert '19 cells, 0 failed; 7 agree with the dense evaluation' in printed
+    assert (
+        '| toy | toy | ProxyCLIP + FSA | 42×42 |' in printed
+        and (tmp_path / 'work_dirs' / 'table_architectures.md').exists()
+    )
 
 
 def test_segmenter_takes_paths_pictures_and_arrays():
@@ -346,7 +349,11 @@ def data(tmp_path):
         (['voc21', '--mini', '--backbone', 'tpy'], "did you mean 'toy'"),
         (['voc21', '--mini', '--vfm', 'dino_vitb8'], "did you mean 'dino_vit-b8'"),
         (['voc21', '--mini', '--cfg-options', 'model.windw=3'], "did you mean 'window'"),
-        (['voc21', '--mini', '--cfg-options', 'model.window=0'], 'window is 0; it has to be a whole number'),
+        (
+            ['voc21', '--mini', '--cfg-options', 'model.window=0'],
+            'window is 0, the whole image, which the method proxyclip cannot',
+        ),
+        (['voc21', '--mini', '--cfg-options', 'model.window=-1'], 'window is -1; it has to be a whole number'),
         (['voc21', '--mini', '--cfg-options', 'model.feedback.p=2'], 'p is 2'),
         (['voc21', '--mini', '--cfg-options', 'model.feedback.rounds=0'], 'rounds is 0; it has to be a whole number'),
         (['voc21', '--mini', '--cfg-options', 'model.feedback.terms=[WA,AX]'], 'terms is'),
@@ -355,14 +362,21 @@ def data(tmp_path):
             ['voc21', '--mini', '--cfg-options', 'model.window=8', 'model.stride=8'],
             'window is 8 pixels, smaller than a patch',
         ),
-        (['voc21', '--mini', '--method', 'sclip', '--cfg-options', 'model.attention=proxy'], "'proxy' needs a VFM"),
+        (['voc21', '--mini', '--method', 'naclip', '--cfg-options', 'model.method.sigme=3'], "did you mean 'sigma'"),
+        (['voc21', '--mini', '--method', 'naclip', '--cfg-options', 'model.method.sigma=0'], 'sigma is 0'),
+        (['voc21', '--mini', '--cfg-options', 'model.refinement=PMAR'], "did you mean 'PAMR'"),
+        (['voc21', '--mini', '--cfg-options', 'model.refinement=PAMR', 'model.refinement.steps=-1'], 'steps is -1'),
+        (
+            ['voc21', '--mini', '--vfm', 'proxy=toy,graph=toy'],
+            "unknown key 'graph' in the VFMs of the method proxyclip",
+        ),
         (['voc21', '--mini', '--cfg-options', 'model.backbone.random_weights=1'], 'use --random-weights SEED'),
         (['voc21', '--mini', '--cfg-options', 'model.backbone.checkpoint=x.pt'], 'leave out pretrained and checkpoint'),
         (['voc21', '--mini', '--data-root', 'nowhere'], 'lacks the folder nowhere'),
         (['voc21', '--mini', '--words', 'words.txt'], 'words for 2 classes, but the data set has 21'),
         (['voc21', '--mini', '--cfg-options', 'model.backbone.model=local-dir:gone'], "'gone' does not exist"),
-        (['voc21', '--mini', '--cfg-options', 'model.vfm.model_args.depth=5'], 'do not fit'),
-        (['voc21', '--mini', '--cfg-options', 'model.vfm.model_args.depht=5'], 'cannot be built'),
+        (['voc21', '--mini', '--cfg-options', 'model.vfm.proxy.model_args.depth=5'], 'do not fit'),
+        (['voc21', '--mini', '--cfg-options', 'model.vfm.proxy.model_args.depht=5'], 'cannot be built'),
         (['voc21', '--data-root', os.path.join(MINI)], 'could not be loaded'),
         (['voc21', '--mini', '--launcher', 'slurm'], '--launcher slurm: SLURM_PROCID'),
         (['voc21', '--mini', '--workers', '-1'], 'workers is -1; it has to be a whole number, 0 to 1024'),

@@ -136,7 +136,9 @@ def run_data(args, cells, given):
     shown = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
     work_dir = configs[0].work_dir
     check_file(table_path(work_dir, args.suite), 'the table')
-    results = run_cells(configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force, args.cells_per_pass or 32)
+    results = run_cells(
+        configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force, args.cells_per_pass or 32
+    )
     finish(table(results, datasets), work_dir, args.suite, 'results')
     if args.picture:
         write_picture(picture_of_rows([config for config in configs if config.cell.dataset == shown]), args.picture)

@@ -302,12 +302,13 @@ def merge_options(config, options):
             )
     try:
         check_config(config)
+        if not options:
+            return
+        config.model.precision = resolve_precision(config.model.precision)
+        after = fingerprint(config)
     except UserError as error:
         raise UserError(f'--cfg-options {", ".join(options)}: {error}' if options else str(error)) from error
-    if not options:
-        return
-    config.model.precision = resolve_precision(config.model.precision)
-    changed = {key: shown(key, now) for key, _, now in differences(before, fingerprint(config), 'number')}
+    changed = {key: shown(key, now) for key, _, now in differences(before, after, 'number')}
     kept = [text for text in config.cell.changed if text.split('=')[0] not in changed]
     config.cell.changed = sorted([*kept, *changed.values()])
 

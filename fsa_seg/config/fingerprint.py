@@ -227,7 +227,10 @@ def _model(model):
         if key not in (*SPELT_OUT, 'models', 'members'):
             entries.append(Entry(f'model.{key}', value, MODEL_LEVELS.get(key, 'number')))
     entries += [entry for role, vfm in _vfms(model).items() for entry in _vfm(role, vfm)]
-    entries += [*_part('feedback', arguments.get('feedback')), *_part('refinement', arguments.get('refinement'))]
+    entries += [
+        *_settings_of('feedback', arguments.get('feedback')),
+        *_settings_of('refinement', arguments.get('refinement')),
+    ]
     return [*entries, Entry('prompts', templates_digest(), 'number'), *_backbone(model.backbone)]
 
 
@@ -237,7 +240,7 @@ def _vfms(model):
     return vfms_by_role(method, model.get('vfm')) if method is not None else {}
 
 
-def _part(key, config):
+def _settings_of(key, config):
     """Return the entries of a feedback's or a refinement's config, or of none."""
     if not config:
         return [Entry(f'model.{key}', None, 'number')]

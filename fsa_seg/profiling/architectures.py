@@ -160,9 +160,10 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features, 
     """
     windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner)
     method, attention = windows.method, windows.attention
-    if method.name not in reference.METHODS and type(method).name != SPELLED_OUT:
-        raise UserError(f'the dense reference does not know the method {method.name}')
-    formula = dict(reference.METHODS.get(method.name, {}), **method.settings)
+    name = type(method).name
+    if name not in reference.METHODS and name != SPELLED_OUT:
+        raise UserError(f'the dense reference does not know the method {name}')
+    formula = dict(reference.METHODS.get(name, {}), **method.settings)
     keep = support = fsa = None
     if method.roles:
         values = windows.block.values(attention)

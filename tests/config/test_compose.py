@@ -3,11 +3,10 @@ import os
 
 import pytest
 
-from fsa_seg.config.components import component_names, load_component, load_file, method_of, protocol_settings
+from fsa_seg.config.components import component_names, load_component, load_file, protocol_settings
 from fsa_seg.config.compose import check_config, compose, is_complete, merge_options, set_runtime
 from fsa_seg.config.fingerprint import cell_hash, fingerprint
 from fsa_seg.errors import UserError
-from fsa_seg.ops.attention import find_attention
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
 PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scale, area_thd
@@ -60,8 +59,7 @@ def test_every_combination_composes():
         config = compose(dataset, method, feedback, **TOY)
         assert is_complete(config)
         assert (config.model.feedback is not None) == (feedback == 'fsa')
-        needs_vfm = find_attention(method_of(load_component('method', method))['attention'])[1]
-        assert (config.model.vfm is not None) == needs_vfm
+        assert (list(config.model.vfm) if config.model.vfm else []) == list(load_component('method', method).roles)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +71,7 @@ def test_every_combination_composes():
         ('clearclip', 'fsa', 'clearclip'),
         ('maskclip', None, 'clearclip'),
         ('clip', 'fsa', 'clearclip'),
+        ('naclip', 'fsa', 'naclip'),
     ],
 )
 def test_own_protocol(method, feedback, protocol):
@@ -136,17 +135,7 @@ def test_bad_choices(arguments, message):
         ),
         ('dataset', 'datasett = dict()', "no dict 'dataset'"),
         ('dataset', 'dataset = dict(', 'cannot be read: .*SyntaxError|cannot be read'),
-        ('method', "method = dict(name='x', segmentor=dict(type='SCLIP', stirde=3), protocol='sclip')", "'stirde'"),
-        (
-            'method',
-            "method = dict(name='x', segmentor=dict(type='TrainingFreeSegmentor', attention='zz'), protocol='sclip')",
-            "unknown attention map 'zz'",
-        ),
-        (
-            'method',
-            "method = dict(name='x', segmenter=dict(type='SCLIP'), protocol='sclip')",
-            "did you mean 'segmentor'",
-        ),
+        ('method', "method = dict(name='x', segmentor=dict(type='SCLIP'), protocol='sclip')", 'it defines none'),
         ('backbone', "backbone = dict(name='x', model='ViT-B-16', pretrainde='openai')", "did you mean 'pretrained'"),
         ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', random_weights=0)", 'use --random-weights SEED'),
         ('vfm', "vfm = dict(name='x', type='TimmViT', model='m', chekpoint='f')", "did you mean 'checkpoint'"),

@@ -14,6 +14,7 @@ from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.goldens import compare, read_goldens, write_goldens
 from fsa_seg.evaluation.metric import ExactIoUMetric
+from fsa_seg.methods import find_method
 from fsa_seg.models.segmentor import ImageListPreprocessor
 
 from conftest import MINI, ROOT
@@ -27,6 +28,7 @@ def result(dataset, miou, method='sclip', **change):
     cell = dict(
         dataset=dataset,
         method=method,
+        title=find_method(method).title,
         feedback=None,
         backbone='toy',
         vfm=None,
@@ -115,7 +117,7 @@ def test_ten_rows_on_two_data_sets(run_tool, tmp_path):
     assert new['command'] == (
         'python tools/benchmark.py --mini --datasets voc21 context59 --golden other.json --write-golden new.json'
     )
-    assert len(new['cells']) == 10 and all(set(values) == set(TWO) for values in new['cells'].values())
+    assert len(new['cells']) == 12 and all(set(values) == set(TWO) for values in new['cells'].values())
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.results import TOY_NOTE, cell_id, read_result, table, write_result
+from fsa_seg.methods import find_method
 
 TOY = dict(method='sclip', backbone='toy', vfm='toy', data_root='data/mini')
 
@@ -13,6 +14,7 @@ def result(dataset, method='sclip', feedback=None, miou=50.0, partial=False, toy
     cell = dict(
         dataset=dataset,
         method=method,
+        title=find_method(method).title,
         feedback=feedback,
         backbone='toy',
         vfm=None,

@@ -3,7 +3,7 @@ import torch
 
 from fsa_seg.config.suites import load_suite
 from fsa_seg.errors import UserError
-from fsa_seg.ops.attention import ATTENTIONS
+from fsa_seg.methods.naclip import NACLIP
 from fsa_seg.ops.feedback import FSA
 from fsa_seg.profiling import architectures
 
@@ -24,6 +24,12 @@ def test_agrees_with_the_dense_evaluation(run, attention, residual):
     assert row['error'] is None and row['difference'] <= 1e-5
     assert row['grid'] == ([12, 12] if attention == 'proxy' else [6, 6])
     assert row['random_weights'] == 0 and row['trunk'] > 0 and row['last_block'] > 0
+
+
+@pytest.mark.parametrize('method', ['naclip', dict(type='naclip', sigma=2.0), 'sclip'])
+def test_named_methods_agree_with_the_dense_evaluation(run, method):
+    row = run(dict(CELL, method=method))
+    assert row['error'] is None and row['difference'] <= 1e-5
 
 
 def test_a_wrong_constant_is_found(run, monkeypatch):
@@ -51,9 +57,9 @@ def test_ablations_are_checked_too(run, feedback):
     assert row['error'] is None and row['difference'] <= 1e-5
 
 
-def test_whatever_a_part_raises_is_a_failed_row(run, monkeypatch):
-    monkeypatch.setitem(ATTENTIONS, 'broken', (lambda block: {}['x'], False))
-    row = run(dict(CELL, method=dict(attention='broken')))
+def test_whatever_a_component_raises_is_a_failed_row(run, monkeypatch):
+    monkeypatch.setattr(NACLIP, 'attention', lambda self, block: {}['x'])
+    row = run(dict(CELL, method='naclip'))
     assert row['error'] == "KeyError: 'x'"
 
 

@@ -36,7 +36,7 @@ def test_stages_add_up(toy):
 
 def test_flops_are_those_of_the_formula(toy):
     """Of each of the trunk's blocks 24·T·D² + 4·T²·D, and of the patch embedding 2·N·D·3·16²."""
-    model = toy._segmentor('maskclip', None)
+    model, _ = toy._member('maskclip', None)
     tokens, width, blocks = 1 + 6 * 4, 160, len(model.visual.transformer.resblocks) - 1
     expected = blocks * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * 24 * width * 3 * 16**2
     assert toy._flops(lambda: model.trunk(model.visual, torch.zeros(1, 3, 96, 64))) == expected
@@ -45,7 +45,7 @@ def test_flops_are_those_of_the_formula(toy):
 def test_ways_to_prune_agree(toy, monkeypatch):
     monkeypatch.setattr(costs, 'PRUNED', (12, 5))
     rows = toy.pruning()
-    assert rows[0]['way'].startswith('histogram') and rows[0]['entries kept unlike sort'] == 0
+    assert rows[0]['way'].startswith('top-k') and rows[0]['entries kept unlike sort'] == 0
     assert all(row['entries kept unlike sort'] <= 144 for row in rows)  # bisection ends at its last step
 
 
@@ -66,8 +66,8 @@ def test_fsa_is_set_against_the_floor_and_the_dense_evaluation(toy, monkeypatch)
     assert rows[2]['dense'] == '–'
 
 
-def test_panels_batches_and_growth(toy, monkeypatch):
-    column, maps = toy.panel()
+def test_shared_passes_batches_and_growth(toy, monkeypatch):
+    column, maps = toy.shared_pass()
     assert column['rows'].startswith('8: ') and maps['rows'].startswith('14: ')  # seven maps with the one VFM there is
     assert [row['windows at once'] for row in toy.batches()] == [1, 2, 4]
     monkeypatch.setattr(costs, 'GROWTH', dict(N=[(4, 3), (6, 3), (8, 3)], Q=[(6, 2), (6, 4), (6, 8)]))
