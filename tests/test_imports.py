@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 
@@ -108,3 +109,18 @@ def test_public_names_are_imported_when_they_are_used():
     assert callable(fsa_seg.patch_logits) and callable(fsa_seg.Segmenter)
     with pytest.raises(AttributeError, match='no_such_name'):
         _ = fsa_seg.no_such_name
+
+
+def test_the_page_of_the_architecture_is_the_codes():
+    """docs/architecture.md lists every folder in its order, and every file."""
+    with open(os.path.join(ROOT, 'docs', 'architecture.md'), encoding='utf-8') as f:
+        rows = [line.split('|')[1:-1] for line in f if line.startswith('| `')]
+    assert [cells[0].strip().strip('`') for cells in rows] == list(LAYERS)
+    listed = {cells[0].strip().strip('`'): set(re.findall('`([a-z_0-9]+)`', cells[2])) - {'prepare'} for cells in rows}
+    present = {}
+    for path in files():
+        name = os.path.splitext(os.path.basename(path))[0]
+        if name != '__init__' and os.path.dirname(path) != os.path.join(ROOT, 'fsa_seg'):
+            present.setdefault(layer(path), set()).add(name)
+    for folder, names in present.items():
+        assert listed[folder] == names, folder

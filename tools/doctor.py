@@ -10,16 +10,13 @@ Each check ends as ok, WRONG, or skipped with the reason. The exit status is 1 i
 """
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
 import sys
-import types
-import warnings
 from collections.abc import Sequence
 
-from cli import ROOT, import_hint, main_wrapper, place
+from cli import import_hint, main_wrapper, place
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fsa_seg.errors import one_of
     from fsa_seg.profiling.doctor import CHECKS
     from fsa_seg.system import machine
+    from fsa_seg.system.markdown import markdown_table
 
     names = [one_of(name, CHECKS, 'check') for name in args.only or CHECKS]
     check_out(args.out)
@@ -50,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     duration = f'{seconds} s' if seconds < 90 else f'{seconds / 60:.0f} min'
     print(f'fsa_seg doctor{" --quick" if args.quick else ""}, {now}; on 2 CPU cores it takes about {duration}\n')
     machine_rows = machine.report()
-    print(table(('machine', ''), machine_rows) + '\n', flush=True)
+    print(markdown_table(('machine', ''), machine_rows) + '\n', flush=True)
     verdicts, spent = run_checks(names, skipped, args.quick)
     wrong = [row.check for row in verdicts if row.verdict == 'WRONG']
     summary = f'{len(wrong)} WRONG: {", ".join(wrong)}' if wrong else 'none is WRONG'
@@ -73,8 +71,9 @@ def run_checks(names: Sequence[str], skipped: Sequence[str], quick: bool) -> tup
         The `Verdict`s, and the seconds of each check by its name.
     """
     from fsa_seg.profiling.doctor import Verdict, run_check
+    from fsa_seg.system.markdown import markdown_row, markdown_table
 
-    print(table(('check', 'verdict', 'detail'), []), flush=True)
+    print(markdown_table(('check', 'verdict', 'detail'), []), flush=True)
     verdicts, spent = [], {}
     for i, name in enumerate(names):
         progress(f'check {i + 1} of {len(names)}: {name}')
@@ -84,7 +83,7 @@ def run_checks(names: Sequence[str], skipped: Sequence[str], quick: bool) -> tup
             rows, spent[name] = run_check(name, quick, import_hint)
         verdicts += rows
         progress('')
-        print('\n'.join(map(line, rows)), flush=True)
+        print('\n'.join(map(markdown_row, rows)), flush=True)
     return verdicts, spent
 
 
@@ -115,28 +114,5 @@ def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    return '\n'.join([line(head), '|---' * len(head) + '|', *map(line, rows)])
-
-
-def line(row: Sequence[str]) -> str:
-    """Return a row of a Markdown table."""
-    return '| ' + ' | '.join(cell.replace('|', '/') for cell in row) + ' |'
-
-
-def allow_a_broken_package() -> None:
-    """Make each module of the package importable alone where a library is missing; the checks then name the library."""
-    warnings.filterwarnings('ignore', message='Fail to import')
-    try:
-        with contextlib.redirect_stdout(None):
-            import fsa_seg  # noqa: F401
-    except Exception:
-        package = types.ModuleType('fsa_seg')
-        package.__path__ = [os.path.join(ROOT, 'fsa_seg')]
-        sys.modules['fsa_seg'] = package
-
-
 if __name__ == '__main__':
-    allow_a_broken_package()
     main_wrapper(main)

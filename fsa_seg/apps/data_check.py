@@ -20,6 +20,7 @@ from fsa_seg.datasets.images import read_image
 from fsa_seg.datasets.label_images import WIDE_VOID, check_rule, check_seen, read_labels, without_zero
 from fsa_seg.datasets.prepare.preparations import PREPARATIONS
 from fsa_seg.errors import UserError, one_of
+from fsa_seg.system.markdown import markdown_table
 from fsa_seg.visualization.pictures import picture_grid, picture_path, write_picture
 
 SAMPLES = 4  # pictures of each data set
@@ -157,19 +158,24 @@ def _present_entries(report, entries):
 
 def report_table(reports: Sequence[dict]) -> str:
     """Return the reports of `check_data` as a Markdown table, followed by the problems and notes."""
-    lines = [
-        '| data set | images | known | labels | mode | classes seen | void | |',
-        '|---|---:|---:|---|---|---:|---:|---|',
-    ]
+    rows = []
     for report in reports:
         known = report['known']
         known = ' or '.join(map(str, known)) if isinstance(known, (list, tuple)) else known or '–'
-        void = '–' if report['void'] is None else f'{100 * report["void"]:.1f} %'
-        values = f'{report["values"][0]} to {report["values"][1]}' if report['values'] else '–'
-        lines.append(
-            f'| {report["dataset"]} | {report["images"]} | {known} | {values} | {", ".join(report["modes"])} | '
-            f'{report["classes_seen"]} of {report["classes"]} | {void} | {"WRONG" if report["problems"] else "right"} |'
+        rows.append(
+            [
+                report['dataset'],
+                report['images'],
+                known,
+                f'{report["values"][0]} to {report["values"][1]}' if report['values'] else '–',
+                ', '.join(report['modes']),
+                f'{report["classes_seen"]} of {report["classes"]}',
+                '–' if report['void'] is None else f'{100 * report["void"]:.1f} %',
+                'WRONG' if report['problems'] else 'right',
+            ]
         )
+    head = ['data set', 'images', 'known', 'labels', 'mode', 'classes seen', 'void', '']
+    lines = [markdown_table(head, rows, right=('images', 'known', 'classes seen', 'void'))]
     for report in reports:
         problems = report['problems'][:MOST_PROBLEMS]
         if len(report['problems']) > MOST_PROBLEMS:

@@ -37,6 +37,7 @@ from fsa_seg.evaluation.results import Cell, cell_id, make_result, moved, read_r
 from fsa_seg.models.clip import check_inner_blocks, load_clip
 from fsa_seg.models.segmentor import check_window, configured_method, vfms_by_role
 from fsa_seg.models.shared_pass import label_field
+from fsa_seg.models.vfm import check_vfm
 from fsa_seg.ops.device import device_name, exact_float32
 from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
 from fsa_seg.visualization.pictures import picture_grid, picture_path
@@ -396,6 +397,7 @@ def _check_models(models):
             key = json.dumps(config)
             if key not in vfms:
                 vfms[key] = built('the VFM', lambda config=config: MODELS.build(config))
+                check_vfm(vfms[key], config['type'])
             if method.roles[role] == 'window':
                 used[role] = vfms[key]
         check_window(model.window, patch, used)

@@ -9,6 +9,7 @@ from fsa_seg.config.fingerprint import Data, Entry, cell_hash, differences, show
 from fsa_seg.config.saved import to_json
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.metric import metrics, per_image_counts, sum_confusions
+from fsa_seg.system.markdown import markdown_table
 from fsa_seg.system.paths import cut_name, new_file
 
 SCHEMA = 2  # of a result's file; 1 held the config as a program
@@ -165,20 +166,18 @@ def table(results, datasets):
     rows = {}
     for result, row in zip(kept, table_rows(kept)):
         rows.setdefault(row, {})[result['cell']['dataset']] = result
-    lines = [
-        f'| method | backbone | VFM | protocol | {" | ".join(datasets)} | mean |',
-        '|---|---|---|---|' + '---:|' * (len(datasets) + 1),
-    ]
+    figures = []
     for row, cells in rows.items():
         values = [cells[d]['metrics']['mIoU'] if d in cells else None for d in datasets]
         values = [math.nan if value is None else value for value in values]
         mean = sum(values) / len(values)
-        figures = ' | '.join('–' if math.isnan(value) else f'{value:.1f}' for value in [*values, mean])
-        lines.append(f'| {" | ".join(row)} | {figures} |')
+        figures.append([*row, *('–' if math.isnan(value) else f'{value:.1f}' for value in [*values, mean])])
+    columns = [*datasets, 'mean']
+    body = markdown_table(['method', 'backbone', 'VFM', 'protocol', *columns], figures, right=columns)
     note = [TOY_NOTE, ''] if any(result['cell']['toy'] for result in results) else []
     if len(kept) < len(results):
         note += [f'{len(results) - len(kept)} results of random weights, or of a part of a data set, are left out.', '']
-    return '\n'.join([*note, 'mIoU in percent.', '', *lines])
+    return '\n'.join([*note, 'mIoU in percent.', '', body])
 
 
 def table_row(result):

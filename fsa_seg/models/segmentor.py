@@ -17,13 +17,13 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-import fsa_seg.models.vfm  # noqa: F401  (registers the VFMs)
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import find_method, make_method, method_key, method_names
 from fsa_seg.methods.base import Method, check_feedback
 from fsa_seg.models.clip import BACKBONE_KEYS, check_finite, load_clip, trunk_and_inner, weights_digest
 from fsa_seg.models.shared_pass import Member, finite_field, merged_images, original_sizes
 from fsa_seg.models.text import Text, TextEncoder
+from fsa_seg.models.vfm import check_vfm
 from fsa_seg.models.window import Inspection, inspect_patch
 from fsa_seg.ops.device import batch_that_fits, exact_float32
 from fsa_seg.ops.feedback import FSA
@@ -535,6 +535,7 @@ def _load_backbone(config, precision):
 def _load_vfm(config, precision, compile):
     """Return a VFM in a precision, and the digest of its weights."""
     vfm = MODELS.build(config)
+    check_vfm(vfm, config['type'])
     what = f'the VFM {config.get("model", config["type"])!r} ({config.get("checkpoint") or "its download"})'
     check_finite(vfm, what)
     digest = weights_digest(vfm)

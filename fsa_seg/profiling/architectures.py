@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +24,11 @@ from fsa_seg.models.window import resolve_feedback, role_features, token_logits,
 from fsa_seg.ops import reference
 from fsa_seg.ops.device import device_name, exact_float32, measured
 from fsa_seg.ops.feedback import prune
+from fsa_seg.system.markdown import markdown_table
 from fsa_seg.system.paths import sources_digest
 
 DEFAULTS = dict(method='proxyclip', feedback='fsa', backbone='clip_vit-b16', vfm='dino_vit-b8')
-HEAD = (
-    '| backbone | VFM | method | grid | trunk, s | VFM, s | last block, s | weights, MiB | memory, MiB | from dense |\n'
-    '|---|---|---|---:|---:|---:|---:|---:|---:|---:|'
-)
+FIGURES = ('grid', 'trunk, s', 'VFM, s', 'last block, s', 'weights, MiB', 'memory, MiB', 'from dense')
 
 
 class ArchitectureRuns:
@@ -182,22 +181,27 @@ def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features, 
     return dict(difference=difference)
 
 
-def architectures_table(rows, where):
+def architectures_table(rows: Sequence[dict], where: str) -> str:
     """Return a Markdown table of rows, under a line that says `where` they ran."""
-    lines = [where, '', HEAD]
-    for row in rows:
-        start = f'| {row["backbone"]} | {row["vfm"] or "–"} | {row["name"]} |'
-        if row['error']:
-            lines.append(f'{start} FAILED: {row["error"]} | | | | | | |')
-            continue
-        vfm = f'{row["vfm_seconds"]:.2f}' if row['vfm'] else '–'
-        dense = f'{row["difference"]:.1e}' if 'difference' in row else '–'
-        memory = '–' if row['memory'] is None else f'{row["memory"] / 2**20:.0f}'
-        lines.append(
-            f'{start} {row["grid"][0]}×{row["grid"][1]} | {row["trunk"]:.2f} | {vfm} | {row["last_block"]:.3f} | '
-            f'{row["weights"] / 2**20:.0f} | {memory} | {dense} |'
-        )
-    return '\n'.join(lines)
+    table = markdown_table(['backbone', 'VFM', 'method', *FIGURES], map(_cells, rows), right=FIGURES)
+    return '\n'.join([where, '', table])
+
+
+def _cells(row):
+    """Return the values of a row of the table, as texts."""
+    names = [row['backbone'], row['vfm'] or '–', row['name']]
+    if row['error']:
+        return [*names, f'FAILED: {row["error"]}', *[''] * (len(FIGURES) - 1)]
+    return [
+        *names,
+        f'{row["grid"][0]}×{row["grid"][1]}',
+        f'{row["trunk"]:.2f}',
+        f'{row["vfm_seconds"]:.2f}' if row['vfm'] else '–',
+        f'{row["last_block"]:.3f}',
+        f'{row["weights"] / 2**20:.0f}',
+        '–' if row['memory'] is None else f'{row["memory"] / 2**20:.0f}',
+        f'{row["difference"]:.1e}' if 'difference' in row else '–',
+    ]
 
 
 def _bytes(model):

@@ -40,6 +40,7 @@ from fsa_seg.ops.feedback import FSA, threshold
 from fsa_seg.ops.last_block import LastBlock
 from fsa_seg.ops.windows import Layout, cut_window, windows
 from fsa_seg.system.machine import cpu_name
+from fsa_seg.system.markdown import markdown_table
 
 PROTOCOL = 'proxyclip'  # of all measurements: windows, stride
 ROWS = list(
@@ -609,14 +610,12 @@ SECTIONS = (
 
 def report(sections, where):
     """Return Markdown of measured sections: dict of name -> rows, under a line that says `where` they were measured."""
-    components = [where]
+    blocks = [where]
     for name, rows in sections.items():
         title = getattr(CostTables, name).__doc__.splitlines()[0]
         keys = [key for key in rows[0] if key not in ('seconds', 'bytes')]
-        lines = ['| ' + ' | '.join(keys) + ' |', '|---' * len(keys) + '|']
-        lines += ['| ' + ' | '.join(str(row[key]) for key in keys) + ' |' for row in rows]
-        components += [title, '\n'.join(lines)]
-    return '\n\n'.join(components)
+        blocks += [title, markdown_table(keys, [[row[key] for key in keys] for row in rows])]
+    return '\n\n'.join(blocks)
 
 
 def plot_growth(rows, path):
