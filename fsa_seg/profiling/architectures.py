@@ -22,8 +22,9 @@ from fsa_seg.models.clip import load_clip, trunk, trunk_and_inner
 from fsa_seg.models.segmentor import PRECISIONS
 from fsa_seg.models.window import resolve_feedback, role_features, token_logits, window_cosines
 from fsa_seg.ops import reference
-from fsa_seg.ops.device import device_name, exact_float32, measured
+from fsa_seg.ops.device import device_name, exact_float32
 from fsa_seg.ops.feedback import prune
+from fsa_seg.profiling.measured import measured
 from fsa_seg.system.markdown import markdown_table
 from fsa_seg.system.paths import sources_digest
 

@@ -35,10 +35,11 @@ from fsa_seg.models.shared_pass import Crop, Member, merged_images, window_resul
 from fsa_seg.models.text import Text
 from fsa_seg.models.window import token_logits
 from fsa_seg.ops import reference
-from fsa_seg.ops.device import device_name, measured, tensor_peak
+from fsa_seg.ops.device import device_name
 from fsa_seg.ops.feedback import FSA, threshold
 from fsa_seg.ops.last_block import LastBlock
 from fsa_seg.ops.windows import Layout, cut_window, windows
+from fsa_seg.profiling.measured import measured, tensor_peak
 from fsa_seg.system.machine import cpu_name
 from fsa_seg.system.markdown import markdown_table
 

@@ -17,7 +17,8 @@ from fsa_seg.evaluation.metric import (
     per_image_counts,
     sum_confusions,
 )
-from fsa_seg.ops.device import count_labels, tensor_peak
+from fsa_seg.ops.device import count_labels
+from fsa_seg.profiling.measured import tensor_peak
 
 TRUTH = torch.tensor([[0, 0, 1], [1, 255, 2]])
 PREDICTED = torch.tensor([[0, 1, 1], [1, 0, 0]])

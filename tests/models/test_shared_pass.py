@@ -144,7 +144,7 @@ def test_automatic_batches_on_a_gpu(monkeypatch):
     for name, value in free.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     for peak, expected in ((200 << 20, 16), (5 << 30, 1), (1, 64)):
-        monkeypatch.setattr(device, 'measured', lambda run, where, peak=peak: (run(), (0.0, peak)))
+        monkeypatch.setattr(device, 'gpu_peak', lambda run, where, peak=peak: (run(), peak))
         assert device.batch_that_fits(lambda: None, torch.device('cuda')) == expected
     asked = []
     monkeypatch.setattr(segmentor, 'batch_that_fits', lambda run, where: run() and asked.append(1) or 2)

@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 
 from fsa_seg.errors import UserError
 from fsa_seg.ops import pamr as pamr_module
-from fsa_seg.ops.device import tensor_peak
 from fsa_seg.ops.pamr import PAMR, pamr
+from fsa_seg.profiling.measured import tensor_peak
 
 from conftest import ROOT
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from fsa_seg.ops.device import tensor_peak
 from fsa_seg.ops.labels import label_map, label_tiles
 from fsa_seg.ops.windows import Layout, OverlapAdd, Window, cut_window, window_spans, windows
+from fsa_seg.profiling.measured import tensor_peak
 
 
 def test_spans_start_at_multiples_and_the_last_is_shifted_inside():

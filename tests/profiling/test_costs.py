@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from fsa_seg.models.segmentor import check_compiler
-from fsa_seg.ops.device import tensor_peak
 from fsa_seg.profiling import costs
 from fsa_seg.profiling.costs import SECTIONS, Cost, CostTables, plot_growth, report
+from fsa_seg.profiling.measured import tensor_peak
 
 from conftest import MINI
 
