@@ -3,7 +3,7 @@ from setuptools import setup
 with open('requirements.txt', encoding='utf-8') as f:
     requirements = [line.split('#')[0].strip() for line in f]
 
-# what tools/prepare_dataset.py reads annotations with; cityscapesscripts 2 needs PyPI's `typing`, which hides Python's own
+# what tools/prepare_dataset.py reads annotations with; cityscapesscripts 2 needs PyPI's `typing`, which hides Python's
 data = ['pycocotools>=2.0.8', 'cityscapesscripts>=1.5,<2', 'scipy>=1.15.3']
 setup(
     name='fsa_seg',

@@ -31,7 +31,7 @@ class Segmentation(NamedTuple):
     """What one image was segmented into.
 
     Attributes:
-        labels (height, width): int64, index of the class given.
+        labels (height, width): int64, index of the class in the given list.
         scores (K, height, width): float32, softmax over all words, the best word of each class; None unless asked for.
         picture: PIL.Image, the image beside its labels, with a legend.
     """
@@ -45,8 +45,8 @@ class AttentionRows(NamedTuple):
     """What FSA makes of the patch at one pixel of an image.
 
     Attributes:
-        rows: `fsa_seg.models.window.Inspection` of numpy arrays (h, w): the patch's rows of A, S before and after pruning, W
-            and Â, over the grid of the window.
+        rows: `fsa_seg.models.window.Inspection` of numpy arrays (h, w): the patch's rows of A, S before and after
+            pruning, W and Â, over the grid of the window.
         window (left, top, right, bottom): the window they belong to, in pixels of the image.
         patch (row, column): the patch on that grid.
         without, labels (height, width): int64, the labels without FSA and with it.
@@ -72,7 +72,7 @@ class Segmenter:
         feedback (bool, dict or str): FSA off or on, its settings (dict(lam=..., p=...)), or a feedback component.
         protocol (str): its default settings are used (window, stride, resize, logit_scale); 'own' is the method's.
         precision (str): 'auto', 'fp32', 'fp16' or 'bf16'.
-        device (str): by default the GPU where there is one.
+        device (str): by default the GPU, on a machine that has a GPU.
 
     Raises:
         UserError: a component that does not exist, or weights that are missing or do not fit.
@@ -175,21 +175,21 @@ class Segmenter:
 
     def _inspected(self, inputs: torch.Tensor, text: Text, row: float, column: float):
         """Return window, patch, `Inspection` of arrays, and its maps at the window's pixels, at a place in pixels."""
-        model, whole = self.model, self.model.window == 0
+        model, whole_image = self.model, self.model.window == 0
         rows, columns = (
             min(window_spans(side, model.window, model.stride), key=lambda span: abs(sum(span) / 2 - place))
             for side, place in zip(inputs.shape[1:], (row, column))
         )
-        crop = cut_window(inputs, rows, columns, model.multiple, whole)
+        crop = cut_window(inputs, rows, columns, model.multiple, whole_image)
         patch = tuple(
-            patch_at(place, span, multiple, count, whole)
+            patch_at(place, span, multiple, count, whole_image)
             for place, span, multiple, count in zip(
                 (row, column), (rows, columns), model.multiple, model.grid(*crop.shape[2:])
             )
         )
         maps = [values.cpu() for values in model.inspect(crop, patch, text)]
         shown = {
-            name: to_window(values, rows, columns, model.multiple, whole).numpy()
+            name: to_window(values, rows, columns, model.multiple, whole_image).numpy()
             for name, values in zip(Inspection._fields, maps)
         }
         return rows, columns, patch, Inspection(*(values.numpy() for values in maps)), shown
@@ -214,7 +214,7 @@ class Segmenter:
         return self.model.data_preprocessor(dict(inputs=[pixels]))['inputs'][0]
 
     def _labels(self, model, rgb: np.ndarray, inputs: torch.Tensor, text: Text, prob_thd: float, scores: bool = False):
-        """Return the labels (height, width) and scores (K, height, width) of an image, as arrays; None for no scores."""
+        """Return the labels (height, width) and scores (K, height, width) of an image as arrays, or None."""
         [(pixels,)] = merged_images([Member(model, text)], [inputs], [rgb.shape[:2]])
         labels, kept = model.labels(pixels.cosines, text, inputs, prob_thd, scores)
         check_finite_stages(pixels.finite, 'the image', self.settings)

@@ -21,13 +21,13 @@ NOT_METHODS = ('__init__', 'base', 'spelled_out')  # files of this folder that h
 SPELLED_OUT = 'spelled_out'
 
 
-def method_names(own: bool = True) -> list[str]:
-    """Return the names of all methods, sorted; without a user's own if `own` is False."""
-    return sorted(method_files(own))
+def method_names(users: bool = True) -> list[str]:
+    """Return the names of all methods, sorted; with `users` False without a user's own."""
+    return sorted(method_files(users))
 
 
-def method_files(own: bool = True) -> dict[str, str]:
-    """Return the files of all methods, as a dict of name -> path; without a user's own if `own` is False.
+def method_files(users: bool = True) -> dict[str, str]:
+    """Return the files of all methods, as a dict of name -> path; with `users` False without a user's own.
 
     Raises:
         UserError: two files of one name.
@@ -35,7 +35,7 @@ def method_files(own: bool = True) -> dict[str, str]:
     names = (os.path.splitext(file) for file in sorted(os.listdir(HERE)))
     files = {name: os.path.join(HERE, name + ending) for name, ending in names if ending == '.py'}
     files = {name: path for name, path in files.items() if name not in NOT_METHODS}
-    for name, path in component_files('methods').items() if own else ():
+    for name, path in component_files('methods').items() if users else ():
         if name in files or name in NOT_METHODS:
             raise UserError(f'{path}: {name!r} is the name of a method of the suite; rename the file')
         files[name] = path
@@ -117,9 +117,9 @@ def _method_of(module) -> type[Method]:
     ]
     path = module.__file__
     if len(classes) != 1:
-        found = ', '.join(cls.__name__ for cls in classes) or 'none'
+        names = ', '.join(cls.__name__ for cls in classes) or 'none'
         raise UserError(
-            f'{path} has to define exactly one subclass of fsa_seg.methods.base.Method; it defines {found} '
+            f'{path} has to define exactly one subclass of fsa_seg.methods.base.Method; it defines {names} '
             '(docs/extending.md)'
         )
     (method,) = classes

@@ -159,8 +159,8 @@ class WindowCosines:
         if not isinstance(embeddings, Tensor) or tuple(embeddings.shape) != expected:
             shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
             raise UserError(
-                f'{self.method.title}: embed returned {shape}; it has to be unit embeddings (B, N, E) = {expected}, one for '
-                f'each patch of the grid {self.grid[0]}×{self.grid[1]}'
+                f'{self.method.title}: embed returned {shape}; it has to be unit embeddings (B, N, E) = {expected}, '
+                f'one for each patch of the grid {self.grid[0]}×{self.grid[1]}'
             )
         return embeddings @ self._text.T
 

@@ -5,7 +5,10 @@ from fsa_seg.ops.attention import AttentionMap, named_map
 
 
 class MaskCLIP(Method):
-    """MaskCLIP (arXiv 2112.01071): identity attention, no residual, no MLP; the protocol is that of ClearCLIP's runs."""
+    """MaskCLIP (arXiv 2112.01071): identity attention, no residual, no MLP.
+
+    The protocol is that of ClearCLIP's runs of it.
+    """
 
     title = 'MaskCLIP'
     publication = 'Zhou et al., ECCV 2022, arXiv 2112.01071'

@@ -9,7 +9,6 @@ import math
 import sys
 
 import torch
-import torch.nn.functional as F
 from mmengine.device import get_device
 from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import PixelData
@@ -21,6 +20,7 @@ from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import find_method, make_method, method_key, method_names
 from fsa_seg.methods.base import Method, check_feedback
 from fsa_seg.models.clip import BACKBONE_KEYS, check_finite, load_clip, trunk_and_inner, weights_digest
+from fsa_seg.models.refinements import Refinements, join_tiles
 from fsa_seg.models.shared_pass import Member, finite_field, merged_images, original_sizes
 from fsa_seg.models.text import Text, TextEncoder
 from fsa_seg.models.vfm import check_vfm
@@ -57,7 +57,7 @@ def resolve_precision(precision, device=None):
 
 
 def check_settings(settings: dict, method: Method | None = None) -> None:
-    """Raise a UserError if one of a segmentor's settings is of a wrong type, out of its range, or not for the method."""
+    """Raise a UserError if a setting of a segmentor has a wrong type, is out of its range, or not for the method."""
     check_values(settings, SEGMENTOR, 'model')
     if settings['window'] and settings['stride'] > settings['window']:
         raise UserError(
@@ -68,8 +68,8 @@ def check_settings(settings: dict, method: Method | None = None) -> None:
         return
     if settings['window'] == 0 and not method.whole_images:
         raise UserError(
-            f'model: window is 0, the whole image, which the method {method.name} cannot take; name a window in pixels, such '
-            'as 336'
+            f'model: window is 0, the whole image, which the method {method.name} cannot take; name a window '
+            'in pixels, such as 336'
         )
     check_feedback(method, settings.get('feedback'))
 
@@ -139,14 +139,15 @@ class TrainingFreeSegmentor(BaseSegmentor):
 
     Args:
         backbone (dict): arguments of `fsa_seg.models.clip.load_clip`.
-        method (str or dict): see `fsa_seg.methods.make_method`; of a segmentor that is named after its method, the settings of
-            that method alone.
-        words (list of lists of str): the query words of each class, in label order. Without words `encode` makes the text that
-            prediction takes.
+        method (str or dict): see `fsa_seg.methods.make_method`; of a segmentor that is named after its method, the
+            settings of that method alone.
+        words (list of lists of str): the query words of each class, in label order. Without words `encode` makes the
+            text that prediction takes.
         vfm (dict): a registered VFM for the method's only role, or a dict of role -> VFM.
         feedback (dict): None, or dict(type='FSA', lam=..., p=...).
         refinement (dict): None, or a refinement of every image's cosines, scores or labels: dict(type='PAMR', ...).
-        window (int), stride (int): of the sliding windows, in pixels of the resized image; a window of 0 is the whole image.
+        window (int), stride (int): of the sliding windows, in pixels of the resized image; a window of 0 is the whole
+            image.
         logit_scale (float): factor on the cosines before the softmax over queries.
         prob_thd (float), area_thd (float): see `fsa_seg.ops.labels.label_map`.
         precision (str): of trunk and VFM: 'auto', 'fp32', 'fp16' or 'bf16'. FSA, cosines and scores are float32.
@@ -346,11 +347,11 @@ class TrainingFreeSegmentor(BaseSegmentor):
         """
         text = self.text if text is None else text
         [(pixels,)] = merged_images([Member(self, text)], [image], [size or image.shape[1:]])
-        return whole_of(pixels.cosines.tiles(image.numel() * len(text.rows)), pixels.cosines.size)
+        return join_tiles(pixels.cosines.tiles(image.numel() * len(text.rows)), pixels.cosines.size)
 
     @torch.no_grad()
     def inspect(self, image: torch.Tensor, index: tuple[int, int], text: Text) -> Inspection:
-        """Return the `fsa_seg.models.window.Inspection` of the patch at row and column `index` of a window (1, 3, h, w)."""
+        """Return the `Inspection` of the patch at row and column `index` of a window (1, 3, height, width)."""
         return inspect_patch(
             self.visual,
             image,
@@ -388,59 +389,6 @@ class TrainingFreeSegmentor(BaseSegmentor):
 
     def encode_decode(self, inputs, batch_data_samples):
         raise NotImplementedError('use predict')
-
-
-class Refinements:
-    """The refinements of one image: the method's own, then the protocol's.
-
-    Attributes:
-        refined (dict): stage -> the refined values, of stages that hold them whole.
-
-    Args:
-        method: a `Method`. refinement: with `refines` and `refine`, or None.
-        image (3, height, width): normalised.
-        size (int, int): of the results.
-        text: the `Text` of the prediction.
-    """
-
-    def __init__(self, method: Method, refinement, image: torch.Tensor, size: tuple[int, int], text: Text):
-        self._all = [part for part in (method, refinement) if part is not None and part.refines is not None]
-        self._image, self._size, self._text, self.refined = image, tuple(size), text, {}
-
-    def stages(self, stage: str) -> list:
-        """Return the refinements of a stage."""
-        return [part for part in self._all if part.refines == stage]
-
-    def values(self, stage: str, values: torch.Tensor) -> torch.Tensor:
-        """Return values after the refinements of a stage."""
-        for part in self.stages(stage):
-            image = F.interpolate(self._image[None].float(), self._size, mode='bilinear', align_corners=False)[0]
-            refined = part.refine(values, image, self._text)
-            if tuple(refined.shape) != tuple(values.shape):
-                raise UserError(
-                    f'{type(part).__name__}: refine returned {tuple(refined.shape)}; it has to keep the shape of the {stage}, '
-                    f'{tuple(values.shape)}'
-                )
-            values = refined
-        return values
-
-    def tiles(self, stage: str, tiles, most: int):
-        """Return a function that yields the tiles of a stage: those given, or those of the refined whole."""
-        if not self.stages(stage):
-            return tiles
-        whole = self.refined[stage] = self.values(stage, whole_of(tiles(), self._size))
-        rows = max(1, most // (len(whole) * self._size[1]))
-        places = [(slice(top, top + rows), slice(None)) for top in range(0, self._size[0], rows)]
-        return lambda: ((place, whole[(slice(None), *place)]) for place in places)
-
-
-def whole_of(tiles, size: tuple[int, int]) -> torch.Tensor:
-    """Return (any, height, width) of tiles ((rows, columns), values)."""
-    whole = None
-    for place, tile in tiles:
-        whole = tile.new_empty((len(tile), *size)) if whole is None else whole
-        whole[(slice(None), *place)] = tile
-    return whole
 
 
 def method_of(name: str | None, method) -> Method:
@@ -499,7 +447,7 @@ def register_method(method: type[Method]) -> str:
 def register_own_methods(title: str) -> None:
     """Register a user's own methods where no class has a title, such as one of a saved config."""
     if title not in MODELS.module_dict:
-        for name in sorted(set(method_names()) - set(method_names(own=False))):
+        for name in sorted(set(method_names()) - set(method_names(users=False))):
             register_method(find_method(name))
 
 
@@ -509,16 +457,16 @@ def configured_method(model: dict) -> Method | None:
     return method_of(cls.method_name, model.get('method')) if issubclass(cls, TrainingFreeSegmentor) else None
 
 
-for _name in method_names(own=False):
+for _name in method_names(users=False):
     register_method(find_method(_name))
 
 
-def _once(made, make, *arguments):
-    """Return what `make` makes of JSON-ready arguments, from `made` (dict) if it is there."""
+def _once(models, make, *arguments):
+    """Return what `make` makes of JSON-ready arguments, from `models` (dict) if it holds that."""
     key = json.dumps([make.__name__, *arguments], sort_keys=True)
-    if key not in made:
-        made[key] = make(*arguments)
-    return made[key]
+    if key not in models:
+        models[key] = make(*arguments)
+    return models[key]
 
 
 def _load_backbone(config, precision):

@@ -38,9 +38,9 @@ SHARED_KEYS = (  # settings in which the members of a pass are alike
 class SharedPass(BaseSegmentor):
     """Several segmentors of one backbone and one choice of windows, in one pass over the images.
 
-    At equal `window_batch` each gives what it gives alone. Trunk and each VFM run once for a window, and members that differ
-    in their feedback alone share the last block under their method's own map. `predict` puts the labels of member i into
-    the field `label_field(i)` of a data sample.
+    At equal `window_batch` each member gives what it gives alone. Trunk and each VFM run once for a window. Members
+    that differ in their feedback alone share the last block under their method's own map. `predict` puts the labels of
+    member i into the field `label_field(i)` of a data sample.
 
     Args:
         members (list of dict): configs of `fsa_seg.models.segmentor.TrainingFreeSegmentor`, alike in SHARED_KEYS.
@@ -152,23 +152,23 @@ def merged_images(members: Sequence[Member], images: Sequence[Tensor], sizes) ->
         for index, image in enumerate(images)
         for place in windows(*image.shape[1:], first.window, first.stride)
     ]
-    whole = _WholeImages(members, images)
+    image_features = _WholeImages(members, images)
     queries = max(len(member.text.rows) for member in members)
     most = first.batch_size(
-        lambda: list(window_results(members, [max(crops, key=lambda crop: crop.size)], whole)), queries
+        lambda: list(window_results(members, [max(crops, key=lambda crop: crop.size)], image_features)), queries
     )
     left = collections.Counter(crop.index for crop in crops)
     done = {}  # image -> member -> its windows and their flags
     for batch in _batches(crops, most):
-        for member, window, flags, index in window_results(members, batch, whole):
+        for member, window, flags, index in window_results(members, batch, image_features):
             done.setdefault(index, {}).setdefault(member, []).append((window, flags))
         left.subtract(crop.index for crop in batch)
         for index in [index for index in done if not left[index]]:
-            yield _merge(members, done.pop(index), images[index].shape[1:], sizes[index], whole, index)
-            whole.forget(index)
+            yield _merge(members, done.pop(index), images[index].shape[1:], sizes[index], image_features, index)
+            image_features.forget(index)
 
 
-def _merge(members, done, shape, size, whole, index) -> list[Pixels]:
+def _merge(members, done, shape, size, image_features, index) -> list[Pixels]:
     """Return the `Pixels` of each member from its windows of one image."""
     results = []
     for i, (segmentor, _) in enumerate(members):
@@ -178,7 +178,7 @@ def _merge(members, done, shape, size, whole, index) -> list[Pixels]:
             segmentor.window,
             segmentor.stride,
             segmentor.multiple,
-            whole.features(segmentor, index),
+            image_features.features(segmentor, index),
         )
         member_windows, flags = zip(*done[i])
         results.append(Pixels(segmentor.method.merge(list(member_windows), layout), torch.stack(flags).all(0)))
@@ -186,7 +186,7 @@ def _merge(members, done, shape, size, whole, index) -> list[Pixels]:
 
 
 def window_results(
-    members: Sequence[Member], crops: Sequence[Crop], whole: '_WholeImages | None' = None
+    members: Sequence[Member], crops: Sequence[Crop], image_features: '_WholeImages | None' = None
 ) -> Iterator[tuple[int, Window, Tensor, int]]:
     """Yield (index of a member, `Window`, flags, index of the image) of windows of one size.
 
@@ -196,9 +196,9 @@ def window_results(
     Args:
         members: whose segmentors share the trunk.
         crops: the windows.
-        whole: the VFMs' features of whole images.
+        image_features: the VFMs' features of whole images.
     """
-    whole = whole or _WholeImages(members, {crop.index: crop.image for crop in crops})
+    image_features = image_features or _WholeImages(members, {crop.index: crop.image for crop in crops})
     batch = _Batch([member.segmentor for member in members], crops)
     groups = {}
     for i, (segmentor, text) in enumerate(members):  # members that share the last block, but for their feedback
@@ -210,7 +210,11 @@ def window_results(
     for group in groups.values():
         segmentor, text = members[group[0]]
         block = batch.last_block(
-            segmentor, {role: [whole.of(segmentor, role, c.index) for c in crops] for role in whole.roles(segmentor)}
+            segmentor,
+            {
+                role: [image_features.of(segmentor, role, c.index) for c in crops]
+                for role in image_features.roles(segmentor)
+            },
         )
         cosines = WindowCosines(segmentor.method, block, text.rows)
         for i in group:
@@ -234,13 +238,11 @@ class _Batch:
         self._crops, self._cut, self._trunk, self._features, self._finite = crops, {}, {}, {}, {}
         self._inner = sorted({index for segmentor in segmentors for index in segmentor.inner_blocks})
 
-    def last_block(self, segmentor, image_features) -> LastBlock:
+    def last_block(self, segmentor, whole_images) -> LastBlock:
         images = self._images(segmentor)
         tokens, grid, inner = self._run_trunk(segmentor, images)
         places = [Window(crop.rows, crop.columns, None, None) for crop in self._crops]
-        return LastBlock(
-            segmentor.visual, tokens, grid, self._run_vfms(segmentor, images), inner, image_features, places
-        )
+        return LastBlock(segmentor.visual, tokens, grid, self._run_vfms(segmentor, images), inner, whole_images, places)
 
     def finite(self, segmentor) -> list[Tensor]:
         """Return the flags of the trunk and of all VFMs of a segmentor."""
@@ -317,8 +319,9 @@ def check_finite_stages(flags, image, settings):
     wrong = [stage for stage, fine in zip(FINITE_STAGES, flags.tolist()) if not fine]
     if wrong:
         raise UserError(
-            f'{image}: {wrong[0]} under {settings} gave numbers that are not finite (NaN or infinite), so that there are '
-            'no labels. In half precision use --precision fp32 or bf16; else look at the weights (tools/weights.py check) '
+            f'{image}: {wrong[0]} under {settings} gave numbers that are not finite (NaN or infinite), so that there '
+            'are no labels. In half precision use --precision fp32 or bf16; else look at the weights '
+            '(tools/weights.py check) '
             'and at settings far from the published ones'
         )
 

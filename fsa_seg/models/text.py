@@ -167,8 +167,8 @@ class Text(NamedTuple):
 class TextEncoder:
     """Embeds words by CLIP's text tower, each word once: rows are kept in memory and on disk.
 
-    A row is the normalised mean over `open_clip`'s 80 ImageNet templates of a word's unit embeddings. It depends on no other
-    word. Several threads may encode at a time.
+    A row is the normalised mean over `open_clip`'s 80 ImageNet templates of a word's unit embeddings. It depends on no
+    other word. Several threads may encode at a time.
 
     Args:
         clip: an `open_clip` model whose text tower is float32.
@@ -214,8 +214,8 @@ class TextEncoder:
             row = embed_word(self._clip, self._tokenizer, word, device).cpu()
             if not _are_units(row[None]):
                 raise UserError(
-                    f"the text embedding of {word!r} is no finite unit vector: the text tower's weights are damaged; get "
-                    'them again, or name others'
+                    f"the text embedding of {word!r} is no finite unit vector: the text tower's weights are damaged; "
+                    'get them again, or name others'
                 )
             self._rows[word] = row
             self._write(word, row)

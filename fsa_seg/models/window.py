@@ -1,7 +1,7 @@
 """The logits of one window under any method: `patch_logits`.
 
-Shape legend: B windows, T = 1 + N tokens (CLS first), N = h·w patches, D width, E embedding, Q queries, C channels; images
-(B, 3, height, width).
+Shape legend: B windows, T = 1 + N tokens (CLS first), N = h·w patches, D width, E embedding, Q queries, C channels;
+images (B, 3, height, width).
 """
 
 import inspect
@@ -96,14 +96,16 @@ def window_cosines(
 def role_features(method: Method, features: Features) -> dict[str, Tensor]:
     """Return the features of each of a method's roles; a role without features is a UserError."""
     roles = list(method.roles)
-    given = features if isinstance(features, dict) else {} if features is None else dict.fromkeys(roles[:1], features)
-    missing = [role for role in roles if role not in given]
-    if missing or not isinstance(features, dict) and features is not None and len(roles) > 1:
+    by_role = features if isinstance(features, dict) else {}
+    if isinstance(features, Tensor):
+        by_role = dict.fromkeys(roles[:1], features)
+    missing = [role for role in roles if role not in by_role]
+    if missing or isinstance(features, Tensor) and len(roles) > 1:
         raise UserError(
             f'the method {method.name} needs a VFM for the role {", ".join(missing or roles)}: pass vfm_features '
             f'({"(B, C, I, J)" if len(roles) == 1 else "a dict of role -> (B, C, I, J)"})'
         )
-    return {role: given[role] for role in roles}
+    return {role: by_role[role] for role in roles}
 
 
 class Inspection(NamedTuple):

@@ -18,7 +18,7 @@ def device_name(device: torch.device | str) -> str:
 
 
 def exact_float32() -> None:
-    """Have float32 products computed in float32, whatever the environment sets: no TF32 on a GPU, no bfloat16 on a CPU."""
+    """Compute float32 products in float32, whatever the environment sets: no TF32 on a GPU, no bfloat16 on a CPU."""
     if not torch.cuda.is_initialized():  # CUDA's libraries read these when they start
         os.environ['NVIDIA_TF32_OVERRIDE'] = '0'
     torch.set_float32_matmul_precision('highest')

@@ -24,7 +24,8 @@ METHODS = dict(  # name -> attention map, readout, and constants
 def attention_matrix(name, q, k, v, heads, features=None, support=None, tolerance=1e-5, grid=None, sigma=None):
     """Return the attention map (B, H or 1, T, T).
 
-    With `sigma` each softmax is of the logits plus exp(−‖p_i − p_j‖² / 2σ²) between patches of the grid. `support` (B, N, N) says which entries of a proxy map are above 0, where they lie within the tolerance of it.
+    With `sigma` each softmax is of the logits plus exp(−‖p_i − p_j‖² / 2σ²) between patches of the grid. `support`
+    (B, N, N) says which entries of a proxy map are above 0, where they lie within the tolerance of it.
     """
     if name == 'proxy':
         f = features.flatten(2) / features.flatten(2).norm(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
 """Sliding windows: where they lie, what is cut out, and the overlap-add of their cosines.
 
-A window of 0 pixels stands for the whole image. Then nothing is padded: patches that do not fit are left out at the right
-and below, and the patches' cosines are stretched over the whole image.
+A window of 0 pixels stands for the whole image. Then nothing is padded: patches that do not fit are left out at the
+right and below, and the patches' cosines are stretched over the whole image.
 
 Shape legend: Q queries; height and width in pixels.
 """
@@ -20,8 +20,8 @@ from fsa_seg.ops.device import to_device
 def window_spans(side: int, window: int, stride: int) -> list[tuple[int, int]]:
     """Return the windows (start, end) in pixels along one side of an image.
 
-    Windows start at multiples of the stride; the last is shifted inside; a side shorter than the window is one window. A
-    window of 0 is the whole side.
+    Windows start at multiples of the stride; the last is shifted inside. A side shorter than the window is one window,
+    and a window of 0 is the whole side.
 
     >>> window_spans(448, 336, 112)
     [(0, 336), (112, 448)]
@@ -155,36 +155,36 @@ def cut_window(
     rows: tuple[int, int],
     columns: tuple[int, int],
     multiple: tuple[int, int] = (1, 1),
-    whole: bool = False,
+    whole_image: bool = False,
 ) -> Tensor:
     """Return a window (1, 3, h', w') of an image, its sides brought to multiples of `multiple`.
 
-    A window is padded with zeros, split evenly. A whole image is cut at the right and below, but a side shorter than the
-    multiple is padded to it.
+    A window is padded with zeros, split evenly. A whole image is cut at the right and below, but a side shorter than
+    the multiple is padded to it.
 
     Args:
         image (3, height, width): normalised.
         rows (int, int), columns (int, int): the window's first and last + 1 row and column.
         multiple (int, int): what its height and width have to be multiples of.
-        whole: whether the window is the whole image, by a window of 0.
+        whole_image: whether the window is the whole image, by a window of 0.
     """
     pads = []
     for span, side in zip((columns, rows), multiple[::-1]):
-        surplus = (span[1] - span[0]) % side if whole and span[1] - span[0] > side else 0
-        pads += (0, -surplus) if surplus else _halves(_padding(span, side, whole))
+        surplus = (span[1] - span[0]) % side if whole_image and span[1] - span[0] > side else 0
+        pads += (0, -surplus) if surplus else _halves(_padding(span, side, whole_image))
     return F.pad(image[None, :, rows[0] : rows[1], columns[0] : columns[1]], pads)
 
 
-def patch_at(pixel: float, span: tuple[int, int], multiple: int, count: int, whole: bool = False) -> int:
+def patch_at(pixel: float, span: tuple[int, int], multiple: int, count: int, whole_image: bool = False) -> int:
     """Return the patch, from 0 to count − 1 along one side, that shows a pixel of an image.
 
     Args:
         pixel: in pixels from the image's edge.
         span (int, int): the window along that side.
-        multiple, whole: as of `cut_window`, along that side.
+        multiple, whole_image: as of `cut_window`, along that side.
         count: patches of the window's grid along that side.
     """
-    pad = _padding(span, multiple, whole)
+    pad = _padding(span, multiple, whole_image)
     place = (pixel - span[0] + _halves(pad)[0]) / (span[1] - span[0] + pad)
     return min(max(int(place * count), 0), count - 1)
 
@@ -194,10 +194,10 @@ def to_window(
     rows: tuple[int, int],
     columns: tuple[int, int],
     multiple: tuple[int, int] = (1, 1),
-    whole: bool = False,
+    whole_image: bool = False,
 ) -> Tensor:
     """Return a window's values (h, w) at its pixels (height, width), each patch as a block; the padding is left out."""
-    pads = _padding(rows, multiple[0], whole), _padding(columns, multiple[1], whole)
+    pads = _padding(rows, multiple[0], whole_image), _padding(columns, multiple[1], whole_image)
     height, width = rows[1] - rows[0], columns[1] - columns[0]
     values = F.interpolate(values[None, None], (height + pads[0], width + pads[1]), mode='nearest-exact')[0, 0]
     top, left = _halves(pads[0])[0], _halves(pads[1])[0]
@@ -212,10 +212,10 @@ def _total(terms):
     return total
 
 
-def _padding(span, multiple, whole=False):
+def _padding(span, multiple, whole_image=False):
     """Return the pixels that a side is padded by; a whole image only where it is shorter than the multiple."""
     length = span[1] - span[0]
-    return 0 if whole and length > multiple else -length % multiple
+    return 0 if whole_image and length > multiple else -length % multiple
 
 
 def _halves(count):

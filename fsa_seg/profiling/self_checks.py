@@ -157,7 +157,7 @@ def golden_logits(tensors):
     from fsa_seg.methods import method_names
 
     named = {key.removeprefix('logits.'): value for key, value in tensors.items() if key.startswith('logits.')}
-    return {name: value for name, value in named.items() if name.removesuffix('+fsa') in method_names(own=False)}
+    return {name: value for name, value in named.items() if name.removesuffix('+fsa') in method_names(users=False)}
 
 
 def load_golden(path):
@@ -230,7 +230,7 @@ def sync(quick):
 
     from fsa_seg.methods import method_names
 
-    cells = list(itertools.product(method_names(own=False), (None, 'fsa')))
+    cells = list(itertools.product(method_names(users=False), (None, 'fsa')))
     for size in (1, 4):
         options = dict(words=WORDS, window=100, stride=64, window_batch=size)
         members = [dict(_toy_config(*cell, 'auto'), **options) for cell in cells]

@@ -89,7 +89,7 @@ def walk(path: str) -> Iterator[str]:
 
 
 def walk_folders(path: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield (folder, names of its folders, names of its other entries), sorted; links are followed, each folder once."""
+    """Yield (folder, names of folders in it, names of other entries), sorted; links are followed, each folder once."""
     visited = set()
     for folder, folders, files in os.walk(path, followlinks=True):
         if os.path.realpath(folder) in visited:

@@ -18,7 +18,7 @@ from fsa_seg.ops.attention import neighbour_bias
 
 from conftest import MINI, ROOT
 
-HEAD = 'from fsa_seg.methods.base import Method\nfrom fsa_seg.ops.attention import AttentionMap, named_map\nimport torch\n\n'
+HEAD = 'from fsa_seg.methods.base import Method\nfrom fsa_seg.ops.attention import named_map\nimport torch\n\n'
 # reads an earlier block, two VFMs of which one sees the whole image, keeps something of each window for the merge, and
 # refines scores
 SEES_ALL = (
@@ -99,13 +99,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_scan_finds_the_suites_methods():
-    assert method_names(own=False) == ['clearclip', 'clip', 'maskclip', 'naclip', 'proxyclip', 'sclip']
+    assert method_names(users=False) == ['clearclip', 'clip', 'maskclip', 'naclip', 'proxyclip', 'sclip']
 
 
 def test_a_file_is_a_method(folder):
     """By its name in a folder of FSA_SEG_CONFIGS, or by its path; and its own segmentor is registered."""
     (folder / 'mine.py').write_text(SMALL)
-    assert 'mine' in method_names() and 'mine' not in method_names(own=False)
+    assert 'mine' in method_names() and 'mine' not in method_names(users=False)
     config = compose('voc21', 'mine', backbone='toy', data_root=MINI)
     assert (config.model.type, config.cell.method, config.cell.title) == ('Mine', 'mine', 'Mine')
     assert config.cell.protocol == 'clearclip' and MODELS.get('Mine').method_name == 'mine'

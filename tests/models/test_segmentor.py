@@ -23,7 +23,7 @@ def sample(height, width):
 
 
 @pytest.mark.parametrize('feedback', [None, 'fsa'])
-@pytest.mark.parametrize('method', method_names(own=False))
+@pytest.mark.parametrize('method', method_names(users=False))
 def test_images_of_different_size_in_one_batch(method, feedback):
     """Each gets labels at its own original size, the same as alone."""
     model = build(method, feedback, window=96, stride=64, keep_scores=True)
@@ -188,7 +188,7 @@ def test_windows_that_are_too_small(window, message):
         build('proxyclip', vfm=dict(type='NoFeatures'), window=window, stride=8)
 
 
-@pytest.mark.parametrize('method', method_names(own=False))
+@pytest.mark.parametrize('method', method_names(users=False))
 def test_the_grid_is_known_before_a_window_runs(method):
     model = build(method, window=96, stride=64)
     for height, width in ((96, 64), (90, 50), (16, 7)):

@@ -23,7 +23,7 @@ def member(method, fsa=None, **options):
 
 
 MEMBERS = [
-    *(member(method, fsa) for method in method_names(own=False) for fsa in (None, 'fsa')),
+    *(member(method, fsa) for method in method_names(users=False) for fsa in (None, 'fsa')),
     member('sclip', 'fsa', words=[['cow'], ['river; brook', 'sky'], ['tree']], logit_scale=60.0),
     member('proxyclip', dict(lam=1.0), prob_thd=0.4, area_thd=0.1),
 ]
@@ -51,7 +51,7 @@ OTHER_VFM = dict(type='TimmViT', model='vit_small_patch14_dinov2', random_weight
 
 @pytest.mark.parametrize('window_batch', [1, 4])
 def test_each_member_gives_what_it_gives_alone(window_batch):
-    """Bit for bit, for members that differ in method, feedback, VFM, words and thresholds, alone or in batches of windows."""
+    """Bit for bit: members differ in method, feedback, VFM, words and thresholds; alone or in batches of windows."""
     members = [
         dict(config, window_batch=window_batch)
         for config in (*MEMBERS, member('proxyclip', 'fsa', vfm=OTHER_VFM), member('proxyclip', vfm=OTHER_VFM))

@@ -163,7 +163,7 @@ def test_rows_are_those_of_open_clips_classifier(clip, tmp_path):
 
 @pytest.mark.parametrize('change', ['none', 'pooling', 'mask', 'class'])
 def test_prompts_are_cut_where_the_tower_allows_it(clip, change, monkeypatch):
-    """Behind the longest end-of-text token a causal tower that reads it has nothing to do; other towers get all tokens."""
+    """A causal tower has nothing to do behind the longest end-of-text token; other towers get all tokens."""
     model, tokenizer = clip
     if change == 'pooling':
         model.text_pool_type = 'last'

@@ -90,7 +90,7 @@ def test_tiles_are_parts_of_the_whole(most):
 
 
 def test_what_an_image_holds_does_not_grow_with_its_size():
-    """Cosines of all windows, one tile of the result and what a strip holds; not the result, which is 100 times as much."""
+    """Cosines of all windows, one tile of the result and what a strip holds: 1 % of the result."""
     torch.manual_seed(0)
     cosines = added(torch.rand(3, 14, 20), mean_color, 8, 6, size=(200, 300))
     most = 4000

@@ -1,0 +1,68 @@
+"""The refinements of one image: of its cosines, scores or labels.
+
+Shape legend: Q queries, K classes; values (Q or K, height, width).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsa_seg.errors import UserError
+from fsa_seg.methods.base import Method
+from fsa_seg.models.text import Text
+
+
+class Refinements:
+    """The refinements of one image: the method's own, then the protocol's.
+
+    Attributes:
+        refined (dict): stage -> the refined values, of stages that hold them whole.
+
+    Args:
+        method: the method.
+        refinement: of the protocol, with `refines` and `refine`, or None.
+        image (3, height, width): normalised.
+        size (int, int): of the results.
+        text: the `Text` of the prediction.
+    """
+
+    def __init__(self, method: Method, refinement: Any, image: Tensor, size: tuple[int, int], text: Text):
+        self._all = [part for part in (method, refinement) if part is not None and part.refines is not None]
+        self._image, self._size, self._text, self.refined = image, tuple(size), text, {}
+
+    def stages(self, stage: str) -> list:
+        """Return the refinements of a stage."""
+        return [part for part in self._all if part.refines == stage]
+
+    def values(self, stage: str, values: Tensor) -> Tensor:
+        """Return values after the refinements of a stage."""
+        for part in self.stages(stage):
+            image = F.interpolate(self._image[None].float(), self._size, mode='bilinear', align_corners=False)[0]
+            refined = part.refine(values, image, self._text)
+            if tuple(refined.shape) != tuple(values.shape):
+                raise UserError(
+                    f'{type(part).__name__}: refine returned {tuple(refined.shape)}; it has to keep the shape of the '
+                    f'{stage}, {tuple(values.shape)}'
+                )
+            values = refined
+        return values
+
+    def tiles(self, stage: str, tiles: Callable[[], Iterable], most: int) -> Callable[[], Iterable]:
+        """Return a function that yields the tiles of a stage: those given, or those of the refined whole."""
+        if not self.stages(stage):
+            return tiles
+        values = self.refined[stage] = self.values(stage, join_tiles(tiles(), self._size))
+        rows = max(1, most // (len(values) * self._size[1]))
+        places = [(slice(top, top + rows), slice(None)) for top in range(0, self._size[0], rows)]
+        return lambda: ((place, values[(slice(None), *place)]) for place in places)
+
+
+def join_tiles(tiles: Iterable[tuple[tuple[slice, slice], Tensor]], size: tuple[int, int]) -> Tensor:
+    """Return the values (any, height, width) of tiles ((rows, columns), values)."""
+    values = None
+    for place, tile in tiles:
+        values = tile.new_empty((len(tile), *size)) if values is None else values
+        values[(slice(None), *place)] = tile
+    return values
