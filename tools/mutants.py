@@ -401,10 +401,10 @@ MUTANTS = [
     *of(
         'fsa_seg/ops/windows.py',
         'ops/test_windows.py',
-        ('a_whole_image_is_padded', 'if whole and span[1] - span[0] > side else 0', 'if False else 0'),
+        ('a_whole_image_is_padded', 'if whole_image and span[1] - span[0] > side else 0', 'if False else 0'),
         (
             'patches_of_a_whole_image_are_not_stretched',
-            'return 0 if whole and length > multiple',
+            'return 0 if whole_image and length > multiple',
             'return 0 if False and length > multiple',
         ),
     ),
