@@ -1,7 +1,10 @@
-"""The settings' types and ranges, wherever they are given: in components, protocols, complete configs, `--cfg-options`."""
+"""Types and ranges of all settings.
+
+The same rules hold in components, protocols, complete configs and `--cfg-options`.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from fsa_seg.errors import UserError
@@ -11,19 +14,19 @@ LOG_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 
 
 class Rule(NamedTuple):
-    """What a value may be.
+    """A rule that a setting's value must fit.
 
     Attributes:
-        fits: function of a value that returns whether it is allowed.
-        allowed (str): what is, for the error.
+        fits: function of a value; returns whether the rule allows the value.
+        allowed: the allowed values in words, for the error message.
     """
 
-    fits: Callable
+    fits: Callable[[object], bool]
     allowed: str
 
 
-def whole(low, high=2**63 - 1):
-    """Return the rule of whole numbers from `low` to `high`."""
+def whole(low: int, high: int = 2**63 - 1) -> Rule:
+    """Return the rule that allows whole numbers from `low` to `high`, both included."""
     upper = f' to {high}' if high < 2**63 - 1 else ' or more'
     return Rule(
         lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high,
@@ -31,34 +34,40 @@ def whole(low, high=2**63 - 1):
     )
 
 
-def number(low, high, above=False):
-    """Return the rule of finite numbers from `low` to `high`; with `above`, not `low` itself."""
+def number(low: float, high: float, above: bool = False) -> Rule:
+    """Return the rule that allows finite numbers from `low` to `high`; `above` excludes `low` itself."""
     return Rule(
         lambda value: is_number(value) and (low < value if above else low <= value) and value <= high,
         f'a number, {"above " if above else ""}{low} {"and at most" if above else "to"} {high}',
     )
 
 
-def is_number(value):
-    """Return whether a value is a finite number, and no bool."""
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number; a bool is no number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def choice(*values):
-    """Return the rule of some values alone."""
+def choice(*values: object) -> Rule:
+    """Return the rule that allows these values alone."""
     return Rule(
         lambda value: any(value is allowed or type(value) is type(allowed) and value == allowed for allowed in values),
         'one of ' + ', '.join(map(repr, values)),
     )
 
 
-def either(*rules):
-    """Return the rule of values that any of some rules allows."""
+def either(*rules: Rule) -> Rule:
+    """Return the rule that allows what any rule of `rules` allows."""
     return Rule(lambda value: any(rule.fits(value) for rule in rules), ', or '.join(rule.allowed for rule in rules))
 
 
-def list_of(rule, least=0, most=None):
-    """Return the rule of lists (or tuples) whose elements a rule allows."""
+def list_of(rule: Rule, least: int = 0, most: int | None = None) -> Rule:
+    """Return the rule that allows lists and tuples.
+
+    Args:
+        rule: rule of every element.
+        least: smallest number of elements.
+        most: largest number of elements; None for no limit.
+    """
     count = f'{least} values' if least == most else 'a list'
     return Rule(
         lambda value: (
@@ -71,8 +80,13 @@ def list_of(rule, least=0, most=None):
     )
 
 
-def dict_of(rule, keys=None):
-    """Return the rule of dicts whose values a rule allows, and whose keys another does."""
+def dict_of(rule: Rule, keys: Rule | None = None) -> Rule:
+    """Return the rule that allows dicts.
+
+    Args:
+        rule: rule of every value.
+        keys: rule of every key; None for texts.
+    """
     keys = keys or TEXT
     return Rule(
         lambda value: isinstance(value, dict) and all(map(rule.fits, value.values())) and all(map(keys.fits, value)),
@@ -94,7 +108,8 @@ WEIGHT_ARGUMENTS = (
 )
 ARCHITECTURE = Rule(
     lambda value: isinstance(value, dict) and not set(value) & set(WEIGHT_ARGUMENTS),
-    f'a dict of arguments of the architecture, without {", ".join(WEIGHT_ARGUMENTS)}: weights are named by `checkpoint`',
+    f'a dict of arguments of the architecture, without {", ".join(WEIGHT_ARGUMENTS)}: '
+    'weights are named by `checkpoint`',
 )
 MAPPING = Rule(lambda value: isinstance(value, dict), 'a dict')
 SEED = whole(0)
@@ -238,14 +253,14 @@ CELL = dict(
 )
 
 
-def check_values(given, rules, where):
-    """Raise a UserError if a value of `given` is not what its rule allows; keys without a rule are not looked at.
+def check_values(settings: Mapping[str, object], rules: Mapping[str, Rule], where: str) -> None:
+    """Raise a UserError if a setting's value does not fit its rule. A setting without a rule passes.
 
     Args:
-        given (dict): settings.
-        rules (dict): key -> Rule.
-        where (str): what holds the settings, such as 'model', for the message.
+        settings: setting -> value.
+        rules: setting -> rule.
+        where: names the settings' mapping in the message, such as 'model'.
     """
-    for key, value in given.items():
+    for key, value in settings.items():
         if key in rules and not rules[key].fits(value):
             raise UserError(f'{where}: {key} is {value!r}; it has to be {rules[key].allowed}')

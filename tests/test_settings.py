@@ -1,4 +1,4 @@
-"""Values of a wrong type or out of their range, wherever they can be given, are one clear error."""
+"""A value of a wrong type or out of its range is one clear error, in files and in options."""
 
 import copy
 import random
@@ -48,6 +48,7 @@ def test_rules(rule, right, wrong):
 
 
 def leaves(node, path=()):
+    """Yield the dotted key of every dict, list and value below a node."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if isinstance(value, (dict, list, tuple)) and value:
             yield from leaves(value, (*path, str(key)))
@@ -55,7 +56,7 @@ def leaves(node, path=()):
 
 
 def test_any_value_anywhere_is_taken_or_is_one_error():
-    """Options of any kind at any place of a composed config: a UserError, or a config; never another exception."""
+    """An option of any kind at any place of a composed config gives a config or a UserError, and no other exception."""
     config = compose('voc21', 'proxyclip', **TOY)
     keys = [key for key in leaves(config._cfg_dict) if not key.startswith('model.words.')] + [
         'model.words.0',
@@ -134,8 +135,8 @@ def test_any_value_anywhere_is_taken_or_is_one_error():
 def test_values_in_component_files(tmp_path, kind, text, message):
     from fsa_seg.system.paths import CONFIGS
 
-    (tmp_path / 'part.py').write_text(text.replace("'P'", repr(f'{CONFIGS}/protocols/sclip.py')))
-    arguments = {**dict(dataset='voc21', method='proxyclip'), **TOY, kind: str(tmp_path / 'part.py')}
+    (tmp_path / 'component.py').write_text(text.replace("'P'", repr(f'{CONFIGS}/protocols/sclip.py')))
+    arguments = {**dict(dataset='voc21', method='proxyclip'), **TOY, kind: str(tmp_path / 'component.py')}
     with pytest.raises(UserError, match=message):
         compose(**arguments)
 
@@ -167,5 +168,5 @@ def test_a_threshold_of_a_single_picture(value):
     ],
 )
 def test_options(run_tool, arguments, status, message):
-    found, printed = run_tool('test', 'voc21', '--mini', *arguments)
-    assert found == status and message in printed and 'Traceback' not in printed, printed
+    exit_status, printed = run_tool('test', 'voc21', '--mini', *arguments)
+    assert exit_status == status and message in printed and 'Traceback' not in printed, printed
