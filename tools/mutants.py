@@ -227,7 +227,7 @@ MUTANTS = [
     *of(
         'fsa_seg/config/fingerprint.py',
         'config/test_fingerprint.py',
-        ('a_users_class_shares_a_pass', 'if own or not entry.key', 'if not entry.key'),
+        ('a_users_class_shares_a_pass', 'if own_class or not entry.key', 'if not entry.key'),
         ('precision_is_not_resolved', "arguments['precision'] = resolve_precision(arguments['precision'])", 'pass'),
         ('code_behind_kept_counts_is_ignored', "if entry[2] == 'source' and not entry[0]", 'if False and entry[0]'),
         (
@@ -237,8 +237,8 @@ MUTANTS = [
         ),
         (
             'a_users_code_may_change',
-            'entries.append(Entry(f\'class {part["type"]}\'',
-            'str(Entry(f\'class {part["type"]}\'',
+            'entries.append(Entry(f\'class {class_config["type"]}\'',
+            'str(Entry(f\'class {class_config["type"]}\'',
         ),
         ('what_is_unknown_is_a_difference', "not row[0].endswith('.file') or None not in row[1:]", 'True'),
     ),

@@ -1,14 +1,14 @@
 """The fingerprint of a cell: what can change its number, in one list of resolved values.
 
-The hash of a cell, the reuse of its result, what cells may share a pass and what `--cfg-options` changed all follow from
-this list. Each entry has a level:
+This list decides the hash of a cell and the reuse of its result. It also decides which cells share a pass, and which
+options `--cfg-options` marks as changed. Each entry has a level:
 
     number    another value is another cell: the entry is part of the hash
     source    code and files of weights behind the number: another value makes a result stale
-    rounding  may move the last digits: a difference is said when a result is used again
+    rounding  may move the last digits: a run that uses a result again prints the difference
     none      cannot change a number: paths, launcher, workers
 
-Defaults are filled in, so that a default that is spelt out is the same cell; 3 and 3.0 are one value.
+The list has all defaults, so a config that spells a default out is the same cell. 3 and 3.0 are the same value.
 """
 
 import glob
@@ -18,11 +18,13 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import open_clip
 import timm
 import torch
+from mmengine import Config
 from mmengine.device import get_device
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
@@ -38,12 +40,13 @@ from fsa_seg.system.machine import FINGERPRINT_PACKAGES
 from fsa_seg.system.paths import file_digest, files_digest, local_path, sources_digest
 
 LEVELS = ('number', 'source', 'rounding', 'none')
+LOCAL = 'local-dir:'  # before the path of a folder that holds a CLIP model
 WEIGHT_SUFFIXES = ('.json', '.safetensors', '.bin', '.pt', '.pth')
 SPELT_OUT = ('method', 'backbone', 'vfm', 'feedback', 'refinement')  # settings whose own settings are entries
 MODEL_LEVELS = dict(
     window_batch='rounding', compile='rounding', keep_scores='none', text_cache='none'
-)  # others: number
-DATASET_BLIND = (
+)  # other keys: number
+DATASET_IGNORED = (
     'data_root',
     'pipeline',
     'indices',
@@ -53,8 +56,8 @@ DATASET_BLIND = (
     'max_refetch',
     'backend_args',
     'metainfo',
-)  # arguments of a data set that stand elsewhere in the list, or change nothing
-METRIC_BLIND = ('root', 'collect_device', 'output_dir', 'prefix', 'field')
+)  # arguments of a data set that other entries cover, or that change no number
+METRIC_IGNORED = ('root', 'collect_device', 'output_dir', 'prefix', 'field')
 MEMBER_KEYS = (
     'method',
     'model.feedback',
@@ -66,17 +69,17 @@ MEMBER_KEYS = (
     'model.area_thd',
     'class ',
     'method file',
-)  # in which the cells of one pass may differ
-SHORT = 32  # characters of a value that a row of a table shows
+)  # beginnings of the keys whose values may differ among the cells of a pass
+SHORT = 32  # longest value, in characters, that a row of a table shows in full
 
 
 class Entry(NamedTuple):
     """One value that may change a number.
 
     Attributes:
-        key (str): the place in the composed config, where it has one, such as 'model.stride'.
+        key: the value's place in the composed config, such as 'model.stride'; else the value's name.
         value: JSON-ready and resolved.
-        level (str): of LEVELS.
+        level: of LEVELS.
     """
 
     key: str
@@ -85,26 +88,26 @@ class Entry(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The data of a cell, as it lies on disk.
+    """The data of a cell on disk.
 
     Attributes:
-        names (list of str): the images of the split, in order.
-        contents (dict): name -> digest of the image's bytes and the label image's values.
+        names: the images of the split, in order.
+        contents: name -> digest of the image's bytes and the label image's values.
     """
 
-    names: list
-    contents: dict
+    names: list[str]
+    contents: dict[str, str]
 
 
-def fingerprint(config, data=None):
-    """Return the fingerprint of a composed config: a list of `Entry`, in a fixed order.
+def fingerprint(config: Config, data: Data | None = None) -> list[Entry]:
+    """Return the fingerprint of a composed config: its entries, in a fixed order.
 
     Args:
         config: composed config, complete and checked.
-        data (Data): None leaves the entries 'data.*' out.
+        data: None leaves the entries 'data.*' out.
 
     Raises:
-        UserError: a class that the config names and no registry knows, or weights that are not where a path says.
+        UserError: no registry knows a class that the config names, or a path of weights leads to no file.
     """
     entries = [*_model(config.model), *_dataset(config), *_runtime(config), *_sources(config)]
     if data is not None:
@@ -116,63 +119,78 @@ def fingerprint(config, data=None):
     return [Entry(entry.key, canonical(entry.value), entry.level) for entry in entries]
 
 
-def with_files(entries, config):
-    """Return a fingerprint with the digests of the weights that were downloaded meanwhile."""
-    entries_now = [*_backbone(config.model.backbone)]
-    entries_now += [entry for role, vfm in _vfms(config.model).items() for entry in _vfm(role, vfm)]
-    now = {entry.key: entry for entry in entries_now}
-    return [now[entry.key] if entry.value is None and entry.key.endswith('.file') else entry for entry in entries]
+def with_files(entries: Sequence[Entry], config: Config) -> list[Entry]:
+    """Return a fingerprint in which files of weights that were downloaded since have their digests."""
+    present = [*_backbone(config.model.backbone)]
+    present += [entry for role, vfm in _vfms(config.model).items() for entry in _vfm(role, vfm)]
+    by_key = {entry.key: entry for entry in present}
+    return [by_key[entry.key] if entry.value is None and entry.key.endswith('.file') else entry for entry in entries]
 
 
-def cell_hash(entries, contents=True):
+def cell_hash(entries: Sequence[Entry], contents: bool = True) -> str:
     """Return the SHA-256 of the entries of level 'number', as a hexadecimal string.
 
     Args:
-        entries (list of Entry): of `fingerprint`.
-        contents (bool): False leaves 'data.contents' out, and with it what the files hold.
+        entries: of `fingerprint`.
+        contents: False leaves the entry 'data.contents' out: the hash then ignores the bytes of the images.
     """
     return _sha256(
         [entry[:2] for entry in entries if entry.level == 'number' and (contents or entry.key != 'data.contents')]
     )
 
 
-def sources_hash(entries):
-    """Return the SHA-256 of the code behind a number: the entries of level 'source' but for the files of weights."""
+def sources_hash(entries: Sequence[Entry | list]) -> str:
+    """Return the SHA-256 of the code behind a number: entries of level 'source', without files of weights.
+
+    Args:
+        entries: of `fingerprint`, or the same as lists [key, value, level] of a result's JSON.
+    """
     return _sha256([entry[:2] for entry in entries if entry[2] == 'source' and not entry[0].endswith('.file')])
 
 
-def weights_files(entries):
-    """Return the digests of the files of weights in the libraries' caches, None for a file that is not there yet."""
+def weights_files(entries: Sequence[Entry | list]) -> list[str | None]:
+    """Return the digests of the files of weights in the libraries' caches; None for a missing file.
+
+    Args:
+        entries: as of `sources_hash`.
+    """
     return [entry[1] for entry in entries if entry[2] == 'source' and entry[0].endswith('.file')]
 
 
-def differences(before, now, level):
-    """Return what differs between two fingerprints at one level: a list of (key, value before, value now).
+def differences(
+    before: Sequence[Entry | list], now: Sequence[Entry | list], level: str
+) -> list[tuple[str, object, object]]:
+    """Return the differences of two fingerprints at a level: a list of (key, value before, value now).
 
-    A file of weights that one side does not know (None: it was not downloaded yet) is no difference.
+    A file of weights that either fingerprint lacks (None: not downloaded yet) is no difference.
+
+    Args:
+        before, now: as of `sources_hash`.
+        level: of LEVELS.
     """
     old, new = ({entry[0]: entry[1] for entry in entries if entry[2] == level} for entries in (before, now))
-    found = [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    return [row for row in found if not row[0].endswith('.file') or None not in row[1:]]
+    rows = [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    return [row for row in rows if not row[0].endswith('.file') or None not in row[1:]]
 
 
-def shared_key(entries):
-    """Return what the cells of one pass over the data have in common, as a string: all but the last block and its words.
+def shared_key(entries: Sequence[Entry]) -> str:
+    """Return a text that is equal for all cells of a pass over the data.
 
-    A segmentor class of a user's own shares with no other cell, since it may do what a pass does in another way.
+    Cells of a pass may differ in the last block and its words. A segmentor class of a user shares a pass with no other
+    cell: the class may override the steps of a pass.
     """
-    own = any(entry.key == 'segmentor' for entry in entries)
-    return json.dumps([entry[:2] for entry in entries if own or not entry.key.startswith(MEMBER_KEYS)])
+    own_class = any(entry.key == 'segmentor' for entry in entries)
+    return json.dumps([entry[:2] for entry in entries if own_class or not entry.key.startswith(MEMBER_KEYS)])
 
 
-def shown(key, value):
-    """Return 'key=value' for a row of a table; a long value is shown as the head of its digest."""
+def shown(key: str, value: object) -> str:
+    """Return 'key=value' for a row of a table; the head of its digest stands for a long value."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f'{key}={text if len(text) <= SHORT else _sha256(value)[:6]}'
 
 
-def canonical(value):
-    """Return a value as JSON has it, whole numbers that are floats as integers: 3.0 and 3 are one value."""
+def canonical(value: object) -> object:
+    """Return a value in JSON's types; a float that is a whole number becomes an integer: 3.0 becomes 3."""
     if isinstance(value, dict):
         return {str(key): canonical(child) for key, child in sorted(value.items(), key=lambda item: str(item[0]))}
     if isinstance(value, (list, tuple)):
@@ -182,8 +200,8 @@ def canonical(value):
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
-def resolved(cls, config):
-    """Return the arguments that a class is built with: those of its config (less `type`), and its constructors' defaults."""
+def resolved(cls: type, config: dict) -> dict:
+    """Return a class's arguments: its constructors' defaults, replaced by the entries of its config but `type`."""
     defaults = {}
     for base in cls.__mro__:
         if '__init__' not in vars(base):
@@ -197,16 +215,16 @@ def resolved(cls, config):
     return {**defaults, **{key: value for key, value in config.items() if key != 'type'}}
 
 
-def versions():
-    """Return the versions of the libraries that are installed, and of Python, CUDA and cuDNN."""
-    found = dict(python='.'.join(map(str, sys.version_info[:3])))
+def versions() -> dict[str, str | int | None]:
+    """Return the versions of the installed libraries, and of Python, CUDA and cuDNN."""
+    numbers = dict(python='.'.join(map(str, sys.version_info[:3])))
     for package in FINGERPRINT_PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             pass
     return dict(
-        found, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version() if torch.cuda.is_available() else None
+        numbers, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version() if torch.cuda.is_available() else None
     )
 
 
@@ -222,7 +240,7 @@ def _model(model):
         entries.append(Entry('segmentor', model.type, 'number'))
     arguments['precision'] = resolve_precision(arguments['precision'])
     if not arguments.get('window', 1):
-        arguments['stride'] = None  # of a whole image
+        arguments['stride'] = None  # a whole image has no stride
     for key, value in arguments.items():
         if key not in (*SPELT_OUT, 'models', 'members'):
             entries.append(Entry(f'model.{key}', value, MODEL_LEVELS.get(key, 'number')))
@@ -241,7 +259,7 @@ def _vfms(model):
 
 
 def _settings_of(key, config):
-    """Return the entries of a feedback's or a refinement's config, or of none."""
+    """Return the entries of a feedback's or a refinement's config; without a config, an entry of None."""
     if not config:
         return [Entry(f'model.{key}', None, 'number')]
     cls = MODELS.get(config['type'])
@@ -259,21 +277,9 @@ def _settings_of(key, config):
 
 
 def _backbone(config):
-    """Return the entries of CLIP's config: its architecture and its weights, whatever they are called."""
+    """Return the entries of CLIP's config: the architecture and weights that its names lead to."""
     model, checkpoint, seed = (config.get(key) for key in ('model', 'checkpoint', 'random_weights'))
-    folder = model.removeprefix('local-dir:') if model.startswith('local-dir:') else None
-    if folder:
-        path = local_path(folder, 'folder of a CLIP model')
-        architecture, files = (
-            _read_json(os.path.join(path, CONFIG_FILE)),
-            sorted(glob.glob(os.path.join(glob.escape(path), '*'))),
-        )
-        files = [file for file in files if file.endswith(WEIGHT_SUFFIXES)]
-    else:
-        architecture = open_clip.get_model_config(model)
-        files = [local_path(checkpoint, f'checkpoint of the backbone {model}')] if checkpoint else []
-        beside = [os.path.join(os.path.dirname(file), CONFIG_FILE) for file in files]
-        files += [path for path in beside if os.path.isfile(path)]
+    architecture, files = _clip_files(model, checkpoint)
     weights = (
         dict(random=seed)
         if seed is not None
@@ -281,22 +287,42 @@ def _backbone(config):
         if files
         else dict(tag=config.get('pretrained'))
     )
-    known = (
-        {}
-        if folder
-        else _pretrained_tag(model, config.get('pretrained')) or _config_beside(checkpoint).get('preprocess_cfg', {})
-    )
-    pixels = {
-        key: config.get(key) or known.get(key) or (None if folder else own)
-        for key, own in (('mean', open_clip.OPENAI_DATASET_MEAN), ('std', open_clip.OPENAI_DATASET_STD))
-    }
     return [
         Entry('model.backbone.architecture', architecture, 'number'),
         Entry('model.backbone.weights', weights, 'number'),
-        Entry('model.backbone.pixels', pixels, 'number'),
+        Entry('model.backbone.pixels', _clip_pixels(config), 'number'),
         Entry('model.backbone.file', _cached_digest('backbone', config) if 'tag' in weights else None, 'source'),
         Entry('model.backbone.cache_dir', config.get('cache_dir'), 'none'),
     ]
+
+
+def _local_folder(model):
+    """Return the folder that an architecture 'local-dir:FOLDER' names; an empty text for other architectures."""
+    return model.removeprefix(LOCAL) if model.startswith(LOCAL) else ''
+
+
+def _clip_files(model, checkpoint):
+    """Return CLIP's architecture (dict) and the paths of its local files: weights, and a checkpoint's config."""
+    folder = _local_folder(model)
+    if folder:
+        path = local_path(folder, 'folder of a CLIP model')
+        architecture = _read_json(os.path.join(path, CONFIG_FILE))
+        files = sorted(glob.glob(os.path.join(glob.escape(path), '*')))
+        return architecture, [file for file in files if file.endswith(WEIGHT_SUFFIXES)]
+    architecture = open_clip.get_model_config(model)
+    files = [local_path(checkpoint, f'checkpoint of the backbone {model}')] if checkpoint else []
+    configs = [os.path.join(os.path.dirname(file), CONFIG_FILE) for file in files]
+    return architecture, files + [path for path in configs if os.path.isfile(path)]
+
+
+def _clip_pixels(config):
+    """Return CLIP's mean and std of pixels; of a local folder, None unless set: its digest covers the values."""
+    if _local_folder(config['model']):
+        return {key: config.get(key) or None for key in ('mean', 'std')}
+    preprocessing = _pretrained_tag(config['model'], config.get('pretrained'))
+    preprocessing = preprocessing or _config_beside(config.get('checkpoint')).get('preprocess_cfg', {})
+    defaults = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
+    return {key: config.get(key) or preprocessing.get(key) or default for key, default in defaults.items()}
 
 
 def _vfm(role, config):
@@ -308,9 +334,9 @@ def _vfm(role, config):
     if weights is None and checkpoint:
         weights = dict(sha256=file_digest(local_path(checkpoint, 'checkpoint of the VFM')))
     cached = _cached_digest('vfm', config) if weights is None else None
-    if timm.is_model(arguments.get('model') or ''):  # timm's normalisation, where none is given
-        cfg = timm.get_pretrained_cfg(arguments['model'], allow_unregistered=False)
-        arguments.update((key, getattr(cfg, key)) for key in ('mean', 'std') if arguments.get(key, cfg) is None)
+    if timm.is_model(arguments.get('model') or ''):  # a mean or std of None is timm's
+        tag = timm.get_pretrained_cfg(arguments['model'], allow_unregistered=False)
+        arguments.update((key, getattr(tag, key)) for key in ('mean', 'std') if arguments.get(key, tag) is None)
     return [
         Entry(place, config['type'], 'number'),
         Entry(f'{place}.weights', weights, 'number'),
@@ -320,7 +346,7 @@ def _vfm(role, config):
 
 
 def _content(value):
-    """Return a value, or the digest of the file that it names: a class of a user's own may read it."""
+    """Return a value; for the path of a file, its digest, since a user's class may read the file."""
     return dict(sha256=file_digest(value)) if isinstance(value, str) and os.path.isfile(value) else value
 
 
@@ -329,7 +355,7 @@ def _dataset(config):
     dataset = config.test_dataloader.dataset
     cls = DATASETS.get(dataset.type)
     classes = dataset.get('metainfo', {}).get('classes') or cls.METAINFO.get('classes')
-    arguments = {key: value for key, value in resolved(cls, dataset).items() if key not in DATASET_BLIND}
+    arguments = {key: value for key, value in resolved(cls, dataset).items() if key not in DATASET_IGNORED}
     steps = [
         dict(resolved(_class_of(TRANSFORMS, step['type']), step), type=step['type'])
         for step in dataset.get('pipeline', ())
@@ -345,7 +371,7 @@ def _dataset(config):
         *(
             Entry(f'metric.{key}', value, 'number')
             for key, value in resolved(METRICS.get(metric.type), metric).items()
-            if key not in METRIC_BLIND
+            if key not in METRIC_IGNORED
         ),
         *(Entry(f'loop.{key}', value, 'number') for key, value in config.test_cfg.items()),
         Entry('hooks', config.get('custom_hooks', []), 'number'),
@@ -354,21 +380,21 @@ def _dataset(config):
 
 def _runtime(config):
     """Return the entries of where and how the cell runs."""
-    blind = ('work_dir', 'launcher', 'workers', 'log_level', 'log_interval', 'default_hooks', 'custom_imports')
+    ignored = ('work_dir', 'launcher', 'workers', 'log_level', 'log_interval', 'default_hooks', 'custom_imports')
     return [
         Entry('batch_size', config.test_dataloader.get('batch_size'), 'rounding'),
         Entry('env', config.get('env_cfg', {}).get('cudnn_benchmark'), 'rounding'),
         Entry('device', device_name(get_device()), 'rounding'),
         Entry('tf32', tf32_state(), 'rounding'),
         *(Entry(f'version of {name}', version, 'rounding') for name, version in versions().items()),
-        *(Entry(key, config.get(key), 'none') for key in blind),
+        *(Entry(key, config.get(key), 'none') for key in ignored),
     ]
 
 
 def _sources(config):
-    """Return the entries of the code behind a number: the package's, and that of every other class that the config names."""
+    """Return the entries of the code behind a number: the package, and the other classes that the config names."""
     entries = [Entry('package', sources_digest(), 'source')]
-    named = [
+    configs = [
         (MODELS, config.model),
         *((MODELS, vfm) for vfm in _vfms(config.model).values()),
         (MODELS, config.model.get('feedback')),
@@ -378,10 +404,10 @@ def _sources(config):
         *((TRANSFORMS, step) for step in config.test_dataloader.dataset.get('pipeline', ())),
         *((HOOKS, hook) for hook in config.get('custom_hooks', [])),
     ]
-    for registry, part in named:
-        files = _files_of(_class_of(registry, part['type'])) if part else []
+    for registry, class_config in configs:
+        files = _files_of(_class_of(registry, class_config['type'])) if class_config else []
         if files:
-            entries.append(Entry(f'class {part["type"]}', files_digest(files), 'source'))
+            entries.append(Entry(f'class {class_config["type"]}', files_digest(files), 'source'))
     for name in (config.get('custom_imports') or {}).get('imports', []):
         file = getattr(sys.modules.get(name), '__file__', None)
         if file and not name.startswith('fsa_seg.'):
@@ -392,7 +418,7 @@ def _sources(config):
 
 
 def _files_of(cls):
-    """Return the source files of a class, its bases and the modules beside them, but for the package's and the libraries'."""
+    """Return the source files of a class, its bases and their neighbours, without the suite's and the libraries'."""
     files = []
     for base in cls.__mro__:
         library = base.__module__.split('.')[0] in (
@@ -412,20 +438,20 @@ def _files_of(cls):
 
 
 def _neighbours(file):
-    """Return a module's file and those of the loaded modules that lie in its folder, which it may have imported."""
+    """Return the files of a module and of all loaded modules in its folder, which the module may import."""
     folder = os.path.dirname(os.path.abspath(file))
-    loaded = [getattr(module, '__file__', None) for module in list(sys.modules.values())]
+    module_files = [getattr(module, '__file__', None) for module in list(sys.modules.values())]
     return sorted(
         {
             path
-            for path in (os.path.abspath(file), *loaded)  # torch names a file that is none
+            for path in (os.path.abspath(file), *module_files)  # torch names a file that does not exist
             if path and path.endswith('.py') and os.path.dirname(path) == folder and os.path.isfile(path)
         }
     )
 
 
 def _module_digest(name, file):
-    """Return the digest of a module and its neighbours, or, of a module in a package, of all files of that package."""
+    """Return the digest of a module and its neighbours; for a module in a package, of all files of the package."""
     if '.' not in name and not file.endswith('__init__.py'):
         return files_digest(_neighbours(file))
     top = getattr(sys.modules.get(name.split('.')[0]), '__file__', None) or file
@@ -435,7 +461,7 @@ def _module_digest(name, file):
 
 
 def _class_of(registry, name):
-    """Return a registered class, by its name with or without a scope."""
+    """Return a registered class; its name may have a scope ('mmseg.Resize')."""
     cls = registry.get(name)
     if cls is None:
         raise UserError(
@@ -445,7 +471,7 @@ def _class_of(registry, name):
 
 
 def _cached_digest(kind, config):
-    """Return the digest of the file of weights in the libraries' caches, or None where there is none yet."""
+    """Return the digest of the file of weights in the libraries' caches; None for a missing file."""
     try:
         path = path_of(weights_from(kind, config))
     except UserError:
@@ -454,6 +480,7 @@ def _cached_digest(kind, config):
 
 
 def _read_json(path):
+    """Return the contents of a JSON file; a file that cannot be read is a UserError."""
     try:
         with open(path, encoding='utf-8') as f:
             return json.load(f)
@@ -462,4 +489,5 @@ def _read_json(path):
 
 
 def _sha256(value):
+    """Return the SHA-256 of a value's canonical JSON, as a hexadecimal string."""
     return hashlib.sha256(json.dumps(canonical(value), sort_keys=True).encode()).hexdigest()
