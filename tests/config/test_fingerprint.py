@@ -1,4 +1,4 @@
-"""What can change a number is another cell, another source, or said: nothing of it passes in silence."""
+"""A change that can move a number makes another cell or a stale result, or the run prints it."""
 
 import importlib
 import json
@@ -70,10 +70,10 @@ def test_the_hash_changes_with_what_can_change_a_number(tmp_path):
     assert len(set(hashes)) == len(hashes)
 
 
-def test_the_hash_is_blind_to_what_cannot(tmp_path):
-    """Paths, workers, batches; a default that is spelt out."""
+def test_the_hash_ignores_what_changes_no_number(tmp_path):
+    """Paths, workers and batches; a default that is spelt out."""
     os.symlink(os.path.join(MINI, 'models'), tmp_path / 'models')
-    same = [
+    hashes = [
         digest(data_root=str(tmp_path)),
         digest(runtime=dict(workers=2, batch_size=3, work_dir='x', compile=True)),
         digest({'model.backbone.model': f'local-dir:{tmp_path}/models/toy_clip'}),
@@ -83,7 +83,7 @@ def test_the_hash_is_blind_to_what_cannot(tmp_path):
         digest(feedback=dict(p=0.45)),
         digest(feedback=dict(lam=3, scale=20.0, terms=('W', 'AW', 'WA'), similarity='kl', rounds=1, isolation=True)),
     ]
-    assert set(same) == {digest()}
+    assert set(hashes) == {digest()}
 
 
 def test_two_text_towers_that_differ_in_pooling_are_two_cells(tmp_path):
@@ -98,8 +98,8 @@ def test_two_text_towers_that_differ_in_pooling_are_two_cells(tmp_path):
     assert digest(option) != digest()
 
 
-def test_the_hash_is_the_one_of_the_readme():
-    """It is the same on every machine and every stack."""
+def test_the_readme_shows_the_hash():
+    """The hash is the same on every machine and every stack."""
     cell = prepare(compose('voc21', **TOY))
     with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
         assert f'voc21_sclip+fsa_toy_sclip_{cell.hash[:10]}.json' in f.read()
@@ -110,7 +110,7 @@ def test_numbers_are_canonical():
 
 
 def test_cells_of_one_pass():
-    """They may differ in the last block, its words and thresholds; not in windows, precision or batches."""
+    """Cells of a pass may differ in the last block, words and thresholds; not in windows, precision or batches."""
     keys = [
         shared_key(entries(**arguments))
         for arguments in (
@@ -121,7 +121,7 @@ def test_cells_of_one_pass():
         )
     ]
     assert len(set(keys)) == 1
-    others = [
+    other_keys = [
         shared_key(entries(options))
         for options in (
             {'model.stride': 56},
@@ -131,10 +131,10 @@ def test_cells_of_one_pass():
             {'test_dataloader.dataset.ann_file': 'x'},
         )
     ]
-    assert len({*keys, *others}) == 6
+    assert len({*keys, *other_keys}) == 6
 
 
-OWN = """
+SEGMENTOR = """
 from mmseg.registry import MODELS
 from fsa_seg.models.segmentor import TrainingFreeSegmentor
 
@@ -146,11 +146,11 @@ class OwnSegmentor(TrainingFreeSegmentor):
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A segmentor of a user's own in a module of a folder of PYTHONPATH."""
+def arguments(tmp_path, monkeypatch):
+    """Return arguments of `composed`: a user's segmentor, whose module lies in a folder of PYTHONPATH."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, 'own_segmentor', raising=False)  # that of another test
-    (tmp_path / 'own_segmentor.py').write_text(OWN)
+    monkeypatch.delitem(sys.modules, 'own_segmentor', raising=False)  # the module of another test
+    (tmp_path / 'own_segmentor.py').write_text(SEGMENTOR)
     return dict(
         dataset='voc21',
         method='own',
@@ -162,37 +162,38 @@ def own(tmp_path, monkeypatch):
     )
 
 
-def composed(own):
-    """Return a composed config; under the method 'own' of the user's segmentor, as a config of theirs would say."""
-    if own['method'] != 'own':
-        return compose(**own)
-    config = compose(**{**own, 'method': 'maskclip'})
+def composed(arguments):
+    """Return a composed config; under the method 'own', of the user's segmentor, as the user's config would name it."""
+    if arguments['method'] != 'own':
+        return compose(**arguments)
+    config = compose(**{**arguments, 'method': 'maskclip'})
     config.custom_imports.imports.append('own_segmentor')
     importlib.import_module('own_segmentor')
     config.model.type = 'OwnSegmentor'
     return config
 
 
-def test_a_result_by_other_code_of_a_users_own_is_not_used(own, tmp_path, capsys):
+def test_a_result_by_other_code_of_a_users_own_is_not_used(arguments, tmp_path, capsys):
     def run():
+        """Return the number of cells that ran, and the result."""
         passes = []
-        (result,) = run_cells([composed(own)], lambda cells: passes.extend(cells) or cells)
+        (result,) = run_cells([composed(arguments)], lambda cells: passes.extend(cells) or cells)
         return len(passes), result
 
     assert run()[0] == 1 and run()[0] == 0
-    (tmp_path / 'own_segmentor.py').write_text(OWN.replace('constant = 1', 'constant = 2'))
+    (tmp_path / 'own_segmentor.py').write_text(SEGMENTOR.replace('constant = 1', 'constant = 2'))
     passes, result = run()
     assert passes == 1 and 'stale and run again' in ''.join(capsys.readouterr())
     assert run()[0] == 0
     assert any(key == 'class OwnSegmentor' and level == 'source' for key, _, level in result['fingerprint'])
 
 
-def test_a_stale_result_says_what_differs(own, capsys, monkeypatch):
-    own['method'] = 'maskclip'
-    cell = prepare(composed(own))
+def test_a_stale_result_says_what_differs(arguments, capsys):
+    arguments['method'] = 'maskclip'
+    cell = prepare(composed(arguments))
     (first,) = run_cells([cell.config], list)
     path = result_path(cell)
-    for key, value, said in (
+    for key, value, message in (
         ('package', 'other', 'package (was "other"'),
         ('model.window', 7, 'model.window (was 7, is 448)'),
     ):
@@ -200,21 +201,21 @@ def test_a_stale_result_says_what_differs(own, capsys, monkeypatch):
         changed['fingerprint'] = [[k, value if k == key else v, level] for k, v, level in changed['fingerprint']]
         changed['metrics']['mIoU'] = 99.0
         open(path, 'w').write(json.dumps(changed))
-        (again,) = run_cells([composed(own)], list)
-        assert again['metrics'] == first['metrics'] and said in ''.join(capsys.readouterr())
+        (again,) = run_cells([composed(arguments)], list)
+        assert again['metrics'] == first['metrics'] and message in ''.join(capsys.readouterr())
     changed = json.loads(open(path).read())
     changed['fingerprint'] = [
         [k, '1.0' if k == 'version of torch' else v, level] for k, v, level in changed['fingerprint']
     ]
     open(path, 'w').write(json.dumps(changed))
-    run_cells([composed(own)], lambda cells: cells or [])
+    run_cells([composed(arguments)], lambda cells: cells or [])
     assert 'may differ in their last digits' in ''.join(capsys.readouterr())
 
 
 @pytest.fixture
-def four(tmp_path):
-    """Four images and label images of the toy world under a user's own name."""
-    folder = tmp_path / 'four'
+def folder(tmp_path):
+    """Return a folder of a user's data: four images and label images of the toy world."""
+    folder = tmp_path / 'data'
     voc = os.path.join(MINI, 'VOCdevkit', 'VOC2012')
     names = open(os.path.join(voc, 'ImageSets', 'Segmentation', 'val.txt')).read().split()[:4]
     for i, name in enumerate(names):
@@ -248,50 +249,50 @@ def command(folder):
     )
 
 
-def test_counts_of_images_that_were_mended_are_not_taken_over(run_tool, four, tmp_path):
-    """Three images are of one colour and the fourth is cut: the run fails at it. After all are mended it is the right number."""
-    right = tmp_path / 'right'
-    shutil.copytree(four / 'images', right)
+def test_counts_of_images_that_were_mended_are_not_taken_over(run_tool, folder, tmp_path):
+    """The run fails at a broken image; others have a wrong colour. Once all are mended, the number is right."""
+    originals = tmp_path / 'originals'
+    shutil.copytree(folder / 'images', originals)
     for i in range(3):
-        size = Image.open(four / 'images' / f's{i}.jpg').size
-        Image.new('RGB', size, (90, 200, 30)).save(four / 'images' / f's{i}.jpg')
-    cut = four / 'images' / 's3.jpg'
-    cut.write_bytes(cut.read_bytes()[:2000])
-    status, printed = run_tool(*command(four))
+        size = Image.open(folder / 'images' / f's{i}.jpg').size
+        Image.new('RGB', size, (90, 200, 30)).save(folder / 'images' / f's{i}.jpg')
+    broken = folder / 'images' / 's3.jpg'
+    broken.write_bytes(broken.read_bytes()[:2000])
+    status, printed = run_tool(*command(folder))
     assert status == 1 and 's3.jpg cannot be decoded' in printed
     assert list((tmp_path / 'work_dirs').rglob('*.jsonl'))
-    kept = (four / 'images' / 's1.jpg').read_bytes()
-    shutil.rmtree(four / 'images')
-    shutil.copytree(right, four / 'images')
-    assert run_tool(*command(four), '--out', 'mended.json')[0] == 0
+    wrong_image = (folder / 'images' / 's1.jpg').read_bytes()
+    shutil.rmtree(folder / 'images')
+    shutil.copytree(originals, folder / 'images')
+    assert run_tool(*command(folder), '--out', 'mended.json')[0] == 0
     shutil.rmtree(tmp_path / 'work_dirs')
-    assert run_tool(*command(four), '--out', 'fresh.json')[0] == 0
+    assert run_tool(*command(folder), '--out', 'fresh.json')[0] == 0
     mended, fresh = (json.loads((tmp_path / name).read_text()) for name in ('mended.json', 'fresh.json'))
     assert mended['images_resumed'] == 0 and mended['images'] == fresh['images'] and mended['hash'] == fresh['hash']
     assert fresh['metrics']['mIoU'] > 20
-    (four / 'images' / 's1.jpg').write_bytes(kept)  # another image of the same name is another cell
-    status, printed = run_tool(*command(four), '--out', 'fresh.json')
+    (folder / 'images' / 's1.jpg').write_bytes(wrong_image)  # another image of the same name is another cell
+    status, printed = run_tool(*command(folder), '--out', 'fresh.json')
     assert status == 1 and 'fresh.json holds the result of another cell, which differs in data.contents' in printed
 
 
-def test_counts_of_images_that_stay_are_kept(run_tool, four, tmp_path):
-    """One cut image is mended: the others, counted before, are not run again."""
-    image = four / 'images' / 's2.jpg'
-    whole = image.read_bytes()
-    image.write_bytes(whole[:2000])
-    assert run_tool(*command(four))[0] == 1
-    image.write_bytes(whole)
-    assert run_tool(*command(four), '--out', 'one.json')[0] == 0
-    assert json.loads((tmp_path / 'one.json').read_text())['images_resumed'] == 2
+def test_counts_of_images_that_stay_are_kept(run_tool, folder, tmp_path):
+    """A broken image is mended; the run does not count the earlier images again."""
+    image = folder / 'images' / 's2.jpg'
+    contents = image.read_bytes()
+    image.write_bytes(contents[:2000])
+    assert run_tool(*command(folder))[0] == 1
+    image.write_bytes(contents)
+    assert run_tool(*command(folder), '--out', 'mended.json')[0] == 0
+    assert json.loads((tmp_path / 'mended.json').read_text())['images_resumed'] == 2
 
 
 def test_other_labels_of_a_named_data_set_are_another_cell(tmp_path):
-    """Also under the same names: a label image that is replaced changes the hash, and the result beside it stays."""
+    """A changed label image changes the hash, though its name stays."""
     root = tmp_path / 'mini'
     shutil.copytree(os.path.join(MINI, 'VOCdevkit', 'VOC2012'), root / 'VOCdevkit' / 'VOC2012')
     (root / 'TOY_WORLD').touch()
     hashes = [prepare(compose('voc21', **{**TOY, 'data_root': str(root)})).hash]
-    assert hashes[0] == prepare(compose('voc21', **TOY)).hash  # wherever the data lies
+    assert hashes[0] == prepare(compose('voc21', **TOY)).hash  # the folder does not matter
     path = next((root / 'VOCdevkit' / 'VOC2012' / 'SegmentationClass').iterdir())
     labels = np.array(Image.open(path))
     labels[0, 0] = 5 if labels[0, 0] != 5 else 6
@@ -314,31 +315,28 @@ def test_differences():
         ],
     )
     assert differences(before, now, 'number') == [('a', 1, 2), ('d', None, 3)]
-    assert differences(before, now, 'source') == [
-        ('c', 1, 2),
-        ('module m', None, 4),
-    ]  # a file that was not there is none
+    assert differences(before, now, 'source') == [('c', 1, 2), ('module m', None, 4)]  # a missing file is no difference
 
 
-def test_counts_by_other_code_of_a_users_own_are_not_taken_over(own, tmp_path, monkeypatch):
-    """A run is cut after one image, the class is changed, and the same command counts that image anew."""
+def test_counts_by_other_code_of_a_users_own_are_not_taken_over(arguments, tmp_path, monkeypatch):
+    """A run stops after an image, the class changes, and the same command counts the image anew."""
     from fsa_seg.evaluation.metric import Journal
 
     keep = Journal.keep
 
-    def cut(self, *given):
-        keep(self, *given)
+    def keep_and_stop(self, *counts):
+        keep(self, *counts)
         raise KeyboardInterrupt
 
-    own['limit'] = 2
-    for text, resumed in ((OWN, 1), (OWN.replace('constant = 1', 'constant = 2'), 0)):
-        (tmp_path / 'own_segmentor.py').write_text(OWN)
-        monkeypatch.setattr(Journal, 'keep', cut)
+    arguments['limit'] = 2
+    for text, resumed in ((SEGMENTOR, 1), (SEGMENTOR.replace('constant = 1', 'constant = 2'), 0)):
+        (tmp_path / 'own_segmentor.py').write_text(SEGMENTOR)
+        monkeypatch.setattr(Journal, 'keep', keep_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            run_cells([composed(own)], list)
+            run_cells([composed(arguments)], list)
         monkeypatch.setattr(Journal, 'keep', keep)
         (tmp_path / 'own_segmentor.py').write_text(text)
-        (result,) = run_cells([composed(own)], list)
+        (result,) = run_cells([composed(arguments)], list)
         assert result['images_resumed'] == resumed
         shutil.rmtree(tmp_path / 'work')
 
@@ -350,9 +348,9 @@ def test_a_class_that_no_registry_knows():
         fingerprint(config)
 
 
-def test_a_segmentor_of_a_users_own_shares_no_pass(own, tmp_path):
-    """A pass does not call what the class overrides; alone it does."""
-    text = OWN.replace(
+def test_a_segmentor_of_a_users_own_shares_no_pass(arguments, tmp_path):
+    """A pass of several cells does not call the methods that the class overrides."""
+    text = SEGMENTOR.replace(
         '    constant = 1\n',
         """
     def predict(self, inputs, data_samples=None):
@@ -364,24 +362,28 @@ def test_a_segmentor_of_a_users_own_shares_no_pass(own, tmp_path):
     )
     (tmp_path / 'own_segmentor.py').write_text(text)
     passes = []
-    configs = [composed(own), composed({**own, 'method': 'maskclip'}), composed({**own, 'feedback': 'fsa'})]
+    configs = [
+        composed(arguments),
+        composed({**arguments, 'method': 'maskclip'}),
+        composed({**arguments, 'feedback': 'fsa'}),
+    ]
     results = run_cells(configs, lambda cells: passes.extend(cells) or cells)
     assert [len(cells) for cells in passes] == [1, 1, 1]
     assert {*results[0]['confusion']['predicted']} == {0} and len({*results[1]['confusion']['predicted']}) > 1
 
 
 def test_precision_and_normalisation_are_resolved():
-    """'auto' is what it stands for here, and a tag's own normalisation may be spelt out."""
+    """The precision 'auto' becomes the machine's, and a config may spell out the normalisation of its tag."""
     entries_of = {entry.key: entry.value for entry in entries({'model.precision': 'auto'})}
     config = compose('voc21', **TOY)
-    config.model.precision = 'auto'  # of a config of a user's own
+    config.model.precision = 'auto'  # as a user's config may have it
     assert cell_hash(fingerprint(config, DATA)) == digest()
     assert entries_of['model.precision'] == 'fp32' and digest({'model.precision': 'auto'}) == digest()
     import open_clip
 
     tag = {'model.backbone.model': 'ViT-B-16-quickgelu', 'model.backbone.pretrained': 'openai'}
-    spelt = {**tag, 'model.backbone.mean': list(open_clip.OPENAI_DATASET_MEAN)}
-    assert digest(tag) == digest(spelt) != digest({**tag, 'model.backbone.mean': [0.5, 0.5, 0.5]})
+    with_mean = {**tag, 'model.backbone.mean': list(open_clip.OPENAI_DATASET_MEAN)}
+    assert digest(tag) == digest(with_mean) != digest({**tag, 'model.backbone.mean': [0.5, 0.5, 0.5]})
 
 
 def test_void_is_one_label_everywhere():
@@ -411,7 +413,7 @@ def test_void_is_one_label_everywhere():
     ],
 )
 @pytest.mark.parametrize('options', [None, {'model.stride': 56}])
-def test_a_config_that_lacks_something(key, options):
+def test_a_config_that_lacks_a_key(key, options):
     config = compose('voc21', **TOY)
     *path, last = key.split('.')
     node = config._cfg_dict
