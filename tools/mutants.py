@@ -337,8 +337,8 @@ MUTANTS = [
     ),
     *of(
         'fsa_seg/config/suites.py',
-        'config/test_suites.py::test_all_stands_for_every_part_but_the_toys',
-        ('all_parts_hold_the_toys', "if not load_component(kind, name).get('toy')]", ']'),
+        'config/test_suites.py::test_all_stands_for_every_component_but_the_toys',
+        ('all_components_hold_the_toys', "if not load_component(kind, name).get('toy')]", ']'),
     ),
     *of(
         'fsa_seg/visualization/pictures.py',
@@ -483,7 +483,7 @@ MUTANTS = [
     *of(
         'fsa_seg/config/components.py',
         'config/test_compose.py::test_lambda_is_the_feedbacks_or_the_vfms_or_the_backbones',
-        ('lambda_of_a_vfm_is_ignored', '**of_vfms, ', ''),
+        ('lambda_of_a_vfm_is_ignored', '**vfm_settings, ', ''),
     ),
     *of(
         'fsa_seg/config/fingerprint.py',

@@ -1,16 +1,17 @@
-"""Components of a config: a file configs/KIND/NAME.py with one dict; a new file is a new component.
+"""Components of a config: a component is a file configs/KIND/NAME.py with one dict.
 
-Folders beside the repository's configs/ are named by the environment variable FSA_SEG_CONFIGS.
+A new file is a new component. The environment variable FSA_SEG_CONFIGS names further folders of components.
 """
 
 import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine import Config
 from mmengine.config import ConfigDict
+from mmengine.registry import Registry
 from mmseg.registry import DATASETS, MODELS
 
 import fsa_seg.datasets.data_sets  # noqa: F401  (registers the data sets)
@@ -45,9 +46,9 @@ REQUIRED = dict(
     protocol=('name', 'default', 'datasets'),
     suite=('name', 'groups'),
 )
-# what a backbone or a VFM component says about itself, beside how it is built
+# keys of a backbone or a VFM component that its class does not take
 ABOUT = ('name', 'fsa', 'toy', 'licence', 'custom_imports')
-# the same of a data set, and how its files are read
+# keys of a data set's component that its class does not take
 DATA_ABOUT = ('name', 'images', 'custom_imports', 'label_map', 'image_max')
 RULES = dict(
     dataset=DATASET,
@@ -62,7 +63,7 @@ DEFAULTS = dict(words={}, refinement=None)  # settings that a protocol may leave
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', *DEFAULTS)
 
 
-def component_names(kind):
+def component_names(kind: str) -> list[str]:
     """Return the names of all components of a kind ('dataset', 'method', ...), sorted."""
     if not os.path.isdir(CONFIGS):
         raise UserError(
@@ -71,14 +72,16 @@ def component_names(kind):
     return method_names() if kind == 'method' else sorted(component_files(KINDS[kind]))
 
 
-def load_component(kind, name):
-    """Return the component's dict, given its name or the path of its file, or spelt out (a method, settings of FSA, a data set).
+def load_component(kind: str, name: str | dict | Method) -> ConfigDict | Method:
+    """Return a component's dict; of the kind 'method' a `Method`, see `load_method`.
 
-    A method is a `Method`, see `load_method`. Settings of FSA may have a `name`; a data set that is spelt out has all that
-    its file would have.
+    Args:
+        kind: of KINDS.
+        name: name of the component, or path of its file. A method, FSA's settings (with or without a `name`) and a data
+            set can be a dict: a data set's dict has the keys that its file would have.
 
     Raises:
-        UserError: no such component (the nearest name is given), or a file that lacks the kind's dict or one of its keys.
+        UserError: no such component (the message gives the nearest name), or the file lacks the dict or a key.
     """
     if kind == 'method':
         return load_method(name)
@@ -91,18 +94,18 @@ def load_component(kind, name):
     config = load_file(path)
     component = config.get(kind)
     if not isinstance(component, dict):
-        raise UserError(f'{path} has no dict {kind!r}; see the others in {os.path.join(CONFIGS, KINDS[kind])}')
+        raise UserError(f'{path} has no dict {kind!r}; see the files in {os.path.join(CONFIGS, KINDS[kind])}')
     if config.get('custom_imports'):
-        component.custom_imports = config.custom_imports  # a composed config needs them too
+        component.custom_imports = config.custom_imports  # a composed config imports the modules too
     return _checked(component, kind, path)
 
 
 def load_method(method: str | dict | Method) -> Method:
-    """Return a method, whose `name` and `row_title` tell its settings.
+    """Return a method; its `name` and `row_title` tell its settings.
 
     Args:
-        method: a name, the path of a file, dict(type=NAME, key=value) or dict(attention=..., residual=..., mlp=...). A dict
-            may have a `name` and a `protocol` of its own.
+        method: a name, the path of a file, or a dict. The dict is dict(type=NAME, key=value) or dict(attention=...,
+            residual=..., mlp=...), and may have a `name` and a `protocol`.
 
     Raises:
         UserError: as of `fsa_seg.methods.make_method`.
@@ -114,24 +117,27 @@ def load_method(method: str | dict | Method) -> Method:
         return make_method(local_path(path, 'method file') if path.endswith('.py') else path)
     settings = dict(method)
     name, protocol = settings.pop('name', None), settings.pop('protocol', None)
-    made = make_method(settings)
+    instance = make_method(settings)
     changed = [f'{key}={value}' for key, value in settings.items() if key != 'type']
     if 'type' in settings and changed:
-        made.row_title = name or ' '.join([made.title, *changed])
-    made.name = name or (' '.join([made.name, *changed]) if 'type' in settings else made.row_title)
+        instance.row_title = name or ' '.join([instance.title, *changed])
+    instance.name = name or (' '.join([instance.name, *changed]) if 'type' in settings else instance.row_title)
     if name:
-        made.row_title = name
+        instance.row_title = name
     if protocol:
-        made.protocol = protocol
-    return made
+        instance.protocol = protocol
+    return instance
 
 
-def load_file(path, modules=()):
-    """Return the mmengine config in a file, or in a result's JSON, which is read as data; a bad one is a UserError.
+def load_file(path: str, modules: Sequence[str] = ()) -> Config:
+    """Return the mmengine config of a file. A result's JSON is data: no code runs from it.
 
     Args:
-        path (str): a result ends in .json; any other file is a config, a Python program that is run.
-        modules (sequence of str): modules of a user's own that a result's config may import.
+        path: a result ends in .json; any other file is a config, a Python program that runs here.
+        modules: names of a user's modules that a result's config may import.
+
+    Raises:
+        UserError: the file cannot be read.
     """
     try:
         if path.endswith('.json'):
@@ -140,21 +146,28 @@ def load_file(path, modules=()):
         return Config.fromfile(path, format_python_code=False)
     except UserError:
         raise
-    except Exception as error:  # the file is executed: anything can be raised
+    except Exception as error:  # the file is a program, and can raise any error
         raise UserError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
 
 
-def load_components(method, feedback, backbone, vfm):
-    """Return the components of a model: `method`, `backbone`, `feedback` (None without one), and `vfm`, a dict of role -> component.
+def load_components(
+    method: str | dict | Method,
+    feedback: bool | str | dict | None,
+    backbone: str | dict,
+    vfm: str | dict[str, str] | None,
+) -> dict:
+    """Return the components of a model: dict(method, feedback, backbone, vfm).
+
+    `feedback` is None for the bare method. `vfm` is a dict of role -> component.
 
     Args:
-        method (str or dict): see `load_method`.
-        backbone (str): name or file of a component.
-        vfm (str or dict): of the method's only role: name or file of a component; of several: 'role=name,role=name', or a dict.
-        feedback (None, bool, str or dict): off; FSA's component; name or file of a component; or FSA's component with these settings.
+        method: see `load_method`.
+        feedback: None or False for the bare method; True for FSA; name or file of a component; or FSA's settings.
+        backbone: name or file of a component.
+        vfm: name or file of a component, if the method has a single role; else 'role=name,role=name', or a dict.
 
     Raises:
-        UserError: as of `load_component`; a role without a VFM, or FSA on a method that has no attention map.
+        UserError: as of `load_component`; a role lacks its VFM, or the method has no attention map for FSA.
     """
     method, backbone = load_method(method), load_component('backbone', backbone)
     feedback = (
@@ -170,21 +183,25 @@ def load_components(method, feedback, backbone, vfm):
     )
 
 
-def component_titles(components) -> dict[str, str | None]:
-    """Return what a cell calls its components: kind -> name, None for a component that it does not have."""
+def component_titles(components: dict) -> dict[str, str | None]:
+    """Return the names of a cell's components: kind -> name; None without the component.
+
+    Args:
+        components: of `load_components`.
+    """
     vfms = [vfm.name for vfm in components['vfm'].values()]
-    several = ','.join(f'{role}={vfm.name}' for role, vfm in components['vfm'].items())
+    roles_and_names = ','.join(f'{role}={vfm.name}' for role, vfm in components['vfm'].items())
     return dict(
         method=components['method'].name,
         title=components['method'].row_title,
         backbone=components['backbone'].name,
         feedback=components['feedback'] and components['feedback'].name,
-        vfm=several if len(vfms) > 1 else vfms[0] if vfms else None,
+        vfm=roles_and_names if len(vfms) > 1 else vfms[0] if vfms else None,
     )
 
 
 def _vfm_names(method: Method, vfm) -> dict:
-    """Return role -> name of a VFM component, as it was given."""
+    """Return role -> name of a VFM component, from `vfm` of `load_components`."""
     if not method.roles:
         return {}
     if isinstance(vfm, str) and '=' in vfm:
@@ -202,36 +219,43 @@ def segmentor_config(method: Method) -> dict:
     return dict(type=title, method=dict(method.settings))
 
 
-def feedback_of(components):
-    """Return the feedback's config, or None: λ is the feedback component's own, or else the VFM's, or else the backbone's.
+def feedback_of(components: dict) -> dict | None:
+    """Return the feedback's config; None for the bare method.
+
+    Of a setting such as λ, the feedback component's value comes first, then the VFM's, then the backbone's.
 
     Args:
-        components (dict): of `load_components`.
+        components: of `load_components`.
     """
     if not components['feedback']:
         return None
-    own = {key: value for key, value in components['feedback'].items() if key not in ('name', 'custom_imports')}
-    of_vfms = {key: value for vfm in components['vfm'].values() for key, value in vfm.get('fsa', {}).items()}
-    return {**components['backbone'].get('fsa', {}), **of_vfms, **own}
+    settings = {key: value for key, value in components['feedback'].items() if key not in ('name', 'custom_imports')}
+    vfm_settings = {key: value for vfm in components['vfm'].values() for key, value in vfm.get('fsa', {}).items()}
+    return {**components['backbone'].get('fsa', {}), **vfm_settings, **settings}
 
 
-def load_protocol(name, components):
-    """Return a protocol, given its name or file, or 'own': that of the method's publication, with FSA or without."""
+def load_protocol(name: str, components: dict) -> ConfigDict:
+    """Return a protocol by its name or file; 'own' is the protocol of the method's publication.
+
+    Args:
+        name: name, file or 'own'. With FSA, 'own' is the method's protocol for FSA, if the method has such a protocol.
+        components: of `load_components`.
+    """
     if name == 'own':
         method = components['method']
         name = components['feedback'] and method.fsa_protocol or method.protocol
     return load_component('protocol', name)
 
 
-def protocol_settings(protocol, dataset):
-    """Return a protocol's settings for a data set: its default, replaced by what it says of that data set.
+def protocol_settings(protocol: dict, dataset: str) -> dict:
+    """Return a protocol's settings for a data set: the default, replaced by the data set's entries.
 
     Args:
-        protocol (dict): of a component file: `name`, `default`, `datasets`.
-        dataset (str): name; one that the protocol does not know gets the default and its class names as words.
+        protocol: of a component file: `name`, `default`, `datasets`.
+        dataset: name; a data set without entries has the default, and its class names as words.
 
     Raises:
-        UserError: a key that is no setting, or a setting that is missing.
+        UserError: an unknown key, a missing setting or a wrong value.
     """
     settings = {**DEFAULTS, **protocol['default'], **protocol['datasets'].get(dataset, {})}
     where = f'protocol {protocol["name"]!r} for {dataset!r}'
@@ -246,7 +270,7 @@ def protocol_settings(protocol, dataset):
     return settings
 
 
-def class_names(dataset):
+def class_names(dataset: dict) -> Sequence[str]:
     """Return the class names, in label order, of a data set's config."""
     name = one_of(dataset['type'], DATASETS.module_dict, 'data set class')
     classes = dataset.get('metainfo', {}).get('classes') or DATASETS.get(name).METAINFO.get('classes')
@@ -257,12 +281,14 @@ def class_names(dataset):
     return classes
 
 
-def with_classes(dataset, data_root):
-    """Return a data set's component; its `classes` and `label_map` (files below its folder) become what they hold.
+def with_classes(dataset: ConfigDict, data_root: str) -> ConfigDict:
+    """Return a data set's component with the contents of its files `classes` and `label_map`.
+
+    Both files lie below the data set's folder. The class names go into `metainfo`.
 
     Args:
-        dataset (dict): of `load_component`.
-        data_root (str): the folder that all data sets' folders lie in.
+        dataset: of `load_component`.
+        data_root: folder that holds all data sets' folders.
     """
     folder = find_root(os.path.join(data_root, dataset['data_root']))
     if dataset.get('label_map') is not None:
@@ -273,8 +299,8 @@ def with_classes(dataset, data_root):
     if not os.path.isfile(path):
         raise UserError(
             f'the file {path} does not exist, from which the data set {dataset["name"]!r} has its classes: give '
-            'the right --data-root; for those that ship with the suite, tools/prepare_dataset.py writes it '
-            '(data/README.md)'
+            'the right --data-root; for a data set that ships with the suite, tools/prepare_dataset.py writes the '
+            'file (data/README.md)'
         )
     names = read_classes(path, shipped('dataset', dataset['name']))
     component = ConfigDict(dataset, metainfo=dict(classes=names, palette=even_palette(len(names))))
@@ -282,16 +308,17 @@ def with_classes(dataset, data_root):
     return component
 
 
-def dataset_config(component, data_root):
-    """Return what a data set is built from: its component (of `with_classes`) without what it says about itself.
+def dataset_config(component: dict, data_root: str) -> dict:
+    """Return the config that builds a data set: its component without the keys of DATA_ABOUT.
 
-    Where 255 is a label, `ignore_index` is 65535 unless the component says another.
-
-    Raises:
-        UserError: an `image_max` that is no value of white.
+    If 255 is a label, `ignore_index` is 65535, unless the component sets another value.
 
     Args:
-        component (dict), data_root (str): as of `with_classes`.
+        component: of `with_classes`.
+        data_root: as of `with_classes`.
+
+    Raises:
+        UserError: `image_max` cannot be the value of white.
     """
     config = {key: value for key, value in component.items() if key not in DATA_ABOUT}
     if void_label(len(class_names(component)), component.get('reduce_zero_label', False)) != VOID:
@@ -305,20 +332,20 @@ def dataset_config(component, data_root):
     return dict(config, data_root=os.path.join(data_root, component['data_root']))
 
 
-def shipped(kind, name):
+def shipped(kind: str, name: str) -> bool:
     """Return whether a component of this name ships with the suite."""
     return os.path.isfile(os.path.join(CONFIGS, KINDS[kind], f'{name}.py'))
 
 
-def known_images(name, stated, folder):
-    """Return the number of images of a data set, or several, or None where nothing is known.
+def known_images(name: str, stated: int | list[int] | None, folder: str) -> int | list[int] | None:
+    """Return the number of images that a data set must have, a list of numbers, or None for any number.
 
-    A data set that ships keeps its number, whatever a config of its name states. Drawn scenes have none.
+    For a data set that ships, the number of its file counts, whatever `stated` is. Drawn scenes may have any number.
 
     Args:
-        name (str): of the data set.
-        stated (None, int or list of int): what its config states.
-        folder (str): the data set's, or the data root.
+        name: the data set's name.
+        stated: the number in the data set's config.
+        folder: the data set's folder, or the data root.
     """
     folder = os.path.abspath(folder)
     while not os.path.exists(os.path.join(folder, TOY_MARK)):
@@ -330,14 +357,25 @@ def known_images(name, stated, folder):
     return None
 
 
-def component_config(component, random_weights=None):
-    """Return what a backbone or a VFM is built from: its component without what the component says about itself."""
+def component_config(component: dict, random_weights: int | None = None) -> dict:
+    """Return the config that builds a backbone or a VFM: its component without the keys of ABOUT.
+
+    Args:
+        component: of `load_component`.
+        random_weights: seed of random weights in place of trained weights.
+    """
     seed = {} if random_weights is None else dict(random_weights=random_weights)
     return dict({key: value for key, value in component.items() if key not in ABOUT}, **seed)
 
 
-def check_constructor(config, registry, where):
-    """Raise a UserError if `config` names no class of the registry, or has a key that its constructor does not take."""
+def check_constructor(config: Mapping, registry: Registry, where: str) -> None:
+    """Raise a UserError if `config` names no class of the registry, or has a key that the class does not take.
+
+    Args:
+        config: `type` and arguments of the class.
+        registry: the registry of the class.
+        where: names the config in the message.
+    """
     name = one_of(config.get('type'), registry.module_dict, f'class in {where}')
     allowed = set()
     for cls in registry.get(name).__mro__:
@@ -351,7 +389,7 @@ def check_constructor(config, registry, where):
 
 
 def _check_protocol(settings, where):
-    """Raise a UserError if a protocol's settings, or its words' rules, have a key that is none, or a wrong value."""
+    """Raise a UserError if a protocol's settings or its rules of words have an unknown key or a wrong value."""
     check_keys(settings, SETTINGS, where)
     check_values(settings, PROTOCOL, where)
     check_keys(settings.get('words', {}), WORD_RULES, f'words of {where}')
@@ -359,7 +397,7 @@ def _check_protocol(settings, where):
 
 
 def _checked(component, kind, path):
-    """Return a component of a file; keys that it cannot have are UserErrors."""
+    """Return a component, checked: a missing key, an unknown key or a wrong value is a UserError."""
     if kind == 'protocol':
         check_keys(component, (*REQUIRED[kind], 'custom_imports'), f'{kind} in {path}')
     missing = [key for key in REQUIRED[kind] if key not in component]
@@ -370,7 +408,8 @@ def _checked(component, kind, path):
         _check_protocol(settings, f'protocol in {path}')
     if kind in ('backbone', 'vfm') and 'random_weights' in component:
         raise UserError(
-            f'{kind} in {path}: random_weights is no key of a component; use --random-weights SEED, which marks the result'
+            f'{kind} in {path}: random_weights is no key of a component; use --random-weights SEED, which marks the '
+            'result'
         )
     if kind == 'backbone':
         check_keys(component, (*ABOUT, *BACKBONE_KEYS), f'{kind} in {path}')
@@ -379,19 +418,20 @@ def _checked(component, kind, path):
     return component
 
 
-def _spelt_out(kind, given):
+def _spelt_out(kind, settings):
+    """Return the component that a dict spells out: a data set, or FSA with these settings."""
     if kind == 'dataset':
-        return _checked(ConfigDict(given), kind, 'the given dict')
+        return _checked(ConfigDict(settings), kind, 'the given dict')
     if kind == 'feedback':
-        given = ConfigDict(given)
-        own = given.pop('name', None)
-        settings = ' '.join(
+        settings = ConfigDict(settings)
+        name = settings.pop('name', None)
+        title = ' '.join(
             f'{key}={"+".join(map(str, value)) if isinstance(value, (list, tuple)) else value}'
-            for key, value in given.items()
+            for key, value in settings.items()
         )
-        return ConfigDict(load_component('feedback', 'fsa'), name=own or f'fsa {settings}'.strip(), **given)
+        return ConfigDict(load_component('feedback', 'fsa'), name=name or f'fsa {title}'.strip(), **settings)
     raise UserError(
-        f'{kind} {given}: give a name or a file; only methods, settings of FSA and data sets can be spelt out'
+        f'{kind} {settings}: give a name or a file; only methods, settings of FSA and data sets can be spelt out'
     )
 
 
@@ -419,7 +459,7 @@ def weights_of(kind: str, name: str) -> Weights:
 
 
 def parameters(kind: str, name: str) -> int:
-    """Return the number of a component's parameters; no memory is taken for them."""
+    """Return the number of a component's parameters; the model takes no memory."""
     component = load_component(kind, name)
     with torch.device('meta'):
         model = (

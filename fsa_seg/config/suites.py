@@ -1,23 +1,26 @@
 """Suites: lists of cells as small data files, configs/suites/NAME.py.
 
-A suite is dict(name, groups); a group is the product of its lists, by kind of component. A suite with a `window` is run on
-one window with random weights by `fsa_seg.profiling.architectures`, and needs no data.
+A suite is dict(name, groups); a group is the product of its lists, by kind of component. A suite with a `window` needs
+no data: `fsa_seg.profiling.architectures` runs its cells on one window with random weights.
 """
 
 import itertools
 import json
+from collections.abc import Sequence
+
+from mmengine.config import ConfigDict
 
 from fsa_seg.config.components import component_names, load_component
 from fsa_seg.errors import UserError, check_keys
 
 KINDS = ('backbone', 'vfm', 'method', 'feedback', 'protocol', 'words', 'dataset')  # from the outermost loop inwards
-WINDOW_KINDS = ('backbone', 'vfm', 'method', 'feedback')  # those of a suite that runs on one window
+WINDOW_KINDS = ('backbone', 'vfm', 'method', 'feedback')  # the kinds of a suite with a `window`
 OLD_NAMES = dict(smoke='architectures')
 SUITE_KEYS = ('name', 'groups', 'window', 'queries')
 
 
-def load_suite(name: str):
-    """Return a suite's dict, given its name or file; a key that it cannot have is a UserError."""
+def load_suite(name: str) -> ConfigDict:
+    """Return the dict of a suite by its name or file; an unknown key is a UserError."""
     suite = load_component('suite', OLD_NAMES.get(name, name))
     check_keys(suite, SUITE_KEYS, f'suite {name}')
     kinds = KINDS
@@ -32,15 +35,15 @@ def load_suite(name: str):
     return suite
 
 
-def suite_cells(suite, **chosen):
-    """Return the cells of a suite, each as a dict of kind -> component, without repetitions.
+def suite_cells(suite: dict, **chosen: Sequence) -> list[dict]:
+    """Return the cells of a suite without repetitions; a cell is a dict of kind -> component.
 
     Args:
-        suite (dict): of `load_suite`.
-        chosen (dict of lists): kind -> what stands in place of the suite's own list.
+        suite: of `load_suite`.
+        chosen: kind -> list that replaces the suite's list.
 
     Raises:
-        UserError: a value in place of a list, or a suite without a cell.
+        UserError: a list is no list, or the suite has no cell.
     """
     cells = {}
     for group in suite['groups']:
@@ -59,7 +62,7 @@ def suite_cells(suite, **chosen):
 
 
 def _all_components(kind):
-    """Return the names of all components of a kind but the toys."""
+    """Return the names of all components of a kind, without the toys."""
     if kind == 'words':
         raise UserError("words=['all']: name files of words")
     return [name for name in component_names(kind) if not load_component(kind, name).get('toy')]

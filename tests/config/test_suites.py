@@ -16,7 +16,7 @@ from conftest import MINI
 
 
 def rows(name, *kinds):
-    """Return the cells of a suite on its first data set, as tuples of some kinds of part."""
+    """Return the cells of a suite on its first data set, as tuples of their components of these kinds."""
     cells = suite_cells(load_suite(name))
     first = cells[0].get('dataset')
     return [
@@ -28,30 +28,30 @@ def rows(name, *kinds):
 
 def test_attention33():
     """Eleven maps on three backbones, each with and without FSA."""
-    found = rows('attention33', 'backbone', 'method', 'vfm', 'feedback')
-    assert len(found) == len(set(found)) == 66
-    assert len({row[:3] for row in found}) == 33 and len({row[1:3] for row in found}) == 11
+    cells = rows('attention33', 'backbone', 'method', 'vfm', 'feedback')
+    assert len(cells) == len(set(cells)) == 66
+    assert len({row[:3] for row in cells}) == 33 and len({row[1:3] for row in cells}) == 11
     assert {cell['protocol'] for cell in suite_cells(load_suite('attention33'))} == {'proxyclip'}
 
 
-def test_all_stands_for_every_part_but_the_toys():
+def test_all_stands_for_every_component_but_the_toys():
     suite = dict(name='mine', groups=[dict(backbone=['all'], vfm=['all'])])
     for kind in ('backbone', 'vfm'):
         assert {cell[kind] for cell in suite_cells(suite)} == {*component_names(kind)} - {'toy'}
 
 
 def test_paper():
-    """Each gain is of two rows under one protocol; λ is that of backbone and VFM."""
-    found = rows('paper', 'backbone', 'method', 'feedback', 'protocol')
-    assert len(found) == len(set(found)) == 27
+    """Each gain compares two rows under one protocol."""
+    cells = rows('paper', 'backbone', 'method', 'feedback', 'protocol')
+    assert len(cells) == len(set(cells)) == 27
     for backbone in ('clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14'):
         for method in ('maskclip', 'sclip', 'clearclip'):
-            assert {(backbone, method, feedback, 'own') for feedback in (None, 'fsa')} <= set(found)
+            assert {(backbone, method, feedback, 'own') for feedback in (None, 'fsa')} <= set(cells)
         assert {
             (backbone, 'proxyclip', None, 'proxyclip'),
             (backbone, 'proxyclip', None, 'fsa'),
             (backbone, 'proxyclip', 'fsa', 'fsa'),
-        } <= set(found)
+        } <= set(cells)
     assert len({cell['dataset'] for cell in suite_cells(load_suite('paper'))}) == 8
 
 
@@ -69,10 +69,10 @@ def test_lambda(backbone, vfm, lam):
     assert compose('voc21', backbone=backbone, vfm=vfm).model.feedback.get('lam') == lam  # None: the default, 3.0
 
 
-def test_ablation_is_one_at_a_time():
-    found = [cell['feedback'] for cell in suite_cells(load_suite('ablation'))]
-    assert found[:2] == [None, 'fsa'] and all(len(settings) == 1 for settings in found[2:])
-    assert {key for settings in found[2:] for key in settings} == {
+def test_ablation_changes_one_setting_at_a_time():
+    feedbacks = [cell['feedback'] for cell in suite_cells(load_suite('ablation'))]
+    assert feedbacks[:2] == [None, 'fsa'] and all(len(settings) == 1 for settings in feedbacks[2:])
+    assert {key for settings in feedbacks[2:] for key in settings} == {
         'isolation',
         'scale',
         'uniform_scale',
@@ -90,7 +90,7 @@ def test_options_stand_in_place_of_the_suites_lists(tmp_path):
         "suite = dict(name='mine', groups=[dict(method=['clip', 'sclip'], feedback=[None, dict(p=1.0)], "
         "dataset=['voc21']), dict(method=['clip'], feedback=[None], dataset=['voc21'])])"
     )
-    assert len(suite_cells(load_suite(str(suite)))) == 4  # the second group repeats one
+    assert len(suite_cells(load_suite(str(suite)))) == 4  # the second group repeats a cell
     cells = suite_cells(load_suite(str(suite)), method=['maskclip'], dataset=['voc20', 'ade20k'])
     assert len(cells) == 4 and {cell['method'] for cell in cells} == {'maskclip'}
 
@@ -117,21 +117,21 @@ def test_suites_that_cannot_be_used(tmp_path, text, message):
 
 
 def test_two_data_sets_of_equal_names_are_two_runs(tmp_path):
-    """Their images are called alike and their classes are; their labels differ."""
+    """Names of images and classes agree; the labels differ."""
     configs = []
     for i, folder in enumerate('ab'):
         shutil.copytree(os.path.join(MINI, 'cityscapes'), tmp_path / folder)
         if i:
             for path in (tmp_path / folder).rglob('*_gtFine_labelTrainIds.png'):
                 Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
-        part = tmp_path / f'{folder}.py'
-        part.write_text(
+        component = tmp_path / f'{folder}.py'
+        component.write_text(
             f"dataset = dict(name='{folder}', type='CityscapesDataset', data_root='{folder}', "
             "data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'))"
         )
         configs.append(
             compose(
-                str(part),
+                str(component),
                 'maskclip',
                 None,
                 'toy',
