@@ -247,12 +247,12 @@ def load_protocol(name: str, components: dict) -> ConfigDict:
     return load_component('protocol', name)
 
 
-def protocol_settings(protocol: dict, dataset: str) -> dict:
+def protocol_settings(protocol: dict, dataset: str | None) -> dict:
     """Return a protocol's settings for a data set: the default, replaced by the data set's entries.
 
     Args:
         protocol: of a component file: `name`, `default`, `datasets`.
-        dataset: name; a data set without entries has the default, and its class names as words.
+        dataset: name; None, or a data set without entries, has the default, whose words are the class names.
 
     Raises:
         UserError: an unknown key, a missing setting or a wrong value.

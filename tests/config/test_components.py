@@ -1,4 +1,4 @@
-"""What every component has to keep, whoever adds it: parametrised over the registries, so that a new file is covered."""
+"""The contract of every component: tests run over all names of a kind, so a new file has its tests at once."""
 
 import json
 import os
@@ -39,21 +39,22 @@ from fsa_seg.profiling.architectures import DEFAULTS
 
 from conftest import ROOT
 
-SMALL = dict(embed_dim=48, depth=2, num_heads=2)  # in place of a VFM's own sizes, so that it runs at once
+SMALL = dict(embed_dim=48, depth=2, num_heads=2)  # sizes that make a VFM fast
 
 
 def every(kind):
+    """Return the mark that runs a test for every component of a kind."""
     return pytest.mark.parametrize('name', component_names(kind))
 
 
 @pytest.mark.parametrize('kind, name', [(kind, name) for kind in KINDS for name in component_names(kind)])
-def test_a_components_name_is_its_files(kind, name):
+def test_a_component_has_the_name_of_its_file(kind, name):
     assert load_component(kind, name).name == name
 
 
 @every('backbone')
 def test_backbone(name):
-    """At its real size, without memory or time: the meta device knows shapes alone."""
+    """Each backbone at its real size: the meta device computes shapes alone, without memory or time."""
     component = load_component('backbone', name)
     with torch.device('meta'):
         visual = load_clip(**component_config(component, random_weights=0))[0].visual
@@ -89,16 +90,16 @@ def test_vfm(name):
 
 @every('vfm')
 def test_vfm_at_a_small_size(name):
-    """A small net of the same kind: batches, windows that are not square, and timm's own public calls."""
+    """A small net of the same kind: batches, windows that are not square, and timm's public calls."""
     component = load_component('vfm', name)
     if not issubclass(MODELS.get(component.type), TimmModel) or component.get('toy'):
-        pytest.skip('no timm model of its own size')
+        pytest.skip('no timm model whose size can change')
     config = dict(
         component_config(component, random_weights=0), model_args={**component.get('model_args', {}), **SMALL}
     )
     vfm = MODELS.build(config)
     torch.manual_seed(0)
-    for parameter in vfm.parameters():  # no component may be at its (neutral) initial value
+    for parameter in vfm.parameters():  # no parameter may keep its (neutral) initial value
         parameter.add_(0.05 * torch.randn_like(parameter))
     images = torch.rand(2, 3, 16 * vfm.multiple[0], 10 * vfm.multiple[1])
     features = vfm(images)
@@ -106,24 +107,24 @@ def test_vfm_at_a_small_size(name):
     torch.testing.assert_close(features[1:], vfm(images[1:]), atol=1e-5, rtol=1e-4)
     if not isinstance(vfm, TimmViT):
         return
-    timms = MODELS.build(dict(config, pos_embed='timm'))
-    timms.load_state_dict(vfm.state_dict())
-    expected = timms.vit.forward_features(normalize(images, vfm.mean, vfm.std))[:, vfm.vit.num_prefix_tokens :]
-    torch.testing.assert_close(timms(images).flatten(2).transpose(1, 2), expected)
+    timm_model = MODELS.build(dict(config, pos_embed='timm'))
+    timm_model.load_state_dict(vfm.state_dict())
+    expected = timm_model.vit.forward_features(normalize(images, vfm.mean, vfm.std))[:, vfm.vit.num_prefix_tokens :]
+    torch.testing.assert_close(timm_model(images).flatten(2).transpose(1, 2), expected)
     side = [count * patch for count, patch in zip(vfm.vit.patch_embed.grid_size, vfm.multiple)]
     trained = torch.rand(1, 3, *side)  # at the trained size no rule resizes
-    torch.testing.assert_close(vfm(trained), timms(trained), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(vfm(trained), timm_model(trained), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', [*component_names('vfm'), 'augreg'])
 def test_vfms_normalise_as_timm_says(name, tmp_path):
-    """By mean and std of their weights' tag; weights that are a file's alone by those that the component gives."""
-    other = tmp_path / 'augreg.py'  # whose weights want other values than ImageNet's, which the others have
-    other.write_text("vfm = dict(name='augreg', type='TimmViT', model='vit_base_patch16_224.augreg_in21k')")
-    component = load_component('vfm', str(other) if name == 'augreg' else name)
+    """Mean and std are those of the weights' tag; of a checkpoint, the component gives them."""
+    augreg = tmp_path / 'augreg.py'  # its weights need other values than ImageNet's
+    augreg.write_text("vfm = dict(name='augreg', type='TimmViT', model='vit_base_patch16_224.augreg_in21k')")
+    component = load_component('vfm', str(augreg) if name == 'augreg' else name)
     if not issubclass(MODELS.get(component.type), TimmModel):
         pytest.skip('no timm model')
-    own = (
+    pixels = (
         component
         if {'checkpoint', 'mean', 'std'} <= set(component)
         else timm.get_pretrained_cfg(component.model).to_dict()
@@ -132,7 +133,7 @@ def test_vfms_normalise_as_timm_says(name, tmp_path):
         dict(component_config(component, random_weights=0), model_args={**component.get('model_args', {}), **SMALL})
     )
     images = torch.rand(2, 3, 4, 5)
-    torch.testing.assert_close(vfm.normalised(images), normalize(images, own['mean'], own['std']))
+    torch.testing.assert_close(vfm.normalised(images), normalize(images, pixels['mean'], pixels['std']))
 
 
 @pytest.mark.parametrize('kind, name', [(kind, name) for kind in ('backbone', 'vfm') for name in component_names(kind)])
@@ -164,7 +165,7 @@ def test_feedback(name, tiny):
 @every('dataset')
 def test_dataset(name, tmp_path):
     component = load_component('dataset', name)
-    if 'classes' in component:  # it reads them from its folder
+    if 'classes' in component:  # names a file of the data set's folder
         (tmp_path / component.data_root).mkdir(parents=True)
         (tmp_path / component.data_root / component.classes).write_text('cat; kitten\ngrass\n')
         component = with_classes(component, str(tmp_path))
@@ -196,26 +197,27 @@ def test_suite(name):
     suite = load_suite(name)
     cells = suite_cells(suite)
     for cell in cells:
-        given = {key: value for key, value in cell.items() if key != 'check'}
+        components = {key: value for key, value in cell.items() if key != 'check'}
         if 'window' in suite:
-            load_components(*({**DEFAULTS, **given}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
-        elif 'dataset' in given:
-            compose(**given)
+            load_components(*({**DEFAULTS, **components}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm')))
+        elif 'dataset' in components:
+            compose(**components)
     toys = suite_cells(suite, backbone=['toy'], vfm=['toy'])
     assert len(toys) <= len(cells)
 
 
 NEW = dict(
-    backbones="backbone = dict(name='mine', model='ViT-B-32', pretrained='laion2b_s34b_b79k', licence='MIT')",
-    vfms="vfm = dict(name='mine', type='TimmViT', model='vit_small_patch16_224.augreg_in21k')",
-    vfms_="custom_imports = dict(imports=['my_vfm'])\nvfm = dict(name='mine_colours', type='Colours', licence='MIT', cell=4)",
+    backbones="backbone = dict(name='custom', model='ViT-B-32', pretrained='laion2b_s34b_b79k', licence='MIT')",
+    vfms="vfm = dict(name='custom', type='TimmViT', model='vit_small_patch16_224.augreg_in21k')",
+    vfms_="custom_imports = dict(imports=['my_vfm'])\n"
+    "vfm = dict(name='custom_colours', type='Colours', licence='MIT', cell=4)",
     module='''
 import torch
 from mmseg.registry import MODELS
 
 @MODELS.register_module()
 class Colours(torch.nn.Module):
-    """A VFM of one's own: mean colours of cells."""
+    """A user's VFM: mean colours of cells."""
 
     def __init__(self, cell, random_weights=None):
         super().__init__()
@@ -233,11 +235,11 @@ from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap
 
 
-class Mine(Method):
+class Custom(Method):
     """Each patch attends the patches of its own row of the grid; CLS attends itself."""
 
-    title = 'Mine'
-    protocol = 'mine'
+    title = 'Custom'
+    protocol = 'custom'
     mlp = True
 
     def attention(self, block):
@@ -246,72 +248,61 @@ class Mine(Method):
         matrix = torch.block_diag(torch.ones(1, 1), (rows[:, None] == rows[None]).float() / w)
         return AttentionMap(lambda values: matrix.to(values) @ values, 1.0, True)
 ''',
-    feedback="feedback = dict(name='mine', type='FSA', rounds=2, similarity='jeffreys')",
-    protocols="protocol = dict(name='mine', default=dict(logit_scale=30, short=224, window=224, stride=112, prob_thd=0.1, "
-    'area_thd=None), datasets=dict())',
-    datasets="dataset = dict(name='mine', type='BaseSegDataset', data_root='mine', metainfo=dict(classes=['a', 'b'], "
-    "palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))",
-    suites="suite = dict(name='mine', window=64, queries=5, groups=[dict(backbone=['toy'], method=['mine', "
-    "dict(type='naclip', sigma=2.0)], feedback=[None, 'mine'])])",
+    feedback="feedback = dict(name='custom', type='FSA', rounds=2, similarity='jeffreys')",
+    protocols="protocol = dict(name='custom', default=dict(logit_scale=30, short=224, window=224, stride=112, "
+    'prob_thd=0.1, area_thd=None), datasets=dict())',
+    datasets="dataset = dict(name='custom', type='BaseSegDataset', data_root='custom', "
+    "metainfo=dict(classes=['a', 'b'], palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))",
+    suites="suite = dict(name='custom', window=64, queries=5, groups=[dict(backbone=['toy'], method=['custom', "
+    "dict(type='naclip', sigma=2.0)], feedback=[None, 'custom'])])",
 )
 
 
-def test_a_new_file_of_any_kind_is_found_built_and_tested(tmp_path):
-    """Without any other change: the tests above run on it, and a suite of its own runs."""
-    files = dict(vfms_='vfms/mine_colours.py', module='my_vfm.py')
+@pytest.fixture
+def run_python(tmp_path):
+    """Return a function that runs Python beside the files of NEW, and returns what the program prints."""
+    files = dict(vfms_='vfms/custom_colours.py', module='my_vfm.py')
     for kind, text in NEW.items():
-        path = tmp_path / files.get(kind, f'{kind}/mine.py')
+        path = tmp_path / files.get(kind, f'{kind}/custom.py')
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     environment = dict(os.environ, FSA_SEG_CONFIGS=str(tmp_path), PYTHONPATH=os.pathsep.join([ROOT, str(tmp_path)]))
-    done = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-vv', '-p', 'no:cacheprovider', '-k', 'mine', __file__],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    tests = ('backbone', 'vfm', 'vfm_at_a_small_size', 'feedback', 'dataset', 'protocol', 'suite')
-    for test in tests:
-        assert f'test_{test}[mine] PASSED' in done.stdout, done.stdout[-3000:]
-    assert 'test_vfm[mine_colours] PASSED' in done.stdout
-    others = [
-        os.path.join(ROOT, 'tests', *name) for name in (('config', 'test_compose.py'), ('models', 'test_text.py'))
-    ]
-    done = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', *others],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+
+    def run(*arguments, folder=ROOT):
+        process = subprocess.run(
+            [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+        return process.stdout
+
+    return run
+
+
+def test_a_new_file_of_any_kind_passes_these_tests(run_python):
+    """The tests above cover a new file without any other change."""
+    printed = run_python('-m', 'pytest', '-vv', '-p', 'no:cacheprovider', '-k', 'custom', __file__)
+    for test in ('backbone', 'vfm', 'vfm_at_a_small_size', 'feedback', 'dataset', 'protocol', 'suite'):
+        assert f'test_{test}[custom] PASSED' in printed, printed[-3000:]
+    assert 'test_vfm[custom_colours] PASSED' in printed
+    files = [os.path.join(ROOT, 'tests', *name) for name in (('config', 'test_compose.py'), ('models', 'test_text.py'))]
+    run_python('-m', 'pytest', '-p', 'no:cacheprovider', *files)
+
+
+def test_a_result_with_a_new_vfm_runs_again(run_python, tmp_path):
+    """A new process gives the same result."""
     tool = os.path.join(ROOT, 'tools', 'test.py')
-    command = [sys.executable, tool, 'voc20', '--mini', '--vfm', 'mine_colours', '--limit', '1', '--out', 'r.json']
-    for arguments in (
-        command,
-        [sys.executable, tool, 'r.json', '--out', 'again.json', '--allow-modules', 'my_vfm'],
-    ):  # as it was, in a new process
-        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ('r.json', 'again.json'))
-    assert one['confusion'] == two['confusion'] and one['hash'] == two['hash']
-    done = subprocess.run(
-        [
-            sys.executable,
-            os.path.join(ROOT, 'tools', 'benchmark.py'),
-            '--suite',
-            'mine',
-            '--work-dir',
-            str(tmp_path / 'w'),
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and '4 cells, 0 failed' in done.stdout, done.stdout + done.stderr
-    assert '| toy | – | NACLIP sigma=2.0 + mine | 4×4 |' in done.stdout
+    options = ('--mini', '--vfm', 'custom_colours', '--limit', '1', '--out', 'r.json')
+    run_python(tool, 'voc20', *options, folder=tmp_path)
+    run_python(tool, 'r.json', '--out', 'again.json', '--allow-modules', 'my_vfm', folder=tmp_path)
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ('r.json', 'again.json'))
+    assert first['confusion'] == second['confusion'] and first['hash'] == second['hash']
+
+
+def test_a_new_suite_of_new_components_runs(run_python, tmp_path):
+    tool = os.path.join(ROOT, 'tools', 'benchmark.py')
+    printed = run_python(tool, '--suite', 'custom', '--work-dir', str(tmp_path / 'w'))
+    assert '4 cells, 0 failed' in printed, printed
+    assert '| toy | – | NACLIP sigma=2.0 + custom | 4×4 |' in printed
 
 
 def test_two_components_of_one_name_are_an_error(tmp_path, monkeypatch):

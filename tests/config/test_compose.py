@@ -54,7 +54,7 @@ def test_published_settings(protocol, dataset):
 def test_every_combination_composes():
     datasets = [
         name for name in component_names('dataset') if 'classes' not in load_component('dataset', name)
-    ]  # others need their data
+    ]  # other data sets need their files
     for dataset, method, feedback in itertools.product(datasets, component_names('method'), (None, 'fsa')):
         config = compose(dataset, method, feedback, **TOY)
         assert is_complete(config)
@@ -94,9 +94,9 @@ def test_lambda_is_the_feedbacks_or_the_vfms_or_the_backbones(tmp_path):
 
 
 def test_a_data_set_that_no_protocol_knows(tmp_path):
-    file = tmp_path / 'mine.py'
+    file = tmp_path / 'custom.py'
     file.write_text(
-        "dataset = dict(name='mine', type='BaseSegDataset', data_root='mine', metainfo=dict(classes=['a', "
+        "dataset = dict(name='custom', type='BaseSegDataset', data_root='custom', metainfo=dict(classes=['a', "
         "'b'], palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))"
     )
     config = compose(str(file), 'sclip', **TOY)
@@ -115,7 +115,7 @@ def test_a_data_set_that_no_protocol_knows(tmp_path):
         (dict(feedback='fas'), "unknown feedback .* 'fsa'"),
         (dict(precision='fp61'), "unknown precision .* 'fp16'"),
         (dict(limit=0), 'limit is 0; it has to be a whole number, 1 or more'),
-        (dict(dataset='nowhere/mine.py'), 'does not exist'),
+        (dict(dataset='nowhere/custom.py'), 'does not exist'),
         (dict(dataset='nowhere/result.json'), 'does not exist'),
         (dict(words='nowhere.txt'), "'nowhere.txt' cannot be read"),
     ],
@@ -144,10 +144,10 @@ def test_bad_choices(arguments, message):
         ('protocol', "protocol = dict(name='x', default=dict(window=3), datasets={})", 'has no logit_scale, short'),
     ],
 )
-def test_misspelt_keys_in_part_files(tmp_path, kind, text, message):
-    (tmp_path / 'part.py').write_text(text)
+def test_misspelt_keys_in_component_files(tmp_path, kind, text, message):
+    (tmp_path / 'component.py').write_text(text)
     arguments = dict(dict(dataset='voc21', method='proxyclip'), **TOY)
-    arguments[kind] = str(tmp_path / 'part.py')
+    arguments[kind] = str(tmp_path / 'component.py')
     with pytest.raises(UserError, match=message):
         compose(**arguments)
 
@@ -156,9 +156,8 @@ def test_options():
     config = compose('voc21', 'sclip', **TOY)
     merge_options(config, {'model.stride': 56})
     assert config.model.stride == 56 and config.cell.changed == ['model.stride=56']
-    merge_options(
-        config, {'model.stride': 28, 'model.feedback.p': 0.45, 'log_interval': 3}
-    )  # a default, and what changes nothing
+    # a changed option, a default, and an option that changes no number
+    merge_options(config, {'model.stride': 28, 'model.feedback.p': 0.45, 'log_interval': 3})
     assert config.cell.changed == ['model.stride=28']
     for options, message in (
         ({'model.strid': 56}, "did you mean 'stride'"),
@@ -170,7 +169,7 @@ def test_options():
             merge_options(compose('voc21', 'sclip', **TOY), options)
 
 
-def test_words_of_another_number_of_classes():
+def test_words_of_a_wrong_number_of_classes():
     config = compose('voc21', 'sclip', **TOY)
     config.model.words = config.model.words[:-1]
     with pytest.raises(UserError, match='words for 20 classes, but the data set has 21'):
@@ -184,12 +183,12 @@ def test_saved_config_is_the_same(tmp_path):
     assert is_complete(saved) and saved._cfg_dict == config._cfg_dict
 
 
-def test_a_config_saved_before_a_runtime_entry_was_there():
-    """It gets the entry's default, and keeps its own values."""
+def test_a_saved_config_without_a_new_runtime_entry():
+    """The config gets the entry's default, and keeps its values."""
     config = compose('voc21', 'sclip', **TOY, runtime=dict(workers=0))
-    for old in (config, config.model):
+    for node in (config, config.model):
         for key in ('window_batch', 'compile'):
-            old.pop(key)
+            node.pop(key)
     set_runtime(config, dict(batch_size=3))
     assert config.model.window_batch == 'auto' and config.model.compile is False
     assert config.workers == 0 and config.test_dataloader.batch_size == 3
@@ -209,7 +208,7 @@ def test_bad_runtime_entries(runtime, message):
         compose('voc21', 'sclip', **TOY, runtime=runtime)
 
 
-def test_what_a_run_is_carried_out_with_is_not_in_the_hash():
+def test_runtime_entries_are_not_in_the_hash():
     """Batches and `compile` move rounding alone."""
     hashes = [
         cell_hash(fingerprint(compose('voc21', 'sclip', **TOY, runtime=runtime)))

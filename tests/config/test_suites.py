@@ -35,7 +35,7 @@ def test_attention33():
 
 
 def test_all_stands_for_every_component_but_the_toys():
-    suite = dict(name='mine', groups=[dict(backbone=['all'], vfm=['all'])])
+    suite = dict(name='custom', groups=[dict(backbone=['all'], vfm=['all'])])
     for kind in ('backbone', 'vfm'):
         assert {cell[kind] for cell in suite_cells(suite)} == {*component_names(kind)} - {'toy'}
 
@@ -85,9 +85,9 @@ def test_ablation_changes_one_setting_at_a_time():
 
 
 def test_options_stand_in_place_of_the_suites_lists(tmp_path):
-    suite = tmp_path / 'mine.py'
+    suite = tmp_path / 'custom.py'
     suite.write_text(
-        "suite = dict(name='mine', groups=[dict(method=['clip', 'sclip'], feedback=[None, dict(p=1.0)], "
+        "suite = dict(name='custom', groups=[dict(method=['clip', 'sclip'], feedback=[None, dict(p=1.0)], "
         "dataset=['voc21']), dict(method=['clip'], feedback=[None], dataset=['voc21'])])"
     )
     assert len(suite_cells(load_suite(str(suite)))) == 4  # the second group repeats a cell
@@ -110,8 +110,8 @@ def test_options_stand_in_place_of_the_suites_lists(tmp_path):
     ],
 )
 def test_suites_that_cannot_be_used(tmp_path, text, message):
-    suite = tmp_path / 'mine.py'
-    suite.write_text(f"suite = dict(name='mine', {text})")
+    suite = tmp_path / 'custom.py'
+    suite.write_text(f"suite = dict(name='custom', {text})")
     with pytest.raises(UserError, match=message):
         suite_cells(load_suite(str(suite)))
 
@@ -145,9 +145,9 @@ def test_two_data_sets_of_equal_names_are_two_runs(tmp_path):
 
 
 def test_a_window_that_is_too_small_is_found_before_the_first_cell(tmp_path):
-    protocol = tmp_path / 'mine.py'
+    protocol = tmp_path / 'custom.py'
     protocol.write_text(
-        "protocol = dict(name='mine', default=dict(logit_scale=30, short=224, window=12, stride=8, "
+        "protocol = dict(name='custom', default=dict(logit_scale=30, short=224, window=12, stride=8, "
         'prob_thd=0.1, area_thd=None), datasets=dict())'
     )
     configs = [
