@@ -51,12 +51,7 @@ from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
 
-RUN_OPTIONS = (
-    'batch_size',
-    'workers',
-    'window_batch',
-    'compile',
-)  # entries of configs/runtime.py that a tool's option sets
+RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # runtime entries that a tool's option sets
 MAX_LONG_SIDE = 2048  # pixels of a resized image, in every published configuration
 FROM_PROTOCOL = ('logit_scale', 'window', 'stride', 'prob_thd', 'area_thd', 'refinement')
 ABOUT = ('cell', 'known_images')  # entries that describe a run; options do not set them
@@ -318,7 +313,7 @@ def _set_option(config, key, value):
         if not isinstance(node, (dict, list)):
             raise UserError(f'--cfg-options {key}: there is no {".".join(path[: depth + 1])!r} in the config')
     old = _child(node, last)
-    if key == 'model.refinement' and isinstance(value, (str, type(None))):  # a name switches it on, None off
+    if key == 'model.refinement' and isinstance(value, (str, type(None))):  # a name, or None for no refinement
         old, value = None, value and dict(type=value)
     _check_kind(key, old, value)
     if old is None and isinstance(node, dict) and not CHECKED.fullmatch('.'.join(path)):

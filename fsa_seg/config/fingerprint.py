@@ -143,7 +143,7 @@ def sources_hash(entries: Sequence[Entry | list]) -> str:
     """Return the SHA-256 of the code behind a number: entries of level 'source', without files of weights.
 
     Args:
-        entries: of `fingerprint`, or the same as lists [key, value, level] of a result's JSON.
+        entries: of `fingerprint`, or lists [key, value, level] of a result's JSON.
     """
     return _sha256([entry[:2] for entry in entries if entry[2] == 'source' and not entry[0].endswith('.file')])
 

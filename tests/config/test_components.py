@@ -252,7 +252,8 @@ class Custom(Method):
     protocols="protocol = dict(name='custom', default=dict(logit_scale=30, short=224, window=224, stride=112, "
     'prob_thd=0.1, area_thd=None), datasets=dict())',
     datasets="dataset = dict(name='custom', type='BaseSegDataset', data_root='custom', "
-    "metainfo=dict(classes=['a', 'b'], palette=[[0, 0, 0], [255, 0, 0]]), data_prefix=dict(img_path='i', seg_map_path='l'))",
+    "metainfo=dict(classes=['a', 'b'], palette=[[0, 0, 0], [255, 0, 0]]), "
+    "data_prefix=dict(img_path='i', seg_map_path='l'))",
     suites="suite = dict(name='custom', window=64, queries=5, groups=[dict(backbone=['toy'], method=['custom', "
     "dict(type='naclip', sigma=2.0)], feedback=[None, 'custom'])])",
 )
