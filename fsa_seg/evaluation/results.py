@@ -1,18 +1,22 @@
-"""Results: one JSON file per cell, whether a kept one can be used, and the tables made from such files alone."""
+"""Results: one JSON file per cell, the check whether a kept result can be used, and tables from such files alone."""
 
 import json
 import math
+import os
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mmengine import Config
 
 from fsa_seg.config.fingerprint import Data, Entry, cell_hash, differences, shown, sources_hash, weights_files
 from fsa_seg.config.saved import to_json
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation.metric import metrics, per_image_counts, sum_confusions
+from fsa_seg.evaluation.metric import ExactIoUMetric, metrics, per_image_counts, sum_confusions
 from fsa_seg.system.markdown import markdown_table
 from fsa_seg.system.paths import cut_name, new_file
 
-SCHEMA = 2  # of a result's file; 1 held the config as a program
+SCHEMA = 2  # version of the file format; version 1 held the config as a program
 TOY_NOTE = (
     'These are the numbers of toy models on the toy world that the repository ships: they show that the suite '
     'works, and are never comparable with published ones.'
@@ -23,13 +27,13 @@ class Cell(NamedTuple):
     """One cell of a table, ready to be run.
 
     Attributes:
-        config: composed config, its data looked at.
-        fingerprint (list of Entry): of `fsa_seg.config.fingerprint.fingerprint`.
-        data (Data): the images and label images.
+        config: composed config, whose data is checked.
+        fingerprint: see `fsa_seg.config.fingerprint.fingerprint`.
+        data: the images and label images.
     """
 
-    config: object
-    fingerprint: list
+    config: Config
+    fingerprint: list[Entry]
     data: Data
 
     hash = property(lambda self: cell_hash(self.fingerprint))
@@ -38,7 +42,7 @@ class Cell(NamedTuple):
     weights = property(lambda self: weights_files(self.fingerprint))
 
 
-def row_name(cell):
+def row_name(cell: Mapping[str, Any]) -> str:
     """Return the name of a cell's row, such as 'ProxyCLIP + FSA'."""
     name = cell.get('title', cell['method'])
     if not cell['feedback']:
@@ -46,8 +50,8 @@ def row_name(cell):
     return f'{name} + {re.sub("^fsa(?= |$)", "FSA", cell["feedback"])}'
 
 
-def cell_id(cell, digest):
-    """Return a file name for a cell: its parts, cut where they are too long for a file system, and the head of its hash."""
+def cell_id(cell: Mapping[str, Any], digest: str) -> str:
+    """Return a cell's file name: the names of its parts, cut to a file system's limit, and the head of its hash."""
     parts = [
         cell['dataset'],
         cell['method'] + (f'+{cell["feedback"]}' if cell['feedback'] else ''),
@@ -62,15 +66,23 @@ def cell_id(cell, digest):
     return f'{cut_name(name)}_{digest[:10]}'
 
 
-def make_result(cell, metric, classes, weights, device, seconds):
+def make_result(
+    cell: Cell,
+    metric: ExactIoUMetric,
+    classes: Sequence[str],
+    weights: Mapping[str, str | None],
+    device: str,
+    seconds: float,
+) -> dict:
     """Return the result of one cell as a JSON-ready dict.
 
     Args:
-        cell (Cell): what was run.
-        metric: the evaluated `ExactIoUMetric`.
-        classes (sequence of str): names in label order.
-        weights (dict): digest of each model's loaded weights.
-        device (str), seconds (float): where it ran, and how long the pass took for the images that were not resumed.
+        cell: the cell that was run.
+        metric: the metric after its evaluation.
+        classes: names in label order.
+        weights: digest of each model's loaded weights.
+        device: name of the device that ran the pass.
+        seconds: time of the pass, without the images of an interrupted run.
     """
     total = sum_confusions(metric.confusions, len(classes))
     figures = metrics(total)
@@ -98,22 +110,26 @@ def make_result(cell, metric, classes, weights, device, seconds):
     )
 
 
-def write_result(result, path):
-    """Write a result, or what else is JSON; a half-written one never appears under `path`."""
+def write_result(result: object, path: str | os.PathLike) -> None:
+    """Write a result, or another JSON-ready value; a half-written file never appears under `path`."""
     with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         json.dump(result, f, allow_nan=False)
 
 
-def read_result(path):
-    """Return the result in a file; one that is no result is a UserError that names it. Nothing of it is executed."""
+def read_result(path: str | os.PathLike) -> dict:
+    """Return the result in a file. Reading executes no code from the file.
+
+    Raises:
+        UserError: the file is not a result; the message names the file.
+    """
     try:
         with open(path, encoding='utf-8') as f:
             result = json.load(f)
         result['cell']['dataset'], result['metrics']['mIoU'], result['hash']
         if result.get('schema') != SCHEMA:
             raise UserError(
-                f'{path} is a result of schema {result.get("schema", 1)}, and this fsa_seg writes {SCHEMA}; remove it, and '
-                'run its cell again'
+                f'{path} is a result of schema {result.get("schema", 1)}, and this fsa_seg writes {SCHEMA}; '
+                'remove it, and run its cell again'
             )
         result['fingerprint'] = [Entry(*entry) for entry in result['fingerprint']]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -123,27 +139,27 @@ def read_result(path):
     return result
 
 
-def stale(result, cell):
-    """Return the reasons why a kept result cannot stand for a cell, as texts; none where the result can be used.
+def stale(result: Mapping[str, Any], cell: Cell) -> list[str]:
+    """Return the reasons why a kept result cannot stand for a cell; the list is empty if the result can be used.
 
     Args:
-        result (dict): of `read_result`.
-        cell (Cell): what would be run.
+        result: see `read_result`.
+        cell: the cell that would be run.
     """
     rows = [
         row for level in ('number', 'source') for row in differences(result['fingerprint'], cell.fingerprint, level)
     ]
     rows += [] if rows or result['hash'] == cell.hash else [('hash', result['hash'], cell.hash)]
-    return [_said(*row) for row in rows]
+    return [_difference_text(*row) for row in rows]
 
 
-def moved(result, cell):
+def moved(result: Mapping[str, Any], cell: Cell) -> list[str]:
     """Return the differences that may have moved a kept result's last digits, as texts."""
-    return [_said(*row) for row in differences(result['fingerprint'], cell.fingerprint, 'rounding')]
+    return [_difference_text(*row) for row in differences(result['fingerprint'], cell.fingerprint, 'rounding')]
 
 
-def _said(key, before, now):
-    """Return one difference as a text, long values cut."""
+def _difference_text(key, before, now):
+    """Return one difference as a text with long values cut."""
     before, now = (
         text if len(text := json.dumps(value, ensure_ascii=False)) <= 40 else text[:37] + '...'
         for value in (before, now)
@@ -151,16 +167,15 @@ def _said(key, before, now):
     return f'{key} (was {before}, is {now})'
 
 
-def table(results, datasets):
+def table(results: Sequence[Mapping[str, Any]], datasets: Sequence[str]) -> str:
     """Return a Markdown table of mIoU (percent): a row per method, feedback and setting, a column per data set.
 
-    Results of one row and data set that are not of one cell stand in rows of their own, which name what they differ in. A
-    line above the table says when there are toy results. Partial results and those of random weights are left out, and a
-    line says so.
+    Different cells never share a row: where they would, each row names the settings that differ. A line above the
+    table tells of toy results. The table leaves out partial results and results of random weights, and a line says so.
 
     Args:
-        results (list of dict): of `read_result`.
-        datasets (list of str): the columns, in order.
+        results: see `read_result`.
+        datasets: the columns, in order.
     """
     kept = [result for result in results if table_row(result)]
     rows = {}
@@ -168,7 +183,7 @@ def table(results, datasets):
         rows.setdefault(row, {})[result['cell']['dataset']] = result
     figures = []
     for row, cells in rows.items():
-        values = [cells[d]['metrics']['mIoU'] if d in cells else None for d in datasets]
+        values = [cells[dataset]['metrics']['mIoU'] if dataset in cells else None for dataset in datasets]
         values = [math.nan if value is None else value for value in values]
         mean = sum(values) / len(values)
         figures.append([*row, *('–' if math.isnan(value) else f'{value:.1f}' for value in [*values, mean])])
@@ -180,8 +195,8 @@ def table(results, datasets):
     return '\n'.join([*note, 'mIoU in percent.', '', body])
 
 
-def table_row(result):
-    """Return the row of a table that a result belongs to: (method, backbone, VFM, protocol); None if it enters no table."""
+def table_row(result: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
+    """Return the row of a result in a table: (method, backbone, VFM, protocol); None if the result enters no table."""
     cell = result['cell']
     if result['partial'] or cell.get('random_weights') is not None:
         return None
@@ -189,10 +204,10 @@ def table_row(result):
     return row_name(cell), cell['backbone'], cell['vfm'] or '–', ', '.join([cell['protocol'], *words, *cell['changed']])
 
 
-def table_rows(results):
-    """Return the row of each result: that of `table_row`, and what tells it from another cell of the row and data set.
+def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str] | None]:
+    """Return the row of each result: `table_row`, with the settings that tell cells of one row and data set apart.
 
-    Results of one cell that were made by other code are told apart too.
+    The rows also tell apart results of one cell from different code.
     """
     rows = [table_row(result) for result in results]
     groups = {}
@@ -209,15 +224,16 @@ def table_rows(results):
 
 
 def _telling_keys(results):
-    """Return the keys of the fingerprint in which results of one data set differ; None where all are of one cell and code."""
-    first, keys, several = results[0], {}, False
+    """Return the fingerprint's keys in which results of one data set differ; None if all share one cell and code."""
+    first, keys, distinct = results[0], {}, False
     for result in results[1:]:
         pair = first.get('fingerprint', ()), result.get('fingerprint', ())
-        found = [key for level in ('number', 'source') for key, _, _ in differences(*pair, level)]
-        several |= bool(found) or first['hash'] != result['hash']
-        keys.update((key, None) for key in found)
-    return list(keys) if several else None
+        differing = [key for level in ('number', 'source') for key, _, _ in differences(*pair, level)]
+        distinct |= bool(differing) or first['hash'] != result['hash']
+        keys.update((key, None) for key in differing)
+    return list(keys) if distinct else None
 
 
 def _number(value):
+    """Return the value, or None for NaN, which JSON lacks."""
     return None if math.isnan(value) else value
