@@ -1,4 +1,4 @@
-"""Running cells: check first, run by mmengine's test loop, write one result file each; skip what is there."""
+"""Run cells: check the data, run mmengine's test loop, and write one result file per cell; kept results are skipped."""
 
 import contextlib
 import copy
@@ -7,6 +7,8 @@ import inspect
 import json
 import os
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
+from PIL import Image
 from tqdm import tqdm
 
 from fsa_seg.config.components import known_images
@@ -43,79 +46,83 @@ from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_f
 from fsa_seg.visualization.pictures import picture_grid, picture_path
 
 LIMIT_SEED = 0
-LONG_LIST = 200  # elements that a list of the config has in a log
+LONG_LIST = 200  # a log shows lists of the config up to this length whole
 
 
-def prepare(config):
+def prepare(config: Config) -> Cell:
     """Check the data of a composed config, take the subset of `limit`, and return the `Cell` that can be run.
 
-    A data set with another number of images than its name has needs a `limit`, and all of its images are a part then.
+    A data set with an unexpected number of images needs a `limit`; its result is then partial.
 
     Raises:
-        UserError: the data is not as the config says.
+        UserError: the data does not agree with the config.
     """
     exact_float32()
     dataset = config.test_dataloader.dataset
     dataset.data_root = find_root(dataset.data_root)
     limit, name = config.cell.limit, config.cell.dataset
     if limit:
-        dataset.pop('indices', None)  # of the run that a result is of
+        dataset.pop('indices', None)  # a saved result's config holds the subset of its run
     known = known_images(name, config.get('known_images'), dataset.data_root)
-    entries, whole, contents = _checked_images(json.dumps(dataset), json.dumps(known), name, limit is not None)
-    if limit and (limit < len(entries) or not whole):
+    entries, complete, contents = _checked_images(json.dumps(dataset), json.dumps(known), name, limit is not None)
+    if limit and (limit < len(entries) or not complete):
         indices = np.random.default_rng(LIMIT_SEED).permutation(len(entries))[:limit]
         dataset.indices = sorted(indices.tolist())
         entries = [entries[i] for i in dataset.indices]
     data = Data([entry['name'] for entry in entries], contents)
-    entries = [fingerprint(config, data) if is_main_process() else None]  # it reads files of weights
-    broadcast_object_list(entries)
-    return Cell(config, entries[0], data)
+    fingerprints = [fingerprint(config, data) if is_main_process() else None]  # it reads files of weights
+    broadcast_object_list(fingerprints)
+    return Cell(config, fingerprints[0], data)
 
 
-def result_path(cell):
-    """Return where a cell's result lies by default: `work_dir`/results/ID.json."""
+def result_path(cell: Cell) -> str:
+    """Return the default path of a cell's result: `work_dir`/results/ID.json."""
     return os.path.join(cell.config.work_dir, 'results', cell_id(cell.config.cell, cell.hash) + '.json')
 
 
-def check_out(path, cell):
-    """Raise a UserError unless a cell's result can be written under a path that holds no other cell's."""
+def check_out(path: str, cell: Cell) -> None:
+    """Check that a cell's result can be written to a path.
+
+    Raises:
+        UserError: the path is not writable, holds another cell's result, or holds a file that is no result.
+    """
     check_file(path, '--out')
     if os.path.exists(path):
         try:
-            other = read_result(path)
+            result = read_result(path)
         except UserError:
             raise UserError(
-                f'--out {path} is there and is no result of this suite; name another file, or remove it'
+                f'--out {path} exists and is no result of this suite; name another file, or remove it'
             ) from None
-        rows = differences(other['fingerprint'], cell.fingerprint, 'number')
-        if rows:
+        keys = [key for key, *_ in differences(result['fingerprint'], cell.fingerprint, 'number')]
+        if keys:
             raise UserError(
-                f'--out {path} holds the result of another cell, which differs in {", ".join(row[0] for row in rows[:5])}; '
+                f'--out {path} holds the result of another cell, which differs in {", ".join(keys[:5])}; '
                 'name another file, or remove it'
             )
 
 
-def run_cell(cell, path=None):
-    """Run one prepared cell, see `run_pass`; return its result (None on other processes than the main one)."""
+def run_cell(cell: Cell, path: str | None = None) -> dict | None:
+    """Run one prepared cell, see `run_pass`; return its result, or None on processes other than the main process."""
     results = run_pass([cell], [path or result_path(cell)])
     return results and results[0]
 
 
-def run_pass(cells, paths=None):
-    """Run prepared cells that differ in the last block alone in one pass through `Runner.test()`, and write a result each.
+def run_pass(cells: Sequence[Cell], paths: Sequence[str] | None = None) -> list[dict] | None:
+    """Run prepared cells in one pass through `Runner.test()`, and write one result per cell.
 
-    The counts of each image are kept as they come; a run that was interrupted goes on from them. A cell that another
-    process runs is waited for; where that process has written the result then, the result is taken.
+    A journal keeps the counts of each image; the next run of an interrupted pass continues from the journal. If another
+    process runs a cell, the pass waits, and takes the result that the process has written.
 
     Args:
-        cells (list of Cell): of `prepare`; several are alike in their `shared_key`.
-        paths (list of str): files of the results; by default those of `result_path`.
+        cells: see `prepare`; the cells share one `shared_key`, that is, they differ in the last block alone.
+        paths: files of the results; by default see `result_path`.
 
     Returns:
-        list of dict: the results; None on other processes than the main one.
+        The results; None on processes other than the main process.
 
     Raises:
-        UserError: a place that cannot be written to, or what shows when images are read and models built.
+        UserError: a folder is not writable, an image cannot be read, or a model cannot be built.
     """
     paths = paths or [result_path(cell) for cell in cells]
     folders = [
@@ -125,19 +132,19 @@ def run_pass(cells, paths=None):
         make_folder(os.path.dirname(os.path.abspath(path)))
         make_folder(folder)
     with contextlib.ExitStack() as stack:
-        mine = sorted(set(folders)) if is_main_process() else []
-        waits = [stack.enter_context(locked(folder, get_world_size() == 1)) for folder in mine]
-        kept = [usable(path, cell) for path, cell in zip(paths, cells)] if any(waits) else [None]
-        taken = [all(kept)]
-        broadcast_object_list(taken)
-        if taken[0]:
-            print_log('another process has written the results meanwhile; they are taken', 'current')
-            return kept if is_main_process() else None
+        lock_folders = sorted(set(folders)) if is_main_process() else []
+        waits = [stack.enter_context(locked(folder, get_world_size() == 1)) for folder in lock_folders]
+        results = [usable(path, cell) for path, cell in zip(paths, cells)] if any(waits) else [None]
+        complete = [all(results)]
+        broadcast_object_list(complete)
+        if complete[0]:
+            print_log('another process has written the results meanwhile; this process takes them', 'current')
+            return results if is_main_process() else None
         return _run_locked_pass(cells, paths, folders)
 
 
-def usable(path, cell):
-    """Return the result in a file if it is the cell's, and made by the same code and weights; else None."""
+def usable(path: str, cell: Cell) -> dict | None:
+    """Return the result in a file if cell, code and weights agree with a cell's; else None."""
     try:
         result = read_result(path)
     except UserError:
@@ -147,12 +154,7 @@ def usable(path, cell):
 
 def _run_locked_pass(cells, paths, folders):
     """Run the cells of one pass, whose folders are locked, and return their results."""
-    first = cells[0].config
-    name = os.path.basename(folders[0]) + (f'_and_{len(cells) - 1}_more' if len(cells) > 1 else '')
-    run = copy.deepcopy(first)
-    run.work_dir = os.path.join(first.work_dir, 'logs', name)
-    run.experiment_name = f'{cut_name(name)}_{time.time_ns()}'
-    run.test_dataloader.pin_memory = torch.cuda.is_available()
+    run = _run_config(cells, folders)
     journals = [
         Journal(
             os.path.join(folder, f'journal_{cell.sources_hash[:10]}'),
@@ -162,25 +164,15 @@ def _run_locked_pass(cells, paths, folders):
         )
         for folder, cell in zip(folders, cells)
     ]
-    done = _skip_done(run, journals, cells[0].data.names)
-    metrics = [dict(cell.config.test_evaluator, root=run.test_dataloader.dataset.data_root) for cell in cells]
-    if len(cells) > 1:
-        run.model = dict(type='SharedPass', members=[cell.config.model for cell in cells])
-        metrics = [
-            dict(metric, field=label_field(i), prefix=f'{i} {row_name(cell.config.cell)}')
-            for i, (metric, cell) in enumerate(zip(metrics, cells))
-        ]
-    run.test_evaluator = metrics
-
+    counts = _skip_counted(run, journals, cells[0].data.names)
     runner = built('the run of this config', lambda: _runner(run))
     metrics = runner.test_loop.evaluator.metrics
     cells = [cell._replace(fingerprint=with_files(cell.fingerprint, cell.config)) for cell in cells]
-    for journal, cell in zip(journals, cells):
+    for metric, counts_of_cell, journal, cell in zip(metrics, counts, journals, cells):
         journal.weights = cell.weights
-    for metric, counted, journal, cell in zip(metrics, done, journals, cells):
-        metric.done, metric.journal = counted, journal
+        metric.done, metric.journal = counts_of_cell, journal
         metric.settings = f'{row_name(cell.config.cell)}, {cell.config.model.precision}'
-    if run.log_level == 'ERROR':  # mmengine's own lines of progress are not shown
+    if run.log_level == 'ERROR':  # mmengine shows no progress
         runner.register_hook(ImageBar())
     start = time.perf_counter()
     runner.test()
@@ -190,11 +182,33 @@ def _run_locked_pass(cells, paths, folders):
             raise RuntimeError(
                 f'{len(metric.images)} images were evaluated, not the {len(cells[0].data.names)} of the split'
             )
-    if not is_main_process():
-        return None
+    return _write_results(cells, paths, journals, runner, seconds) if is_main_process() else None
+
+
+def _run_config(cells, folders):
+    """Return the config of a pass: the first cell's config with the models and metrics of all cells."""
+    first = cells[0].config
+    name = os.path.basename(folders[0]) + (f'_and_{len(cells) - 1}_more' if len(cells) > 1 else '')
+    run = copy.deepcopy(first)
+    run.work_dir = os.path.join(first.work_dir, 'logs', name)
+    run.experiment_name = f'{cut_name(name)}_{time.time_ns()}'
+    run.test_dataloader.pin_memory = torch.cuda.is_available()
+    metrics = [dict(cell.config.test_evaluator, root=run.test_dataloader.dataset.data_root) for cell in cells]
+    if len(cells) > 1:
+        run.model = dict(type='SharedPass', members=[cell.config.model for cell in cells])
+        metrics = [
+            dict(metric, field=label_field(i), prefix=f'{i} {row_name(cell.config.cell)}')
+            for i, (metric, cell) in enumerate(zip(metrics, cells))
+        ]
+    run.test_evaluator = metrics
+    return run
+
+
+def _write_results(cells, paths, journals, runner, seconds):
+    """Write the results of a finished pass, remove its journals, and return the results."""
     model = getattr(runner.model, 'module', runner.model)
     members = model.members if len(cells) > 1 else [model]
-    device, results = device_name(members[0].device), []
+    metrics, device, results = runner.test_loop.evaluator.metrics, device_name(members[0].device), []
     for cell, path, metric, member, journal in zip(cells, paths, metrics, members, journals):
         result = make_result(cell, metric, metric.dataset_meta['classes'], member.weights, device, seconds)
         result.update(cells_in_pass=len(cells), window_batch=members[0].windows_at_once)
@@ -205,98 +219,116 @@ def _run_locked_pass(cells, paths, folders):
 
 
 def _runner(config):
-    """Return mmengine's runner of a config. What it logs and writes of the config has long lists cut."""
+    """Return mmengine's runner of a config. The runner logs and writes the config with its long lists cut."""
     shown = Config(_shortened(config.to_dict()), format_python_code=False)
     options = {key: config[key] for key in inspect.signature(Runner.__init__).parameters if key in config}
     return Runner(**options, cfg=shown)
 
 
 def _shortened(value):
-    """Return a config's value whose lists of more than LONG_LIST elements are cut to the first few."""
+    """Return a config's value; lists of more than LONG_LIST elements are cut to their first three."""
     if isinstance(value, dict):
-        return {key: _shortened(one) for key, one in value.items()}
+        return {key: _shortened(element) for key, element in value.items()}
     if not isinstance(value, (list, tuple)):
         return value
     cut = len(value) > LONG_LIST
-    kept = [_shortened(one) for one in (value[:3] if cut else value)]
-    return type(value)([*kept, f'... {len(value)} in all, see the result file'] if cut else kept)
+    elements = [_shortened(element) for element in (value[:3] if cut else value)]
+    return type(value)([*elements, f'... {len(value)} in all, see the result file'] if cut else elements)
 
 
 def _member_name(cell):
-    """Return what tells a cell from the others of its pass."""
+    """Return the name of a cell in the list of its pass: row and VFM."""
     return ' '.join(filter(None, (row_name(cell), cell['vfm'] and f'({cell["vfm"]})')))
 
 
-def run_cells(configs, progress, force=False, most=32):
-    """Run cells and return their results; those that differ in the last block alone share one pass over the data.
+def run_cells(
+    configs: Sequence[Config],
+    progress: Callable[[list[list[Cell]]], Iterable[list[Cell]]],
+    force: bool = False,
+    most: int = 32,
+) -> list[dict]:
+    """Run cells and return their results; cells that differ in the last block alone share one pass over the data.
 
-    A cell whose result is there is not run again, unless the result is stale: made by other code or weights. Cells that
-    differ in their names alone (a setting under two protocols that agree on a data set) are run once. The data of all cells
-    is checked, and each backbone and VFM loaded once, before the first cell runs.
+    A cell with a kept result does not run again, unless the result is stale: other code or weights made it. Cells that
+    differ in their names alone run once, such as cells of two protocols that agree on a data set. Before the first cell
+    runs, the data of all cells is checked, and each backbone and VFM is loaded once.
 
     Args:
-        configs (list): composed configs.
-        progress: function (list) -> iterable that shows progress, such as `tqdm`; it gets the passes, each a list of
-            cells.
-        force (bool): run all.
-        most (int): cells of a pass; each holds its own cosines of the images whose windows are in a batch.
+        configs: composed configs.
+        progress: function that shows progress over the passes, such as `tqdm`; a pass is a list of cells.
+        force: run the cells with a kept result too.
+        most: largest number of cells in a pass; each cell holds its own cosines of the images in a batch.
 
     Raises:
-        UserError: as of `prepare` and `run_pass`.
+        UserError: see `prepare` and `run_pass`.
     """
     _checked_images.cache_clear()  # files may have changed since an earlier call of the process
     cells = [prepare(config) for config in configs]
-    there = {} if force else _kept_results(cells)
-    _check_models([cell.config.model for cell in cells if result_path(cell) not in there])
-    done = {cell.hash: there[result_path(cell)] for cell in cells if result_path(cell) in there}
-    groups, seen = {}, set(done)
-    for cell in cells:
-        if cell.hash not in seen:
-            groups.setdefault(shared_key(cell.fingerprint), []).append(cell)
-            seen.add(cell.hash)
-    passes = [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
+    kept = {} if force else _kept_results(cells)
+    _check_models([cell.config.model for cell in cells if result_path(cell) not in kept])
+    results = {cell.hash: kept[result_path(cell)] for cell in cells if result_path(cell) in kept}
+    passes = _passes(cells, results, most)
     shared = [
         f'\n  {group[0].config.cell.dataset}: ' + ', '.join(_member_name(cell.config.cell) for cell in group)
         for group in passes
         if len(group) > 1
     ]
     print_log(
-        f'{len(cells)} cells: {len(there)} are there, {sum(map(len, passes))} run in {len(passes)} passes over the '
+        f'{len(cells)} cells: {len(kept)} are there, {sum(map(len, passes))} run in {len(passes)} passes over the '
         'data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else ''),
         'current',
     )
     for group in progress(passes):
-        done.update((cell.hash, result) for cell, result in zip(group, run_pass(group)))
-    return [_named_result(cell, there.get(result_path(cell)) or done[cell.hash]) for cell in cells]
+        results.update((cell.hash, result) for cell, result in zip(group, run_pass(group)))
+    return [_named_result(cell, kept.get(result_path(cell)) or results[cell.hash]) for cell in cells]
+
+
+def _passes(cells, results, most):
+    """Return the passes over the data that give the absent results: lists of at most `most` cells with one shared key.
+
+    Args:
+        cells (list of Cell): all cells.
+        results (dict): hash of a cell -> its kept result; such a cell is in no pass.
+        most (int): largest number of cells in a pass.
+    """
+    groups, hashes = {}, set(results)
+    for cell in cells:
+        if cell.hash not in hashes:
+            groups.setdefault(shared_key(cell.fingerprint), []).append(cell)
+            hashes.add(cell.hash)
+    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
 def _kept_results(cells):
-    """Return the results that are there and can be used, by their path; what is stale or may have moved is said."""
-    there, stales, moves = {}, {}, {}
+    """Return path -> result for the kept results that can be used; warn of stale results and of moved last digits."""
+    kept, stales, moves = {}, {}, {}
     for cell in cells:
         path = result_path(cell)
         if not os.path.exists(path):
             continue
         result = read_result(path)
-        why = stale(result, cell)
-        if why:
-            stales.setdefault('; '.join(why[:3]), []).append(path)
+        reasons = stale(result, cell)
+        if reasons:
+            stales.setdefault('; '.join(reasons[:3]), []).append(path)
             continue
-        there[path] = result
+        kept[path] = result
         for text in moved(result, cell):
             moves.setdefault(text, []).append(path)
-    for why, paths in stales.items():
-        warn_once(f'{len(paths)} results are stale and run again, {paths[0]} the first: {why}')
+    for reason, paths in stales.items():
+        warn_once(f'{len(paths)} results are stale and run again, {paths[0]} the first: {reason}')
     if moves:
         warn_once(
-            'results that are there may differ in their last digits from new ones: '
+            'kept results may differ in their last digits from new results: '
             + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moves.items())[:5])
         )
-    return there
+    return kept
 
 
 def _named_result(cell, result):
-    """Return a result under a cell's own names, and write it there: cells under protocols that agree here have one number."""
+    """Return a result under a cell's own names, and write the renamed result to the cell's path.
+
+    Cells of two protocols that agree on a data set have one number under two names.
+    """
     if result['cell'] == dict(cell.config.cell):
         return result
     result = dict(result, cell=dict(cell.config.cell), config=to_json(cell.config))
@@ -305,9 +337,9 @@ def _named_result(cell, result):
 
 
 class ImageBar(Hook):
-    """Shows how many images of a pass are done."""
+    """A bar that shows how many images of a pass are evaluated."""
 
-    def before_test(self, runner):
+    def before_test(self, runner: Runner) -> None:
         self.bar = tqdm(
             total=len(runner.test_dataloader.dataset),
             desc='images',
@@ -316,19 +348,22 @@ class ImageBar(Hook):
             disable=not is_main_process(),
         )
 
-    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None
+    ) -> None:
         self.bar.update(len(outputs))
 
-    def after_test(self, runner):
+    def after_test(self, runner: Runner) -> None:
         self.bar.close()
 
 
-def picture_of_rows(configs, index=0, columns=4):
+def picture_of_rows(configs: Sequence[Config], index: int = 0, columns: int = 4) -> Image.Image:
     """Return a picture of one image of a data set: the image, its truth, and the labels of each config's row.
 
     Args:
-        configs (list): composed configs of one data set.
-        index (int): of the image.
+        configs: composed configs of one data set.
+        index: position of the image in the data set.
+        columns: number of tiles side by side.
     """
     dataset = DATASETS.build(configs[0].test_dataloader.dataset)
     sample = dataset[index]['data_samples']
@@ -339,48 +374,49 @@ def picture_of_rows(configs, index=0, columns=4):
     for members in groups.values():
         data = DATASETS.build(members[0].test_dataloader.dataset)[index]
         model = MODELS.build(dict(type='SharedPass', members=[config.model for config in members])).to(get_device())
-        out = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
+        prediction = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
         for i, config in enumerate(members):
-            maps[row_name(config.cell)] = out.get(label_field(i)).data[0].cpu().numpy()
+            maps[row_name(config.cell)] = prediction.get(label_field(i)).data[0].cpu().numpy()
     meta = dataset.metainfo
     return picture_grid(read_as_loaded(dataset, sample.img_path), maps, meta['classes'], meta['palette'], columns)
 
 
 @functools.lru_cache
 def _checked_images(dataset, known, name, limited):
-    """Return `list_images` of a data set, whether it is whole, and the digest of each entry's content by name.
+    """Return a data set's `list_images`, whether the data set is complete, and image name -> digest of contents.
 
-    The main process checks the files and reads them, once.
+    The main process reads and checks the files, once.
 
     Args:
-        dataset, known (str): its config, and the known numbers of images, as JSON.
-        name (str): of the data set.
-        limited (bool): whether a part of it will do.
+        dataset (str): the data set's config, as JSON.
+        known (str): the known numbers of images, as JSON.
+        name (str): name of the data set.
+        limited (bool): whether an incomplete data set passes the check.
     """
     dataset = json.loads(dataset)
     entries = list_images(dataset)
-    everything = entries if dataset.get('indices') is None else list_images(dict(dataset, indices=None))
-    whole, contents = check_count(everything, json.loads(known), name, limited), [None]
+    all_entries = entries if dataset.get('indices') is None else list_images(dict(dataset, indices=None))
+    complete, contents = check_count(all_entries, json.loads(known), name, limited), [None]
     if is_main_process():
         for line in left_out(dataset):
             warn_once(f'not used: {line}')
-        made = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
+        unloaded = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
         contents = [
             check_images(
                 entries,
-                len(file_classes(made)[0]),
-                made.reduce_zero_label,
-                made.ignore_index,
+                len(file_classes(unloaded)[0]),
+                unloaded.reduce_zero_label,
+                unloaded.ignore_index,
                 'ignore_index' in dataset,
                 **loading(dataset),
             )
         ]
     broadcast_object_list(contents)
-    return entries, whole, contents[0]
+    return entries, complete, contents[0]
 
 
 def _check_models(models):
-    """Load each backbone and VFM of the models' configs once, and check the windows and blocks that methods get."""
+    """Load each backbone and VFM of the models' configs once, and check the methods' windows and inner blocks."""
     towers, vfms = {}, {}
     for model in models:
         method = configured_method(model)
@@ -392,34 +428,42 @@ def _check_models(models):
         if method is None:
             continue
         check_inner_blocks(method.inner_blocks(depth), depth)
-        used = {}
+        window_vfms = {}
         for role, config in vfms_by_role(method, model.get('vfm')).items():
             key = json.dumps(config)
             if key not in vfms:
                 vfms[key] = built('the VFM', lambda config=config: MODELS.build(config))
                 check_vfm(vfms[key], config['type'])
             if method.roles[role] == 'window':
-                used[role] = vfms[key]
-        check_window(model.window, patch, used)
+                window_vfms[role] = vfms[key]
+        check_window(model.window, patch, window_vfms)
 
 
-def _skip_done(config, journals, names):
-    """Leave the images out that an interrupted run of the same cells has counted in all of them; return their counts.
+def _skip_counted(config, journals, names):
+    """Take the images that the journals of all cells have counted out of a pass, and return their counts.
 
-    The last image is always run, so that no process is without one.
+    The last image always runs, so that each process has an image.
+
+    Args:
+        config (Config): of the pass; its data set loses the counted images.
+        journals (list of Journal): one per cell.
+        names (list of str): the images of the split, in order.
+
+    Returns:
+        list of dict: for each cell, image name -> sparse confusion matrix (3, n).
     """
     dataset = config.test_dataloader.dataset
-    found = [[journal.read() for journal in journals] if is_main_process() else None]
-    broadcast_object_list(found)
-    everywhere = set(names[:-1]).intersection(*found[0])
+    readings = [[journal.read() for journal in journals] if is_main_process() else None]
+    broadcast_object_list(readings)
+    counted = set(names[:-1]).intersection(*readings[0])
     pictures = config.default_hooks.get('pictures')
     if pictures:
         root = dataset.data_root
-        everywhere = {
-            name for name in everywhere if os.path.exists(picture_path(pictures.folder, os.path.join(root, name), root))
+        counted = {
+            name for name in counted if os.path.exists(picture_path(pictures.folder, os.path.join(root, name), root))
         }
-    if everywhere:
-        print_log(f'{len(everywhere)} of {len(names)} images were counted by an interrupted run', 'current')
+    if counted:
+        print_log(f'{len(counted)} of {len(names)} images were counted by an interrupted run', 'current')
         chosen = dataset.get('indices') or range(len(names))
-        dataset.indices = [index for index, name in zip(chosen, names) if name not in everywhere]
-    return [{name: counts for name, counts in kept.items() if name in everywhere} for kept in found[0]]
+        dataset.indices = [index for index, name in zip(chosen, names) if name not in counted]
+    return [{name: counts for name, counts in reading.items() if name in counted} for reading in readings[0]]
