@@ -213,7 +213,11 @@ MUTANTS = [
         'evaluation/test_results.py evaluation/test_passes.py::test_a_limit_is_a_seeded_subset_and_partial',
         ('partial_results_enter_tables', "if result['partial'] or", 'if'),
         ('rows_are_blind_to_words', '*words, *cell', '*cell'),
-        ('two_cells_share_a_row', "distinct |= bool(differing) or first['hash'] != result['hash']", 'distinct |= False'),
+        (
+            'two_cells_share_a_row',
+            "distinct |= bool(differing) or first['hash'] != result['hash']",
+            'distinct |= False',
+        ),
         ('an_old_schema_is_read', "if result.get('schema') != SCHEMA:", 'if False:'),
     ),
     *of(

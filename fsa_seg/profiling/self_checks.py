@@ -1,7 +1,7 @@
-"""Self-checks of what a machine computes: each is a generator of findings, and takes whether it has to be quick.
+"""Self-checks of a machine's computed values: each check is a generator of findings, and takes whether to be quick.
 
-A finding is (part, whether it is as it has to be, detail). In its second place an exception is WRONG, and a text is the
-verdict. Libraries are imported inside the checks: a missing library is a finding, and the other checks run.
+A finding is (part, verdict, detail). A verdict is whether the check passes, an exception, which means WRONG, or a text.
+The checks import their libraries themselves: a missing library is a finding, and the other checks run.
 """
 
 import contextlib
@@ -12,9 +12,15 @@ import importlib.metadata
 import itertools
 import json
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fsa_seg.system.machine import ROOT, nvidia_smi, one_line
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Finding = tuple[str, object, str]  # part, verdict and detail
 GOLDEN = os.path.join(ROOT, 'tests', 'golden')
 MINI = os.path.join(ROOT, 'data', 'mini')
 LIBRARIES = (
@@ -32,22 +38,26 @@ LIBRARIES = (
     'mmcv',
     'mmseg',
 )
-EXACT = 1e-5  # how far cosines in float32 may be from the golden and the dense ones
-LABELS = dict(fp16=99.5, bf16=99.0)  # percent of the toy's pixels that have to keep float32's label
+EXACT = 1e-5  # limit of the difference between float32 cosines and their golden or dense values
+LABELS = dict(fp16=99.5, bf16=99.0)  # percent of the toy's pixels that must keep float32's label
 ROUNDED = 1 + 2**-12  # a float32 number that TF32 (10 bits behind the point) and bf16 (7) round to 1
 SHAPES = ((12, 442, 64), (16, 577, 80), (12, 1765, 64))  # heads, tokens, width at 336 pixels: ViT-B/16, H/14, DINO B/8
-ATTENTION = dict(float32=1e-5, float16=2e-3, bfloat16=2e-2)  # how far a back end may be from float64
+ATTENTION = dict(float32=1e-5, float16=2e-3, bfloat16=2e-2)  # limit of a back end's difference from float64
 BACKENDS = dict(flash='FLASH_ATTENTION', efficient='EFFICIENT_ATTENTION', math='MATH', cudnn='CUDNN_ATTENTION')
-NO_KERNEL = ('No available kernel', 'No viable backend')  # torch's errors where a back end is not for a device or type
-FASTER = ('TORCH_ALLOW_TF32_CUBLAS_OVERRIDE', 'NVIDIA_TF32_OVERRIDE', 'ONEDNN_DEFAULT_FPMATH_MODE')  # round float32
+NO_KERNEL = ('No available kernel', 'No viable backend')  # torch's errors if a back end lacks a device or type
+FASTER = (
+    'TORCH_ALLOW_TF32_CUBLAS_OVERRIDE',
+    'NVIDIA_TF32_OVERRIDE',
+    'ONEDNN_DEFAULT_FPMATH_MODE',
+)  # variables that round float32
 WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
 
 
 class Skip(Exception):
-    """A check, or the rest of it, that this machine has nothing for; the message says why."""
+    """Raised by a check that cannot run here, or whose remaining parts cannot; the message says why."""
 
 
-def packages(quick):
+def packages(quick: bool) -> Iterator[Finding]:
     """Libraries can be imported, and their versions are in the ranges of the requirements."""
     broken = False
     for name in LIBRARIES:
@@ -56,77 +66,79 @@ def packages(quick):
         except Exception as error:
             broken = True
             yield name, error, ''
-    from packaging.requirements import Requirement
+    from packaging.requirements import Requirement  # after the findings about libraries, which may include packaging
 
     path, outside = os.path.join(ROOT, 'requirements.txt'), []
     if not os.path.exists(path):
         raise Skip(f'{path} is missing: no ranges to compare versions with')
     with open(path, encoding='utf-8') as f:
         lines = [line.split('#')[0].strip() for line in f]
-    wanted = [Requirement(line) for line in lines if line and not line.startswith('-')]
-    wanted = [one for one in wanted if not one.marker or one.marker.evaluate()]
-    for one in wanted:
+    requirements = [Requirement(line) for line in lines if line and not line.startswith('-')]
+    requirements = [
+        requirement for requirement in requirements if not requirement.marker or requirement.marker.evaluate()
+    ]
+    for requirement in requirements:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # another distribution of the same library
-            version = importlib.metadata.version(one.name)
-            if not one.specifier.contains(version, prereleases=True):
-                outside.append(f'{one.name} {version} is outside {one.specifier}')
+            version = importlib.metadata.version(requirement.name)
+            if not requirement.specifier.contains(version, prereleases=True):
+                outside.append(f'{requirement.name} {version} is outside {requirement.specifier}')
     if not broken:
         yield 'imports', True, f'{len(LIBRARIES)} libraries can be imported'
     mend = '; pip install -r requirements.txt' if outside else ''
-    yield 'versions', not outside, (', '.join(outside) or f'{len(wanted)} requirements are met') + mend
+    yield 'versions', not outside, (', '.join(outside) or f'{len(requirements)} requirements are met') + mend
 
 
-def gpu(quick):
+def gpu(quick: bool) -> Iterator[Finding]:
     """Each GPU that the driver knows computes."""
     import torch
 
-    known = nvidia_smi()
+    driver_gpus = nvidia_smi()
     if not torch.cuda.is_available():
-        if known and os.environ.get('CUDA_VISIBLE_DEVICES') is None:
+        if driver_gpus and os.environ.get('CUDA_VISIBLE_DEVICES') is None:
             yield (
                 '',
                 False,
                 (
-                    f'the driver knows {known[0]}, but torch {torch.__version__} (CUDA {torch.version.cuda}) '
+                    f'the driver knows {driver_gpus[0]}, but torch {torch.__version__} (CUDA {torch.version.cuda}) '
                     'cannot use it: install a torch for this driver, or a newer driver'
                 ),
             )
             return
-        raise Skip('CUDA_VISIBLE_DEVICES hides it' if known else 'no GPU')
+        raise Skip('CUDA_VISIBLE_DEVICES hides it' if driver_gpus else 'no GPU')
     for i in range(torch.cuda.device_count()):
         fine = int(torch.arange(1024, device=f'cuda:{i}').sum()) == 1023 * 512
         yield f'GPU {i}', fine, torch.cuda.get_device_name(i)
 
 
-def tf32(quick):
-    """Float32 is float32 once the suite has built a model in it: no product or convolution rounds to TF32 or bf16."""
+def tf32(quick: bool) -> Iterator[Finding]:
+    """Float32 is exact after the suite has built a model: no product or convolution rounds to TF32 or bf16."""
     import torch
     import torch.nn.functional as F
 
     device, _ = used_device(), _toy()
     value = torch.full((1, 512, 512), ROUNDED, device=device)
-    eye, one = torch.eye(512, device=device), torch.zeros(64, 1, 16, 16, device=device)
-    one[:, :, 0, 0] = 1
-    found = dict(
+    eye, kernel = torch.eye(512, device=device), torch.zeros(64, 1, 16, 16, device=device)
+    kernel[:, :, 0, 0] = 1
+    results = dict(
         matmul=torch.matmul(value[0], eye),
         bmm=torch.bmm(value, eye[None]),
         linear=F.linear(value, eye),
-        conv2d=F.conv2d(value[None], one, stride=16),
+        conv2d=F.conv2d(value[None], kernel, stride=16),
     )
-    rounded = [name for name, result in found.items() if not float((result - ROUNDED).abs().max()) < 2**-14]
+    rounded = [name for name, result in results.items() if not float((result - ROUNDED).abs().max()) < 2**-14]
     flags = {
-        'matmul precision': _told(torch.get_float32_matmul_precision),
-        'cuda.matmul.allow_tf32': _told(lambda: torch.backends.cuda.matmul.allow_tf32),
-        'cudnn.allow_tf32': _told(lambda: torch.backends.cudnn.allow_tf32),
+        'matmul precision': _flag(torch.get_float32_matmul_precision),
+        'cuda.matmul.allow_tf32': _flag(lambda: torch.backends.cuda.matmul.allow_tf32),
+        'cudnn.allow_tf32': _flag(lambda: torch.backends.cudnn.allow_tf32),
     }
     fine = not rounded and not any(value in (True, 'high', 'medium') for value in flags.values())
-    detail = f'rounded: {", ".join(rounded)}' if rounded else f'{", ".join(found)} keep 1 + 2^-12'
-    told = ', '.join(f'{name} {value}' for name, value in flags.items())
+    detail = f'rounded: {", ".join(rounded)}' if rounded else f'{", ".join(results)} keep 1 + 2^-12'
+    states = ', '.join(f'{name} {value}' for name, value in flags.items())
     mend = '' if fine else f'; unset {", ".join(FASTER)}'
-    yield '', fine, f'{detail}; {told}{mend}'
+    yield '', fine, f'{detail}; {states}{mend}'
 
 
-def golden(quick):
+def golden(quick: bool) -> Iterator[Finding]:
     """The methods, with and without FSA, give the golden numbers in float32."""
     needs(GOLDEN)
     import torch
@@ -152,16 +164,16 @@ def golden(quick):
         yield os.path.basename(path)[:-12], *_within(differences, EXACT)
 
 
-def golden_logits(tensors):
-    """Return the golden logits of the methods that the suite has: 'METHOD' or 'METHOD+fsa' -> (B, N, Q)."""
+def golden_logits(tensors: 'Mapping[str, Tensor]') -> 'dict[str, Tensor]':
+    """Return the golden logits of the suite's methods: 'METHOD' or 'METHOD+fsa' -> (B, N, Q)."""
     from fsa_seg.methods import method_names
 
     named = {key.removeprefix('logits.'): value for key, value in tensors.items() if key.startswith('logits.')}
     return {name: value for name, value in named.items() if name.removesuffix('+fsa') in method_names(users=False)}
 
 
-def load_golden(path):
-    """Return the image tower and the tensors (dict) of a file of golden numbers; see tests/golden.
+def load_golden(path: str) -> 'tuple[nn.Module, dict[str, Tensor]]':
+    """Return the image tower and the named tensors of a file of golden numbers; see tests/golden.
 
     The tensors are `images`, `text`, `vfm_features`, and `logits.METHOD` and `logits.METHOD+fsa` of each method.
     """
@@ -179,8 +191,8 @@ def load_golden(path):
     return visual, tensors
 
 
-def dense(quick):
-    """The methods, with and without FSA, agree with the dense reference: toy models, a window."""
+def dense(quick: bool) -> Iterator[Finding]:
+    """The methods, with and without FSA, agree with the dense reference on one window of toy models."""
     import torch
 
     from fsa_seg.methods import make_method
@@ -189,7 +201,7 @@ def dense(quick):
     from fsa_seg.profiling.architectures import compare
 
     device, model = used_device(), _toy('proxyclip')
-    squares = torch.randn(1, 3, 7, 7, generator=torch.Generator().manual_seed(0))  # features of noise would be alike
+    squares = torch.randn(1, 3, 7, 7, generator=torch.Generator().manual_seed(0))  # noise would give equal features
     image = torch.nn.functional.interpolate(squares, (224, 224)).to(device)
     differences = {}
     with torch.no_grad():
@@ -199,15 +211,15 @@ def dense(quick):
             arguments = dict(method=make_method(name), feedback=resolve_feedback(fsa), vfm_features=features)
             logits, _ = token_logits(model.visual, tokens, grid, model.text.rows, **arguments)
             try:
-                found = compare(model.visual, tokens, grid, model.text.rows, logits, **arguments)['difference']
+                difference = compare(model.visual, tokens, grid, model.text.rows, logits, **arguments)['difference']
             except (Disagreement, RuntimeError) as error:  # entries that cannot be kept, or a large difference
-                found = one_line(error)
-            differences[name + ('+fsa' if fsa else '')] = found
+                difference = one_line(error)
+            differences[name + ('+fsa' if fsa else '')] = difference
     yield '', *_within(differences, EXACT)
 
 
-def labels(quick):
-    """Half precision keeps almost all of float32's labels: toy models, mini split."""
+def labels(quick: bool) -> Iterator[Finding]:
+    """Half precision keeps almost all of float32's labels of toy models on the mini split."""
     rows, images = ((('proxyclip', 'fsa'),), 1) if quick else (None, 3)
     for name, pixels, moved in moved_labels(rows, images, tuple(LABELS)):
         for precision, count in moved.items():
@@ -219,8 +231,8 @@ def labels(quick):
             )
 
 
-def sync(quick):
-    """A GPU is not waited for inside an image: a shared pass of all methods under torch.cuda.set_sync_debug_mode('error')."""
+def sync(quick: bool) -> Iterator[Finding]:
+    """No step inside an image waits for the GPU: all methods share a pass under `set_sync_debug_mode('error')`."""
     device = used_device()
     if device != 'cuda':
         raise Skip('no GPU')
@@ -241,7 +253,7 @@ def sync(quick):
                 data_samples=[SegDataSample(metainfo=dict(ori_shape=shape)) for shape in ((50, 71), (96, 33))],
             )
         )
-        model.predict(**data)  # what is made once
+        model.predict(**data)  # the first call may wait: it makes the constants
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
@@ -252,8 +264,8 @@ def sync(quick):
         yield f'{size} at a time', True, f'{len(cells)} rows, 2 images: nothing waits'
 
 
-def sdpa(quick):
-    """Each back end of `scaled_dot_product_attention` that runs agrees with float64, at the shapes of the suite."""
+def sdpa(quick: bool) -> Iterator[Finding]:
+    """Each back end of `scaled_dot_product_attention` that runs agrees with float64 at the suite's shapes."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -265,23 +277,23 @@ def sdpa(quick):
             if member in SDPBackend.__members__
         }
     )
-    found, refused = {name: {} for name in contexts}, {}
+    differences_of, failures = {name: {} for name in contexts}, {}
     for shape, dtype in itertools.product(SHAPES[: 1 if quick else None], ATTENTION):
         inputs = _attention_inputs(shape, getattr(torch, dtype), device)
         expected = torch.stack([_attention64(*(x[0, head] for x in inputs)) for head in range(shape[0])])
         for name, context in contexts.items():
             try:
                 with context():
-                    out = torch.nn.functional.scaled_dot_product_attention(*inputs)
+                    attended = torch.nn.functional.scaled_dot_product_attention(*inputs)
             except RuntimeError as error:
                 if not any(text in str(error) for text in NO_KERNEL):
-                    refused[name] = f'{dtype} {tuple(inputs[0].shape)}: {one_line(error)}'
+                    failures[name] = f'{dtype} {tuple(inputs[0].shape)}: {one_line(error)}'
                 continue
-            difference = float((out[0].double() - expected).abs().max())
-            found[name][dtype] = _worse(found[name].get(dtype, 0.0), difference)
-    for name, differences in found.items():
-        if name in refused:
-            yield name, False, refused[name]
+            difference = float((attended[0].double() - expected).abs().max())
+            differences_of[name][dtype] = _worse(differences_of[name].get(dtype, 0.0), difference)
+    for name, differences in differences_of.items():
+        if name in failures:
+            yield name, False, failures[name]
         elif differences:
             yield (
                 name,
@@ -294,21 +306,22 @@ def sdpa(quick):
             yield name, 'skipped (not for this device)', ''
 
 
-def used_device():
-    """Return where the suite computes: 'cuda' where there is a GPU, else 'cpu' (or what mmengine knows beside)."""
+def used_device() -> str:
+    """Return the suite's device: 'cuda' on a machine with a GPU, else 'cpu' or another device that mmengine knows."""
     from mmengine.device import get_device
 
     return get_device()
 
 
-def needs(*paths):
-    """Raise a Skip unless these files are there, which a clone of the repository has."""
+def needs(*paths: str) -> None:
+    """Raise a Skip unless all paths exist; a clone of the repository has the files, an installed package lacks them."""
     for path in paths:
         if not os.path.exists(path):
             raise Skip(f'{os.path.relpath(path, ROOT)} is missing: run it from a clone of the repository')
 
 
 def _toy_config(method, feedback, precision):
+    """Return the config of a toy segmentor."""
     needs(MINI)
     from fsa_seg.config.compose import compose
 
@@ -316,14 +329,16 @@ def _toy_config(method, feedback, precision):
 
 
 def _toy(method='maskclip'):
-    """Return a toy segmentor in float32 on the device; building it sees to it that float32 is computed in float32."""
+    """Return a toy segmentor in float32 on the used device; building a segmentor switches TF32 off."""
     from mmseg.registry import MODELS
 
     return MODELS.build(_toy_config(method, None, 'fp32')).to(used_device())
 
 
-def moved_labels(rows, images, precisions):
-    """Yield what `CostTables.moved_labels` does on the used device; `rows` None stands for its default."""
+def moved_labels(
+    rows: Sequence[tuple[str, str | None]] | None, images: int | None, precisions: Sequence[str]
+) -> Iterator[tuple[str, int, dict[str, int]]]:
+    """Yield the values of `CostTables.moved_labels` on the used device; `rows` None stands for AGREEING."""
     needs(MINI)
     from fsa_seg.profiling.costs import AGREEING, CostTables
 
@@ -332,16 +347,22 @@ def moved_labels(rows, images, precisions):
 
 
 def _within(differences, limit):
-    """Return whether all differences (dict of name -> number or text of an error) are within the limit, and detail."""
-    far = {name: value for name, value in differences.items() if isinstance(value, str) or not value <= limit}
-    if far:
-        told = {name: value if isinstance(value, str) else f'{value:.1e}' for name, value in far.items()}
-        return False, f'{"; ".join(map(": ".join, told.items()))} (limit {limit:.0e})'[:300]
+    """Return whether all differences are within the limit, and a detail.
+
+    Args:
+        differences (dict): name -> number, or the text of an error.
+        limit (float): largest difference that passes.
+    """
+    failures = {name: value for name, value in differences.items() if isinstance(value, str) or not value <= limit}
+    if failures:
+        texts = {name: value if isinstance(value, str) else f'{value:.1e}' for name, value in failures.items()}
+        return False, f'{"; ".join(map(": ".join, texts.items()))} (limit {limit:.0e})'[:300]
     largest = max(differences.values())
     return True, f'{len(differences)} comparisons, largest difference {largest:.1e} (limit {limit:.0e})'
 
 
 def _attention_inputs(shape, dtype, device):
+    """Return random q, k and v, each (1, heads, T, d)."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -349,7 +370,7 @@ def _attention_inputs(shape, dtype, device):
 
 
 def _attention64(q, k, v):
-    """Return softmax(qkᵀ/√d)·v in float64, (T, d) each."""
+    """Return softmax(qkᵀ/√d)·v in float64; q, k, v and the result are (T, d)."""
     q, k, v = (x.double() for x in (q, k, v))
     return (q @ k.T / q.shape[1] ** 0.5).softmax(-1) @ v
 
@@ -359,8 +380,9 @@ def _worse(a, b):
     return b if not b <= a else a
 
 
-def _told(read):
+def _flag(read):
+    """Return the value of a flag of torch's, or 'unknown' if torch does not tell."""
     try:
         return read()
-    except RuntimeError:  # torch: the flags were set by its other interface
+    except RuntimeError:  # torch reads a flag through the interface that set the flag alone
         return 'unknown'
