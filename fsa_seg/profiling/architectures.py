@@ -1,29 +1,32 @@
 """Architectures: every chosen backbone, VFM, method and feedback on one window of random pixels, with random weights.
 
-Trunk and VFM run once each and are shared; what a row adds is the last block under its method, and its feedback.
+All rows share one run of each trunk and VFM. A row adds the last block under its method, and its feedback.
 """
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
+from torch import Tensor, nn
 
 from fsa_seg.config.components import component_config, component_titles, feedback_of, load_components, segmentor_config
 from fsa_seg.config.fingerprint import versions
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.results import row_name, write_result
 from fsa_seg.methods import SPELLED_OUT
+from fsa_seg.methods.base import Method
 from fsa_seg.models.clip import load_clip, trunk, trunk_and_inner
 from fsa_seg.models.segmentor import PRECISIONS
-from fsa_seg.models.window import resolve_feedback, role_features, token_logits, window_cosines
+from fsa_seg.models.window import Features, resolve_feedback, role_features, token_logits, window_cosines
 from fsa_seg.ops import reference
 from fsa_seg.ops.device import device_name, exact_float32
-from fsa_seg.ops.feedback import prune
+from fsa_seg.ops.feedback import FSA, prune
 from fsa_seg.profiling.measured import measured
 from fsa_seg.system.markdown import markdown_table
 from fsa_seg.system.paths import sources_digest
@@ -33,18 +36,18 @@ FIGURES = ('grid', 'trunk, s', 'VFM, s', 'last block, s', 'weights, MiB', 'memor
 
 
 class ArchitectureRuns:
-    """Runs the cells of a suite that has a `window`, one row each.
+    """Runs the cells of a suite that has a `window`; each cell gives a row.
 
     Args:
-        suite (dict): of `fsa_seg.config.suites.load_suite`: `window` in pixels, number of `queries`.
-        seed (int): of weights, pixels and text rows.
-        precision (str): 'fp32', 'fp16' or 'bf16', of trunk and VFM.
-        device (str): where to run.
-        folder (str): where rows are kept; one that is there is not run again, unless
-        force (bool) says so.
+        suite: see `fsa_seg.config.suites.load_suite`; it holds the `window` in pixels and the number of `queries`.
+        seed: seed of weights, pixels and text rows.
+        precision: 'fp32', 'fp16' or 'bf16', of trunk and VFM.
+        device: device of models and tensors.
+        folder: folder of the kept rows.
+        force: whether to run cells whose row is kept.
     """
 
-    def __init__(self, suite, seed, precision, device, folder, force=False):
+    def __init__(self, suite: Any, seed: int, precision: str, device: str, folder: str, force: bool = False):
         self.suite, self.seed, self.precision, self.device = suite, seed, precision, device
         self.folder, self.force = folder, force
         self._backbone, self._features = (None, None), {}
@@ -52,11 +55,11 @@ class ArchitectureRuns:
         self._state = [seed, precision, self.where(), suite.queries, sources_digest(), versions()]
 
     @torch.no_grad()
-    def row(self, cell):
-        """Return the row of a cell as a JSON-ready dict; what the cell raises stands in its `error`.
+    def row(self, cell: Mapping[str, Any]) -> dict:
+        """Return the row of a cell as a JSON-ready dict; its `error` holds the text of the cell's exception, or None.
 
         Args:
-            cell (dict): kind -> component, of `fsa_seg.config.suites.suite_cells`.
+            cell: kind -> component, see `fsa_seg.config.suites.suite_cells`.
         """
         components = load_components(
             *({**DEFAULTS, **cell}[kind] for kind in ('method', 'feedback', 'backbone', 'vfm'))
@@ -71,20 +74,22 @@ class ArchitectureRuns:
         row = dict(names, name=row_name(names), random_weights=self.seed, precision=self.precision, error=None)
         try:
             row.update(self._run(components, cell.get('check', False)))
-        except Exception as error:  # whatever a new component raises
+        except Exception as error:  # a new component may raise any error
             return dict(row, error=f'{type(error).__name__}: {str(error)[:300]}')
         write_result(row, path)
         return row
 
-    def where(self):
-        """Return a line about what ran, and where."""
+    def where(self) -> str:
+        """Return a line about the settings and the device of the runs."""
         return (
             f'One window of {self.suite.window}×{self.suite.window} random pixels, {self.suite.queries} queries, '
-            f'random weights of seed {self.seed}, {self.precision}, {device_name(self.device)}. Trunk and VFM ran once each and are '
-            "shared by the rows that name them; memory is the highest of a row's components, beyond the weights."
+            f'random weights of seed {self.seed}, {self.precision}, {device_name(self.device)}. '
+            "Trunk and VFM ran once each and are shared by the rows that name them; memory is the highest of a row's "
+            'components, beyond the weights.'
         )
 
     def _run(self, components, check):
+        """Return the figures of a row: its grid, seconds, bytes and, if `check` holds, the difference from dense."""
         (visual, text, image, tokens, grid), trunk_cost, size = self._trunk(components['backbone'])
         method, vfms = components['method'], {role: self._vfm(vfm) for role, vfm in components['vfm'].items()}
         feedback = feedback_of(components)
@@ -113,15 +118,15 @@ class ArchitectureRuns:
         return row
 
     def _image(self, multiple):
-        """Return random pixels (1, 3, height, width) in 0..1, the window's sides rounded up to whole patches."""
+        """Return random pixels (1, 3, height, width) in 0..1; the window's sides are rounded up to whole patches."""
         sides = [-(-self.suite.window // side) * side for side in multiple]
         return torch.rand(1, 3, *sides, generator=torch.Generator().manual_seed(self.seed)).to(self.device)
 
     def _trunk(self, component):
-        """Return (tower, text rows, image, tokens, grid), cost and bytes of a backbone; the last backbone is kept."""
+        """Return (tower, text rows, image, tokens, grid), cost and bytes of a backbone, and keep the last backbone."""
         key = json.dumps(component, sort_keys=True)
         if self._backbone[0] != key:
-            self._backbone = (None, None)  # its memory is free before the next is made
+            self._backbone = (None, None)  # frees the memory of the last backbone before the next load
             visual = load_clip(**component_config(component, self.seed))[0].visual
             visual = visual.to(self.device, PRECISIONS[self.precision])
             mean, std = (
@@ -135,7 +140,7 @@ class ArchitectureRuns:
         return self._backbone[1]
 
     def _vfm(self, component):
-        """Return features, cost and bytes of a VFM; its features are kept, the model is not."""
+        """Return features, cost and bytes of a VFM, and keep them without the model."""
         key = json.dumps(component, sort_keys=True)
         if key not in self._features:
             vfm = MODELS.build(component_config(component, self.seed))
@@ -144,19 +149,32 @@ class ArchitectureRuns:
             vfm = vfm.to(self.device, PRECISIONS[self.precision])
             features, cost = measured(lambda: vfm(image), self.device)
             if tuple(features.shape[2:]) != expected:
-                raise RuntimeError(f'the VFM said {expected}, and gave {tuple(features.shape[2:])}')
+                raise RuntimeError(f'the VFM promised a grid of {expected}, and gave {tuple(features.shape[2:])}')
             self._features[key] = (features, cost, _bytes(vfm))
         return self._features[key]
 
 
-def compare(visual, tokens, grid, text, logits, method, feedback, vfm_features, inner=None):
-    """Return how far logits are from the dense reference, `fsa_seg.ops.reference`, as a dict for a row.
+def compare(
+    visual: nn.Module,
+    tokens: Tensor,
+    grid: tuple[int, int],
+    text: Tensor,
+    logits: Tensor,
+    method: str | dict | Method,
+    feedback: FSA | None,
+    vfm_features: Features,
+    inner: Mapping[int, Tensor] | None = None,
+) -> dict[str, float]:
+    """Compare logits with the dense reference, `fsa_seg.ops.reference`; return the `difference` as a dict for a row.
 
-    Pruning is a threshold, and so is the zero below which a proxy map has no entries: the dense reference is given the
-    choices that were made here, after it has found that those which it would make otherwise lie at the threshold.
+    Pruning is a threshold, and a proxy map drops entries below zero. The dense reference takes both choices from the
+    code under test, after a check that its own choices differ at the threshold alone.
+
+    Args: the logits (B, N, Q) of the code under test, and the arguments of `fsa_seg.models.window.token_logits`.
 
     Raises:
         UserError: the dense reference does not know the method.
+        RuntimeError: the difference is larger than 1e-5.
     """
     windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner)
     method, attention = windows.method, windows.attention
@@ -206,4 +224,5 @@ def _cells(row):
 
 
 def _bytes(model):
+    """Return the bytes of a model's parameters."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -1,8 +1,7 @@
-"""What the suite costs: time and memory by stage, against named references in the same run, and how they grow.
+"""The suite's costs: time and memory by stage, against named references in the same run, and their growth.
 
-Models have random weights, text and pixels are random: neither changes what is computed. Functions that are compared
-take turns after one run that is not counted; a time is the median, with the least and the most, and so is a ratio of each
-turn's times.
+Weights, text and pixels are random, which does not change the computation. The functions of a comparison take turns,
+after one run without a clock. A time is the median of the turns, with the least and the most; so is a ratio of times.
 
 Shape legend: N patches, Q queries.
 """
@@ -10,9 +9,11 @@ Shape legend: N patches, Q queries.
 import functools
 import itertools
 import math
+import os
 import platform
 import statistics
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,40 +44,36 @@ from fsa_seg.profiling.measured import measured, tensor_peak
 from fsa_seg.system.machine import cpu_name
 from fsa_seg.system.markdown import markdown_table
 
-PROTOCOL = 'proxyclip'  # of all measurements: windows, stride
-ROWS = list(
-    itertools.product(('maskclip', 'sclip', 'clearclip', 'proxyclip'), (None, 'fsa'))
-)  # of one backbone's column
+Row = dict[str, object]  # column -> value, of a table
+PROTOCOL = 'proxyclip'  # gives window and stride of all measurements
+ROWS = list(itertools.product(('maskclip', 'sclip', 'clearclip', 'proxyclip'), (None, 'fsa')))  # method, feedback
 IMAGE = (336, 448)  # pixels of a resized image
 GROWTH = dict(N=[(side, 21) for side in (21, 28, 42, 64)], Q=[(42, queries) for queries in (21, 60, 171, 400, 847)])
-QUERIES = (
-    21,
-    171,
-    847,
-)  # of VOC21, COCO-Stuff164k and ADE20K's longest list; dense references run for all but the last
-AGREEMENT = 10  # images whose labels are compared in half precision
-AGREEING = (('proxyclip', 'fsa'), ('sclip', 'fsa'), ('clip', None))  # method and feedback of each comparison
-PRUNED = (42, 21)  # side of the grid, and queries, whose similarities are pruned
+QUERIES = (21, 171, 847)  # of VOC21, COCO-Stuff164k, ADE20K's longest list; dense references run for all but the last
+DENSE = ('dense', 'per head')  # the forms of the dense reference
+AGREEMENT = 10  # images in the comparison of labels in half precision
+AGREEING = (('proxyclip', 'fsa'), ('sclip', 'fsa'), ('clip', None))  # method, feedback
+PRUNED = (42, 21)  # side of the grid, and queries, of the similarities to prune
 LARGE = (128, 847)  # side of the grid of a 1024-pixel window at patch 8, and ADE20K's longest list of queries
 
 
 class Cost(NamedTuple):
-    """What a function cost.
+    """The cost of a function.
 
     Attributes:
-        times (list of float): seconds of each run.
-        bytes (int): of tensors at their peak, beyond what was held before.
+        times: seconds of each run.
+        bytes: peak of the tensors during a run, beyond the tensors before the run; None without a measurement.
     """
 
-    times: list
-    bytes: int
+    times: list[float]
+    bytes: int | None
 
     seconds = property(lambda self: statistics.median(self.times))
     mebibytes = property(lambda self: f'{self.bytes / 2**20:.0f}')
 
-    def over(self, other, factor=1.0, digits=2):
-        """Return factor × this time over another's, turn by turn: the median, with the least and the most, as text."""
-        ratios = [factor * mine / theirs for mine, theirs in zip(self.times, other.times)]
+    def over(self, base: 'Cost', factor: float = 1.0, digits: int = 2) -> str:
+        """Return the ratio factor × time / base's time over the turns: the median, the least and the most, as text."""
+        ratios = [factor * seconds / base_seconds for seconds, base_seconds in zip(self.times, base.times)]
         spread = f' ({min(ratios):.{digits}f}–{max(ratios):.{digits}f})' if len(ratios) > 1 else ''
         return f'{statistics.median(ratios):.{digits}f}{spread}'
 
@@ -92,96 +89,104 @@ def _attended(windows):
 
 
 class CostTables:
-    """The sections of measurements, each a method that returns a list of rows (dicts with the same keys).
+    """The sections of measurements: each section is a method that returns a list of rows with the same keys.
 
     Args:
-        backbone (str), vfm (str): names of components; models get random weights.
-        precision (str): 'fp32', 'fp16' or 'bf16'.
-        device (str): where to run.
-        repeats (int): runs of each function; what takes long runs at most 3 times, the last block at its largest once.
-        mini (str): a data root with the toy world, whose images are decoded.
-        vfms (list of str): VFMs of the eleven attention maps; by default those of the suite `attention33`.
-        step: function () called after each timed run, to show progress.
+        backbone: name of a component; the model gets random weights.
+        vfm: name of a component; the model gets random weights.
+        precision: 'fp32', 'fp16' or 'bf16'.
+        device: device of models and tensors.
+        repeats: runs of each function; long functions run at most 3 times, the last block at its largest once.
+        mini: a data root with the toy world, for images to decode.
+        vfms: VFMs of the eleven attention maps; by default the VFMs of the suite `attention33`.
+        step: function that is called after each timed run, to show progress.
     """
 
-    def __init__(self, backbone, vfm, precision, device, repeats, mini, vfms=None, step=lambda: None):
+    def __init__(
+        self,
+        backbone: str,
+        vfm: str,
+        precision: str,
+        device: str,
+        repeats: int,
+        mini: str,
+        vfms: Sequence[str] | None = None,
+        step: Callable[[], object] = lambda: None,
+    ):
         self.backbone, self.vfm, self.precision, self.device = backbone, vfm, precision, torch.device(device)
         self.repeats, self.mini, self.vfms, self.step = repeats, mini, vfms, step
         self._models, self._texts = {}, {}
 
-    def stages(self):
+    def stages(self) -> list[Row]:
         """One image under ProxyCLIP + FSA, stage by stage, 21 queries: its windows one at a time."""
+        functions, count = self._stage_functions()
+        costs = self._costs(functions)
+        rate = self._matmul_rate()
+        flops = {name: self._flops(functions[name]) for name in ('trunk', 'VFM')}
+        total = sum(cost.seconds for cost in costs.values())
+        rows = [
+            {
+                'stage': name,
+                'time': str(cost),
+                'share': f'{100 * cost.seconds / total:.1f} %',
+                'memory, MiB': cost.mebibytes,
+                'GFLOP': f'{flops[name] / 1e9:.0f}' if name in flops else '–',
+                'of the matmul rate': f'{100 * flops[name] / cost.seconds / rate:.0f} %' if name in flops else '–',
+            }
+            for name, cost in costs.items()
+        ]
+        image_row = {
+            'stage': f'one image, {count} windows',
+            'time': f'{total:.3f} s',
+            'share': '100 %',
+            'memory, MiB': '',
+            'GFLOP': '',
+            'of the matmul rate': f'{rate / 1e9:.0f} GFLOP/s',
+        }
+        return [*rows, image_row]
+
+    def _stage_functions(self):
+        """Return the functions of the stages of one image, name -> function (), and the number of windows."""
         member = self._member('proxyclip', 'fsa')
         model, text = member
-        dataset = DATASETS.build(
-            compose('voc21', data_root=self.mini, backbone='toy', vfm='toy').test_dataloader.dataset
-        )
+        config = compose('voc21', data_root=self.mini, backbone='toy', vfm='toy')
+        dataset = DATASETS.build(config.test_dataloader.dataset)
         data = dataset[0]
         image = model.data_preprocessor(dict(inputs=[data['inputs']]))['inputs'][0]
         truth = data['data_samples'].gt_sem_seg.data[0].to(self.device)
         crops = [Crop(0, image, *place) for place in windows(*image.shape[1:], model.window, model.stride)]
-        cut = [cut_window(image, crop.rows, crop.columns, model.multiple) for crop in crops]
-        inputs = [(*model.trunk(model.visual, window)[:2], model.features(window)) for window in cut]
+        images = [cut_window(image, crop.rows, crop.columns, model.multiple) for crop in crops]
+        inputs = [(*model.trunk(model.visual, window)[:2], model.features(window)) for window in images]
 
-        def under_the_method(tokens, grid, features):
+        def window_cosines(tokens, grid, features):
             return WindowCosines(model.method, LastBlock(model.visual, tokens, grid, features), text.rows)
 
-        blocks = [under_the_method(*window) for window in inputs]
-        done = [list(window_results([member], [crop]))[0][1] for crop in crops]
+        blocks = [window_cosines(*window) for window in inputs]
+        results = [list(window_results([member], [crop]))[0][1] for crop in crops]
         for block in blocks:
-            _ = block.first  # FSA is timed without the method's own map and readout, which are kept
+            _ = block.first  # keeps the method's own map and readout, so that FSA is timed without them
         layout = Layout(tuple(image.shape[1:]), tuple(truth.shape), model.window, model.stride, model.multiple)
-        merged = model.method.merge(done, layout)
+        merged = model.method.merge(results, layout)
         labels = model.labels(merged, text, image)[0]
-        costs = self._costs(
-            {
-                'decode and resize': lambda: dataset[0],
-                'trunk': lambda: [model.trunk(model.visual, window) for window in cut],
-                'VFM': lambda: [model.features(window) for window in cut],
-                'attention map': lambda: [_attended(under_the_method(*window)) for window in inputs],
-                'readout': lambda: [block.cosines(block.attention) for block in blocks],
-                'FSA': lambda: [list(block.rounds(model.feedback)) for block in blocks],
-                'overlap-add': lambda: model.method.merge(done, layout),
-                'post-processing': lambda: model.labels(merged, text, image),
-                'metric': lambda: confusion(truth, labels, 21),
-            }
-        )
-        rate = self._matmul_rate()
-        flops = {
-            'trunk': self._flops(lambda: [model.trunk(model.visual, window) for window in cut]),
-            'VFM': self._flops(lambda: [model.features(window) for window in cut]),
+        functions = {
+            'decode and resize': lambda: dataset[0],
+            'trunk': lambda: [model.trunk(model.visual, window) for window in images],
+            'VFM': lambda: [model.features(window) for window in images],
+            'attention map': lambda: [_attended(window_cosines(*window)) for window in inputs],
+            'readout': lambda: [block.cosines(block.attention) for block in blocks],
+            'FSA': lambda: [list(block.rounds(model.feedback)) for block in blocks],
+            'overlap-add': lambda: model.method.merge(results, layout),
+            'post-processing': lambda: model.labels(merged, text, image),
+            'metric': lambda: confusion(truth, labels, 21),
         }
-        total = sum(cost.seconds for cost in costs.values())
-        rows = []
-        for name, cost in costs.items():
-            own = flops.get(name)
-            rows.append(
-                {
-                    'stage': name,
-                    'time': str(cost),
-                    'share': f'{100 * cost.seconds / total:.1f} %',
-                    'memory, MiB': cost.mebibytes,
-                    'GFLOP': f'{own / 1e9:.0f}' if own else '–',
-                    'of the matmul rate': f'{100 * own / cost.seconds / rate:.0f} %' if own else '–',
-                }
-            )
-        rows.append(
-            {
-                'stage': f'one image, {len(crops)} windows',
-                'time': f'{total:.3f} s',
-                'share': '100 %',
-                'memory, MiB': '',
-                'GFLOP': '',
-                'of the matmul rate': f'{rate / 1e9:.0f} GFLOP/s',
-            }
-        )
-        return rows
+        return functions, len(crops)
 
-    def fsa(self):
-        """The last block with FSA on one window, against trunk + VFM, and against the dense evaluation of `fsa_seg.ops.reference`.
+    def fsa(self) -> list[Row]:
+        """The last block with FSA on one window, against trunk + VFM, and against the dense reference.
 
-        The latter, in float32 alone, has two forms: one map where all heads share it; and a map per head throughout, and
-        pruning by a sort whose indices are scattered back, as direct implementations do.
+        The dense reference, `fsa_seg.ops.reference`, runs in float32 alone, in two forms. The first form has one map if
+        all heads share the map. The second form has a map per head, and sorts and scatters to prune, as direct
+        implementations do.
         """
         model, _ = self._member('proxyclip', 'fsa')
         crop = self._window(model)
@@ -196,43 +201,44 @@ class CostTables:
                 for fsa in (None, True)
             }
             cost = self._costs({**functions, 'floor': lambda: (model.trunk(model.visual, crop), model.features(crop))})
-            floor = cost['floor']
             count = features.shape[2] * features.shape[3]
             row = {
                 'N': count,
                 'Q': queries,
-                'trunk + VFM': str(floor),
+                'trunk + VFM': str(cost['floor']),
                 'map + readout': str(cost[None]),
                 'map + readout + FSA': str(cost[True]),
-                'of trunk + VFM': cost[True].over(floor, 100, 1) + ' %',
+                'of trunk + VFM': cost[True].over(cost['floor'], 100, 1) + ' %',
                 'memory, MiB': cost[True].mebibytes,
                 '4·N·max(N, Q), MiB': f'{16 * count * max(count, queries) / 2**20:.0f}',
-                **{
-                    key: '–'
-                    for name in ('dense', 'per head')
-                    for key in (name, f'{name}, MiB', f'{name}: times faster')
-                },
+                **{key: '–' for name in DENSE for key in (name, f'{name}, MiB', f'{name}: times faster')},
             }
             if queries != QUERIES[-1] and self.precision == 'fp32':  # at the last it would hold 20 GiB
-                formula = reference.METHODS['proxyclip']
-                dense = functools.partial(reference.logits, *arguments, **formula, features=features, fsa={})
-                sides = self._costs(
-                    {'ours': functions[True], 'dense': dense, 'per head': functools.partial(dense, per_head=True)},
-                    most=3,
-                )
-                for name in ('dense', 'per head'):
-                    row.update(
-                        {
-                            name: str(sides[name]),
-                            f'{name}, MiB': sides[name].mebibytes,
-                            f'{name}: times faster': sides[name].over(sides['ours'], digits=1),
-                        }
-                    )
+                row.update(self._dense_costs(functions[True], arguments, features))
             rows.append(row)
         return rows
 
-    def pruning(self):
-        """Ways to find the threshold of pruning (p = 0.45) in each row of S: the first is used."""
+    def _dense_costs(self, fsa, arguments, features):
+        """Return the entries of the dense references in a row of `fsa`.
+
+        Args:
+            fsa (function): the last block with FSA.
+            arguments (tuple): tower, tokens, grid and text rows.
+            features (B, C, I, J): of the VFM.
+        """
+        dense = functools.partial(
+            reference.logits, *arguments, **reference.METHODS['proxyclip'], features=features, fsa={}
+        )
+        forms = dict(zip(DENSE, (dense, functools.partial(dense, per_head=True))))
+        costs, entries = self._costs({'ours': fsa, **forms}, most=3), {}
+        for name in DENSE:
+            entries[name] = str(costs[name])
+            entries[f'{name}, MiB'] = costs[name].mebibytes
+            entries[f'{name}: times faster'] = costs[name].over(costs['ours'], digits=1)
+        return entries
+
+    def pruning(self) -> list[Row]:
+        """Ways to find the threshold of pruning (p = 0.45) in each row of S: FSA uses the first way."""
         model, _ = self._member('proxyclip', 'fsa')
         side, queries = PRUNED
         z = F.normalize(torch.randn(1, side**2, 64, device=self.device), dim=-1) @ self._text(model, queries)[:, :64].T
@@ -247,8 +253,8 @@ class CostTables:
             probs, (low, high) = similarity.softmax(-1), similarity.aminmax(dim=-1, keepdim=True)
             for _ in range(steps):
                 middle = (low + high) / 2
-                fits = (probs * (similarity >= middle)).sum(-1, keepdim=True) <= 0.45
-                low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+                within = (probs * (similarity >= middle)).sum(-1, keepdim=True) <= 0.45
+                low, high = torch.where(within, low, middle), torch.where(within, middle, high)
             return high
 
         functions = {
@@ -256,7 +262,7 @@ class CostTables:
             'sort': by_sort,
             'bisection of the mass': by_bisection,
         }
-        kept = {name: similarity >= function() for name, function in functions.items()}
+        masks = {name: similarity >= function() for name, function in functions.items()}
         costs = self._costs(functions)
         return [
             {
@@ -264,13 +270,13 @@ class CostTables:
                 'N': side**2,
                 'time': str(cost),
                 'memory, MiB': cost.mebibytes,
-                'entries kept unlike sort': int((kept[name] != kept['sort']).sum()),
+                'entries kept unlike sort': int((masks[name] != masks['sort']).sum()),
             }
             for name, cost in costs.items()
         ]
 
-    def large(self):
-        """The last block with FSA in blocks of rows, at the grid of a 1024-pixel window: no N×N map is held."""
+    def large(self) -> list[Row]:
+        """The last block with FSA in blocks of rows, at the grid of a 1024-pixel window, without an N×N map."""
         side, queries = LARGE
         model, _ = self._member('proxyclip', 'fsa')
         cost = self._costs({'': self._random_block(model, side, queries)}, most=1)['']
@@ -284,18 +290,19 @@ class CostTables:
             }
         ]
 
-    def shared_pass(self):
+    def shared_pass(self) -> list[Row]:
         """Several cells in one pass over a window, against one after the other, and against trunk + VFMs."""
         column = [self._member(method, fsa) for method, fsa in ROWS]
-        chosen = {'vfm': self.vfms} if self.vfms else {}
-        suite = suite_cells(load_suite('attention33'), backbone=[self.backbone], **chosen)
-        maps = [self._member(cell['method'], cell['feedback'], cell.get('vfm')) for cell in suite]
+        vfms = {'vfm': self.vfms} if self.vfms else {}
+        cells = suite_cells(load_suite('attention33'), backbone=[self.backbone], **vfms)
+        maps = [self._member(cell['method'], cell['feedback'], cell.get('vfm')) for cell in cells]
         return [
             self._shared(f'{len(column)}: four methods, with and without FSA', column),
             self._shared(f'{len(maps)}: eleven attention maps, with and without FSA', maps),
         ]
 
     def _shared(self, name, members):
+        """Return the row of a pass over one window by several members."""
         crop, first = self._crop(members[0].segmentor), members[0].segmentor
         segmentors = (member.segmentor for member in members)
         vfms = {id(vfm): segmentor for segmentor in segmentors for vfm in segmentor.vfms.values()}.values()
@@ -322,7 +329,7 @@ class CostTables:
             'memory of the pass, MiB': cost['one pass'].mebibytes,
         }
 
-    def batches(self):
+    def batches(self) -> list[Row]:
         """Windows of ProxyCLIP + FSA in batches, against one at a time."""
         member, sizes = self._member('proxyclip', 'fsa'), (1, 2, 4)
         crop = self._crop(member.segmentor)
@@ -340,7 +347,7 @@ class CostTables:
             for size, cost in costs.items()
         ]
 
-    def precision_agreement(self):
+    def precision_agreement(self) -> list[Row]:
         """The share of pixels that get float32's labels in half precision: toy models, the mini split of VOC21."""
         return [
             {
@@ -351,15 +358,20 @@ class CostTables:
             for name, pixels, moved in self.moved_labels()
         ]
 
-    def moved_labels(self, rows=AGREEING, images=None, precisions=('fp16', 'bf16')):
-        """Yield (row's name, pixels labelled, {precision: pixels whose label is not float32's}).
+    def moved_labels(
+        self,
+        rows: Sequence[tuple[str, str | None]] = AGREEING,
+        images: int | None = None,
+        precisions: Sequence[str] = ('fp16', 'bf16'),
+    ) -> Iterator[tuple[str, int, dict[str, int]]]:
+        """Yield for each row its name, the number of pixels, and precision -> pixels with another label than float32's.
 
         Toy models label the mini split of VOC21.
 
         Args:
-            rows (sequence of (str, str)): method and feedback.
-            images (int): of the split, by default AGREEMENT.
-            precisions (sequence of str): that are compared with float32.
+            rows: method and feedback of each row.
+            images: number of the split's images, by default AGREEMENT.
+            precisions: precisions to compare with float32.
         """
         for method, fsa in rows:
             config = compose('voc21', method, fsa, 'toy', 'toy', protocol=PROTOCOL, data_root=self.mini)
@@ -369,23 +381,25 @@ class CostTables:
                 maps = []
                 for i in range(min(images or AGREEMENT, len(dataset))):
                     data = dataset[i]
-                    out = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
-                    maps.append(out.pred_sem_seg.data.flatten())
+                    prediction = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
+                    maps.append(prediction.pred_sem_seg.data.flatten())
                     self.step()
                 labels[precision] = torch.cat(maps)
             moved = {precision: int((labels[precision] != labels['fp32']).sum()) for precision in precisions}
             yield row_name(config.cell), len(labels['fp32']), moved
 
-    def growth(self):
-        """The last block with FSA over N and over Q; exponents are fitted to the last three of each.
+    def growth(self) -> list[Row]:
+        """The last block with FSA over N and over Q; exponents are fitted to the last three points of each.
 
-        Up to N = 4096 the proxy map is kept whole; beyond, it is made anew at each use.
+        Up to N = 4096 FSA keeps the proxy map whole; beyond, FSA computes the map anew at each use.
         """
         (model, _), rows = self._member('proxyclip', 'fsa'), []
         for over, points in GROWTH.items():
             costs = [self._costs({'': self._random_block(model, *point)}, most=3)[''] for point in points]
             x = [side**2 if over == 'N' else queries for side, queries in points]
-            time_, memory = (_exponent(x, [getattr(cost, key) for cost in costs]) for key in ('seconds', 'bytes'))
+            exponent, exponent_of_memory = (
+                _exponent(x, [getattr(cost, key) for cost in costs]) for key in ('seconds', 'bytes')
+            )
             rows += [
                 {
                     'over': over,
@@ -393,8 +407,8 @@ class CostTables:
                     'Q': queries,
                     'time': str(cost),
                     'memory, MiB': cost.mebibytes,
-                    'exponent of time': time_,
-                    'exponent of memory': memory,
+                    'exponent of time': exponent,
+                    'exponent of memory': exponent_of_memory,
                     'seconds': cost.seconds,
                     'bytes': cost.bytes,
                 }
@@ -403,8 +417,8 @@ class CostTables:
         return rows
 
     @torch.no_grad()
-    def compiled(self):
-        """Trunk and VFM under `torch.compile`, against themselves."""
+    def compiled(self) -> list[Row]:
+        """Trunk and VFM under `torch.compile`, against trunk and VFM without it."""
         plain, _ = self._member('proxyclip', None)
         try:
             fast, _ = self._member('proxyclip', None, compile=True)
@@ -421,7 +435,7 @@ class CostTables:
         return [*rows, {'model': 'both', 'plain': '', 'compiled': f'{seconds:.0f} s to compile', 'times faster': ''}]
 
     @torch.no_grad()
-    def bf16(self):
+    def bf16(self) -> list[Row]:
         """Trunk and VFM in bf16, against float32."""
         plain, half = (self._member('proxyclip', None, precision=precision).segmentor for precision in ('fp32', 'bf16'))
         return [
@@ -429,34 +443,39 @@ class CostTables:
             for name, before, after in self._trunk_and_vfm(plain, half)
         ]
 
-    def _trunk_and_vfm(self, plain, other):
-        """Yield ('trunk', `Cost` of one segmentor's, of another's) on one window, then those of their VFMs."""
+    def _trunk_and_vfm(self, plain, variant):
+        """Yield ('trunk', plain's `Cost`, variant's `Cost`) of two segmentors on one window, then ('VFM', ...)."""
         crop = self._window(plain)
-        for name, run in (('trunk', lambda m: m.trunk(m.visual, crop)), ('VFM', lambda m: m.features(crop))):
-            cost = self._costs({m: functools.partial(run, m) for m in (plain, other)}, memory=[])
-            yield name, cost[plain], cost[other]
+        for name, run in (
+            ('trunk', lambda model: model.trunk(model.visual, crop)),
+            ('VFM', lambda model: model.features(crop)),
+        ):
+            cost = self._costs({model: functools.partial(run, model) for model in (plain, variant)}, memory=[])
+            yield name, cost[plain], cost[variant]
 
     @torch.no_grad()
-    def window(self, most=2, once=False):
-        """One window under ProxyCLIP + FSA: bytes of weights, peak of memory beyond them, and rates.
-
-        Returns:
-            dict: `weights` and `peak` (bytes; NaN where the system does not tell), and `rates`: windows at once -> (images
-            of 336×448 pixels per second, without loading and post-processing; trunk and VFM's share of the matmul rate).
+    def window(self, most: int = 2, once: bool = False) -> dict:
+        """One window under ProxyCLIP + FSA: bytes of weights, peak of memory beyond the weights, and rates.
 
         Args:
-            most (int): windows at once on a CPU, beside one; on a GPU as many as half of its free memory holds.
-            once (bool): time the one run whose memory is measured, no batch and no further run.
+            most: size of the larger batch on a CPU; on a GPU half of the free memory gives the size.
+            once: whether the run that measures the memory is the only run, and gives the time as well.
+
+        Returns:
+            `weights` and `peak` in bytes (NaN if the system does not tell the peak), and `rates`: windows at once ->
+            (images of 336×448 pixels per second without loading and post-processing, share of the matmul rate).
         """
         member = self._member('proxyclip', 'fsa')
         model, _ = member
-        crop, each = self._crop(model), len(windows(*IMAGE, model.window, model.stride))
+        crop, windows_per_image = self._crop(model), len(windows(*IMAGE, model.window, model.stride))
 
         def run(size):
             return list(window_results([member], [crop] * size))
 
         window = self._window(model)
-        flops = self._flops(lambda: (model.trunk(model.visual, window), model.features(window)))  # it warms up as well
+        flops = self._flops(
+            lambda: (model.trunk(model.visual, window), model.features(window))
+        )  # the first run warms up
         results, (seconds, peak) = measured(functools.partial(run, 1), self.device)
         if not results[0][1].cosines.isfinite().all():
             raise RuntimeError('some cosines are not finite')
@@ -466,23 +485,24 @@ class CostTables:
             most = most if self.device.type == 'cpu' else model.batch_size(functools.partial(run, 1))
             sizes = {size: functools.partial(run, size) for size in dict.fromkeys((1, most))}
             times = {size: cost.seconds for size, cost in self._costs(sizes, memory=[]).items()}
-        weights = sum(
-            p.numel() * p.element_size() for component in (model.visual, model.vfms) for p in component.parameters()
-        )
+        parameters = [*model.visual.parameters(), *model.vfms.parameters()]
         return dict(
-            weights=weights,
+            weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
             peak=peak,
-            rates={size: (size / each / seconds, flops * size / seconds / rate) for size, seconds in times.items()},
+            rates={
+                size: (size / windows_per_image / seconds, flops * size / seconds / rate)
+                for size, seconds in times.items()
+            },
         )
 
-    def throughput(self):
+    def throughput(self) -> list[Row]:
         """Images of 336×448 pixels per second under ProxyCLIP + FSA, without loading and metric: batches of windows."""
         member = self._member('proxyclip', 'fsa')
         model, text = member
         list(merged_images([member], [torch.rand(3, *IMAGE, device=self.device)], [IMAGE]))
         fitting, rate = model.windows_at_once, self._matmul_rate()
-        each = len(windows(*IMAGE, model.window, model.stride))
-        images = -(-max(8, 2 * fitting) // each)  # they fill two batches
+        windows_per_image = len(windows(*IMAGE, model.window, model.stride))
+        images = -(-max(8, 2 * fitting) // windows_per_image)  # enough for two batches
         inputs = [torch.rand(3, *IMAGE, device=self.device) for _ in range(images)]
 
         def run(size):
@@ -492,7 +512,7 @@ class CostTables:
         costs = self._costs({size: functools.partial(run, size) for size in dict.fromkeys((1, fitting))}, memory=[])
         crop = self._window(model)
         flops = self._flops(lambda: (model.trunk(model.visual, crop), model.features(crop)))
-        count = each * images
+        count = windows_per_image * images
         return [
             {
                 'windows at once': size,
@@ -506,7 +526,7 @@ class CostTables:
         ]
 
     def _member(self, method, feedback, vfm=None, queries=21, **options):
-        """Return a segmentor with random weights, and random text; models are shared by all that are made here."""
+        """Return a segmentor with random weights, and random text; without `options`, members share their models."""
         components = load_components(method, feedback, self.backbone, vfm or self.vfm)
         settings = protocol_settings(load_protocol(PROTOCOL, components), None)
         config = model_config(components, settings, self.precision, self.device, random_weights=0)
@@ -515,7 +535,7 @@ class CostTables:
         return Member(model, Text(self._text(model, queries), (1,) * queries, names))
 
     def _text(self, model, queries):
-        """Return random unit rows; those of one number and tower are one tensor."""
+        """Return random unit rows (Q, E); an equal number of queries and an equal width give the same tensor."""
         key = queries, model.visual.proj.shape[1]
         if key not in self._texts:
             rows = torch.randn(*key, generator=torch.Generator().manual_seed(0))
@@ -523,7 +543,7 @@ class CostTables:
         return self._texts[key]
 
     def _crop(self, model):
-        """Return a window of random pixels, to be cut."""
+        """Return an image of random pixels with a window that covers the image."""
         image = torch.rand(3, model.window, model.window, generator=torch.Generator().manual_seed(0)).to(self.device)
         return Crop(0, image, (0, model.window), (0, model.window))
 
@@ -546,15 +566,15 @@ class CostTables:
         )
 
     def _matmul_rate(self):
-        """Return the rate of a product of large square matrices, the best of several, in FLOP per second."""
+        """Return the best rate of several products of large square matrices, in FLOP per second."""
         side = 8192 if self.device.type == 'cuda' else 2048
-        a = torch.randn(side, side, device=self.device, dtype=PRECISIONS[self.precision])
-        return 2 * side**3 / min(self._times({'': lambda: a @ a}, max(5, self.repeats))[''])
+        matrix = torch.randn(side, side, device=self.device, dtype=PRECISIONS[self.precision])
+        return 2 * side**3 / min(self._times({'': lambda: matrix @ matrix}, max(5, self.repeats))[''])
 
     def _flops(self, run):
         """Return the FLOPs of the products in a function.
 
-        Torch's fused attention is switched off: which of its forms the counter knows differs between torch's versions.
+        Torch's fused attention is switched off, because torch's versions differ in the fused forms that they count.
         """
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -567,12 +587,12 @@ class CostTables:
 
     @torch.no_grad()
     def _costs(self, functions, most=math.inf, memory=None):
-        """Return the `Cost` of each function of a dict; they take turns, and memory is seen in a run of its own.
+        """Return the `Cost` of each function; the functions take turns, and a further run measures the memory.
 
         Args:
             functions (dict): name -> function ().
-            most (int): of the repeats.
-            memory (list): names whose memory is wanted; by default all.
+            most (int): limit of the repeats.
+            memory (list): names of the functions whose memory is measured; by default all.
         """
         times = self._times(functions, min(self.repeats, most))
         peaks = {name: tensor_peak(functions[name], self.device) for name in (functions if memory is None else memory)}
@@ -580,6 +600,7 @@ class CostTables:
 
     @torch.no_grad()
     def _times(self, functions, repeats):
+        """Return name -> seconds of each run; the functions take turns, and the first turn does not count."""
         times = {name: [] for name in functions}
         for i, (name, function) in itertools.product(range(repeats + 1), functions.items()):
             self._wait()
@@ -591,6 +612,7 @@ class CostTables:
         return times
 
     def _wait(self):
+        """Wait until a GPU has finished its work."""
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
 
@@ -609,8 +631,8 @@ SECTIONS = (
 )
 
 
-def report(sections, where):
-    """Return Markdown of measured sections: dict of name -> rows, under a line that says `where` they were measured."""
+def report(sections: Mapping[str, Sequence[Row]], where: str) -> str:
+    """Return Markdown of measured sections, name -> rows, under a line about the machine, `where`."""
     blocks = [where]
     for name, rows in sections.items():
         title = getattr(CostTables, name).__doc__.splitlines()[0]
@@ -619,46 +641,46 @@ def report(sections, where):
     return '\n\n'.join(blocks)
 
 
-def plot_growth(rows, path):
-    """Draw the growth of time and memory over N and over Q, of the rows of `CostTables.growth`, as a PNG."""
+def plot_growth(rows: Sequence[Row], path: str | os.PathLike) -> None:
+    """Draw the growth of time and memory over N and over Q as a PNG; the rows are those of `CostTables.growth`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure = Figure((9, 3.6), layout='constrained')
     for axes, over in zip(figure.subplots(1, 2), 'NQ'):
-        some = [row for row in rows if row['over'] == over]
-        other = 'Q' if over == 'N' else 'N'
-        x = [row[over] for row in some]
+        points = [row for row in rows if row['over'] == over]
+        fixed = 'Q' if over == 'N' else 'N'
+        x = [row[over] for row in points]
         twin = axes.twinx()
         lines = axes.loglog(
             x,
-            [row['seconds'] for row in some],
+            [row['seconds'] for row in points],
             'o-',
             color='tab:blue',
-            label=f'time, ∝ {over}^{some[0]["exponent of time"]}',
+            label=f'time, ∝ {over}^{points[0]["exponent of time"]}',
         )
         lines += twin.loglog(
             x,
-            [row['bytes'] / 2**20 for row in some],
+            [row['bytes'] / 2**20 for row in points],
             's--',
             color='tab:red',
-            label=f'memory, ∝ {over}^{some[0]["exponent of memory"]}',
+            label=f'memory, ∝ {over}^{points[0]["exponent of memory"]}',
         )
-        for line, one in zip(lines, (axes, twin)):  # a factor of two around, so that slopes are not exaggerated
-            one.set_ylim(min(line.get_ydata()) / 2, max(line.get_ydata()) * 2)
-            one.yaxis.set_major_formatter(ScalarFormatter())
-            one.yaxis.set_minor_formatter(NullFormatter())
+        for line, side in zip(lines, (axes, twin)):  # a factor of two above and below keeps slopes honest
+            side.set_ylim(min(line.get_ydata()) / 2, max(line.get_ydata()) * 2)
+            side.yaxis.set_major_formatter(ScalarFormatter())
+            side.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(x, [str(value) for value in x])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(
-            xlabel='patches N' if over == 'N' else 'queries Q', ylabel='seconds', title=f'{other} = {some[0][other]}'
+            xlabel='patches N' if over == 'N' else 'queries Q', ylabel='seconds', title=f'{fixed} = {points[0][fixed]}'
         )
         twin.set_ylabel('MiB beyond the inputs')
         axes.legend(lines, [line.get_label() for line in lines], loc='upper left')
     figure.savefig(path, dpi=100)
 
 
-def machine(device, precision):
+def machine(device: str, precision: str) -> str:
     """Return a line about the machine and the libraries."""
     cpu = f'{cpu_name()} ({torch.backends.cpu.get_cpu_capability()}), ' if torch.device(device).type == 'cpu' else ''
     return f'{cpu}{device_name(device)}; {precision}; torch {torch.__version__}, Python {platform.python_version()}.'
