@@ -1,4 +1,4 @@
-"""What the command-line tools share: options, and errors as one line."""
+"""The common parts of the command-line tools: options, and errors as one line."""
 
 import argparse
 import contextlib
@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -15,15 +17,15 @@ INTERRUPTED = 130  # exit status
 MINI = dict(data_root='data/mini', backbone='toy', vfm='toy')
 
 
-def place(text):
-    """Return a path given as an option; an empty one is an error of the parser."""
+def place(text: str) -> str:
+    """Return the path that an option names; an empty path is an error of the parser."""
     if not text.strip():
         raise argparse.ArgumentTypeError('is empty; name a file or folder')
     return text
 
 
-def options_action():
-    """Return the parser's action of --cfg-options: KEY=VALUE pairs as a dict."""
+def options_action() -> type[argparse.Action]:
+    """Return the parser's action of --cfg-options, which reads KEY=VALUE pairs into a dict."""
     from mmengine.config import DictAction
 
     class Options(DictAction):
@@ -33,14 +35,14 @@ def options_action():
                     parser.error(f'{option_string}: {text!r} is not KEY=VALUE, such as model.stride=56')
             try:
                 super().__call__(parser, namespace, values, option_string)
-            except Exception as error:  # what does not parse: an open bracket
+            except Exception as error:  # DictAction raises various errors, such as for an open bracket
                 parser.error(f'{option_string}: {" ".join(values)} cannot be read ({error}); write lists as [a,b]')
 
     return Options
 
 
-def add_model_options(parser, one_method=True):
-    """Add the options that choose a cell's parts."""
+def add_model_options(parser: argparse.ArgumentParser, one_method: bool = True) -> None:
+    """Add the options that choose a cell's parts; `one_method` tells whether --method is an option."""
     if one_method:
         parser.add_argument('--method', metavar='M', help='attention and readout (default: proxyclip)')
     parser.add_argument('--fsa', action='store_true', default=None, help='FSA feedback on (default)')
@@ -52,8 +54,8 @@ def add_model_options(parser, one_method=True):
     parser.add_argument('--mini', action='store_true', help='the toy models on the mini splits that ship with the code')
 
 
-def add_data_options(parser):
-    """Add the options of a cell that a single picture does not have."""
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a cell on a data set."""
     parser.add_argument('--data-root', type=place, metavar='DIR', help='folder of all data sets (default: data)')
     parser.add_argument(
         '--words',
@@ -65,21 +67,21 @@ def add_data_options(parser):
         '--random-weights',
         type=int,
         metavar='SEED',
-        help='random weights in place of trained ones; the result is marked, and enters no table',
+        help='random weights in place of trained weights; the result is marked, and enters no table',
     )
 
 
-def model_options(args):
-    """Return the given ones of the model's and data's options, as arguments of `fsa_seg.config.compose`."""
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the model's and data's options on the command line, as arguments of `fsa_seg.config.compose`."""
     names = ('method', 'backbone', 'vfm', 'protocol', 'data_root', 'precision', 'words', 'random_weights')
-    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    options = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     if getattr(args, 'fsa', None) is not None:
-        given['feedback'] = 'fsa' if args.fsa else None
-    return {**(MINI if args.mini else {}), **given}
+        options['feedback'] = 'fsa' if args.fsa else None
+    return {**(MINI if args.mini else {}), **options}
 
 
-def add_run_options(parser):
-    """Add the options that do not change what is computed (batches and compilation move its rounding)."""
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change no number; batches and compilation may move the last digits."""
     parser.add_argument('--work-dir', type=place, metavar='W', help='folder of results and logs (default: work_dirs)')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that load images (default: 4, mini: 0)')
     parser.add_argument(
@@ -93,30 +95,30 @@ def add_run_options(parser):
     parser.add_argument('--compile', action='store_true', default=None, help='torch.compile for trunk and VFM')
 
 
-def runtime_options(args):
-    """Return the given ones of `add_run_options`, as entries of configs/runtime.py."""
+def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `add_run_options` on the command line, as entries of configs/runtime.py."""
     names = ('work_dir', 'workers', 'batch_size', 'window_batch', 'compile')
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if given.get('window_batch', '').isdecimal():
-        given['window_batch'] = int(given['window_batch'])
-    return {**(dict(workers=0, log_interval=5) if args.mini else {}), **given}
+    options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if options.get('window_batch', '').isdecimal():
+        options['window_batch'] = int(options['window_batch'])
+    return {**(dict(workers=0, log_interval=5) if args.mini else {}), **options}
 
 
-def main_wrapper(main, keep=True):
-    """Run a tool: an error that a user can mend ends it with one message and status 1, an interrupt with one line and 130.
+def main_wrapper(main: Callable[[], object], keep: bool = True) -> None:
+    """Run a tool. An error that a user can mend ends with one message and status 1, an interrupt with one line and 130.
 
     Args:
-        main (function): the tool.
-        keep (bool): whether freed memory is kept for the next image, or given back, see `set_memory`.
+        main: the tool.
+        keep: whether to keep freed memory for the next image, or to give it back, see `set_memory`.
     """
     warnings.filterwarnings('ignore', message='Fail to import')
-    logging.raiseExceptions = False  # a log that cannot be written ends nothing
+    logging.raiseExceptions = False  # a failure to write a log does not end the tool
     set_memory(keep)
     interrupts = []
 
     def interrupt(number, frame):
         interrupts.append(number)
-        if len(interrupts) > 1:  # what waits for the first one does not end
+        if len(interrupts) > 1:  # the code that handles the first interrupt may hang
             os._exit(INTERRUPTED)
         raise KeyboardInterrupt
 
@@ -134,13 +136,13 @@ def main_wrapper(main, keep=True):
 
 
 def _on_interrupt(handler):
-    """Have SIGINT handled by a function, and return what handled it before; only a main thread can."""
+    """Set the handler of SIGINT, and return the earlier handler; outside the main thread nothing happens."""
     with contextlib.suppress(ValueError):
         return signal.signal(signal.SIGINT, handler)
 
 
 def _run(main):
-    """Run a tool's main function, and exit with one message where it raises what a user can mend."""
+    """Run a tool's main function, and exit with one message after an error that a user can mend."""
     try:
         with contextlib.redirect_stdout(None):  # mmseg prints a debugging line when it is imported
             from fsa_seg.errors import UserError
@@ -151,7 +153,7 @@ def _run(main):
     except UserError as error:
         if os.environ.get('FSA_SEG_TRACEBACK'):
             raise
-        # one that a data loader's process raised comes with its traceback before the message
+        # an error of a data loader's process has a traceback before its message
         _fail(str(error).rsplit('UserError: ', 1)[-1].strip())
     except OSError as error:
         from fsa_seg.system.paths import FULL
@@ -159,12 +161,13 @@ def _run(main):
         if error.errno not in FULL:
             raise
         _fail(
-            f'{error.filename or "a file"} cannot be written: {error.strerror}; make room, and run the same command again'
+            f'{error.filename or "a file"} cannot be written: {error.strerror}; '
+            'make room, and run the same command again'
         )
 
 
 def _fail(message):
-    """Exit with status 1 and a message; of several processes, the first to fail leaves the message for their launcher."""
+    """Exit with status 1 and a message; under a launcher, the first process to fail writes the message to a file."""
     path = os.environ.get('FSA_SEG_ERROR_FILE')
     if not path:
         sys.exit(f'error: {message}')
@@ -173,8 +176,8 @@ def _fail(message):
     sys.exit(1)
 
 
-def import_hint(error):
-    """Return what mends an ImportError, as text that goes behind its message; nothing for another error."""
+def import_hint(error: BaseException) -> str:
+    """Return how to mend an ImportError, as a text behind the error's message; an empty text for another error."""
     if not isinstance(error, ImportError):
         return ''
     if 'libGL' in str(error) or 'libgthread' in str(error):
@@ -182,10 +185,10 @@ def import_hint(error):
     return ': install the requirements first (tools/quickstart.sh does)'
 
 
-def leave():
-    """End the process of a tool that is done, with status 0, without unloading its libraries.
+def leave() -> NoReturn:
+    """End the process of a finished tool with status 0, without unloading its libraries.
 
-    To unload CUDA's libraries, which come with torch, brings 110 MiB of them into memory, without any use.
+    Unloading CUDA's libraries, which come with torch, first reads 110 MiB of them into memory.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,23 +1,24 @@
-"""Segment one picture into classes named on the spot.
+"""Segment one picture into the classes on the command line.
 
 python tools/segment.py street.jpg 'car; taxi' road sky --out street.png
 python tools/segment.py --mini data/mini/VOCdevkit/VOC2012/JPEGImages/2007_000227.jpg 'cat; kitten' cow wood
-python tools/segment.py street.jpg 'car; taxi' road sky --attention 120,80   # what FSA makes of the patch there
+python tools/segment.py street.jpg 'car; taxi' road sky --attention 120,80   # FSA at the patch of a pixel
 """
 
 import argparse
+from collections.abc import Sequence
 
 from cli import add_model_options, leave, main_wrapper, model_options, place
 
-PARTS = ('method', 'backbone', 'vfm', 'protocol', 'precision')  # those of a cell's that a picture has too
+PARTS = ('method', 'backbone', 'vfm', 'protocol', 'precision')  # parts of a cell that apply to a picture
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('image', metavar='IMAGE')
     parser.add_argument('classes', nargs='+', metavar='CLASS', help="a class's words, synonyms separated by ';'")
     add_model_options(parser)
-    parser.add_argument('--prob-thd', type=float, default=0.0, help='pixels scored below it get the first class')
+    parser.add_argument('--prob-thd', type=float, default=0.0, help='pixels with a lower score get the first class')
     parser.add_argument(
         '--image-max', type=int, metavar='N', help='the value of white in a 16-bit image (default: 65535)'
     )
@@ -33,7 +34,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def pixel(text):
+def pixel(text: str) -> tuple[int, int]:
     """Return the two numbers of 'X,Y'."""
     try:
         x, y = text.split(',')
@@ -42,7 +43,7 @@ def pixel(text):
         raise argparse.ArgumentTypeError(f'{text!r} is no pixel; give X,Y, such as 150,120') from None
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     import numpy as np
 
@@ -51,16 +52,16 @@ def main(argv=None):
     from fsa_seg.visualization.pictures import check_picture, write_picture
 
     if args.attention and args.fsa is False:
-        raise UserError('--attention shows what FSA makes of a patch: leave out --no-fsa')
+        raise UserError('--attention shows the steps of FSA at a patch: leave out --no-fsa')
     check_picture(args.out, '--out')
-    given = model_options(args)
-    segmenter = Segmenter(feedback=args.fsa is not False, **{key: given[key] for key in PARTS if key in given})
+    options = model_options(args)
+    segmenter = Segmenter(feedback=args.fsa is not False, **{key: options[key] for key in PARTS if key in options})
     if args.attention:
-        found = segmenter.attention(args.image, args.classes, *args.attention, args.prob_thd, args.image_max)
+        segmentation = segmenter.attention(args.image, args.classes, *args.attention, args.prob_thd, args.image_max)
     else:
-        found = segmenter.segment(args.image, args.classes, args.prob_thd, image_max=args.image_max)
-    write_picture(found.picture, args.out)
-    pixels = np.bincount(found.labels.ravel(), minlength=len(args.classes))
+        segmentation = segmenter.segment(args.image, args.classes, args.prob_thd, image_max=args.image_max)
+    write_picture(segmentation.picture, args.out)
+    pixels = np.bincount(segmentation.labels.ravel(), minlength=len(args.classes))
     for name, count in zip(args.classes, pixels):
         print(f'{count / pixels.sum():7.1%}  {name}')
     print(f'picture: {args.out}')
