@@ -1,23 +1,28 @@
-"""Measure what the suite costs here: by stage, FSA, shared passes, batches, precision, growth, compilation.
+"""Measure the suite's costs on this machine: by stage, FSA, shared passes, batches, precision, growth, compilation.
 
     python tools/measure.py                                                   # every figure of the README's section
     python tools/measure.py --sections stages fsa --backbone clip_vit-l14
 
-Random weights and pixels are used, so that nothing is downloaded. Each section is kept in WORK_DIR/measure as soon as it
-is done, and is not measured again by the same sources on the same machine; --force does.
+Weights and pixels are random, so that nothing is downloaded. WORK_DIR/measure keeps each section as soon as the section
+is measured. The same sources on the same machine do not measure a section again without --force.
 """
 
 import argparse
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from cli import ROOT, main_wrapper, place
 
-os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler, which memory is seen by, logs each start and end
+if TYPE_CHECKING:
+    from fsa_seg.profiling.costs import CostTables
+
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler, which measures memory, logs each start and end
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from fsa_seg.profiling.costs import SECTIONS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,21 +40,19 @@ def parse_args(argv=None):
     parser.add_argument(
         '--work-dir', type=place, default='work_dirs', metavar='W', help='folder of results (default: work_dirs)'
     )
-    parser.add_argument('--force', action='store_true', help='measure sections again whose figures are there')
+    parser.add_argument('--force', action='store_true', help='also measure the sections that have figures')
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from mmengine.device import get_device
-    from tqdm import tqdm
 
     from fsa_seg.config.fingerprint import versions
     from fsa_seg.errors import UserError, one_of
-    from fsa_seg.evaluation.results import write_result
     from fsa_seg.models.segmentor import resolve_precision
-    from fsa_seg.profiling.costs import SECTIONS, CostTables, machine, plot_growth, report
-    from fsa_seg.system.paths import make_folder, new_file, sources_digest
+    from fsa_seg.profiling.costs import SECTIONS, CostTables, machine
+    from fsa_seg.system.paths import make_folder, sources_digest
 
     names = args.sections or [name for name in SECTIONS if name != 'throughput' or get_device() == 'cuda']
     for name in names:
@@ -60,36 +63,61 @@ def main(argv=None):
     where, folder = machine(device, precision), os.path.join(args.work_dir, 'measure')
     make_folder(folder)
     settings = [args.backbone, args.vfm, args.repeats, where, sources_digest(), versions()]
-
-    def path_of(name):
+    paths = {}
+    for name in SECTIONS:
         key = hashlib.sha256(json.dumps([name, *settings]).encode()).hexdigest()[:12]
-        return os.path.join(folder, f'{name}_{key}.json')
-
-    with tqdm(total=len(names), desc='sections', unit='section') as bar:
-        measurements = CostTables(
-            args.backbone,
-            args.vfm,
-            precision,
-            device,
-            args.repeats,
-            os.path.join(ROOT, 'data', 'mini'),
-            step=bar.refresh,
-        )
-        for name in names:
-            bar.set_postfix_str(name)
-            if args.force or not os.path.exists(path_of(name)):
-                write_result(getattr(measurements, name)(), path_of(name))
-            bar.update()
-    sections = {}
-    for name in SECTIONS:  # also those that were measured before
-        if os.path.exists(path_of(name)):
-            with open(path_of(name), encoding='utf-8') as f:
-                sections[name] = json.load(f)
+        paths[name] = os.path.join(folder, f'{name}_{key}.json')
+    mini = os.path.join(ROOT, 'data', 'mini')
+    measure(
+        CostTables(args.backbone, args.vfm, precision, device, args.repeats, mini),
+        {name: paths[name] for name in names},
+        args.force,
+    )
     models = f'{args.backbone}, {args.vfm}, random weights; medians of up to {args.repeats} runs (least–most). '
-    text = report(sections, models + where)
-    with new_file(os.path.join(folder, 'measure.md')) as part, open(part, 'w', encoding='utf-8') as f:
+    write_report(paths, models + where, folder)
+
+
+def measure(tables: 'CostTables', paths: Mapping[str, str], force: bool) -> None:
+    """Measure sections and write their rows, under a bar.
+
+    Args:
+        tables: whose methods are the sections.
+        paths: section -> file of its rows.
+        force: whether to measure sections whose file exists.
+    """
+    from tqdm import tqdm
+
+    from fsa_seg.evaluation.results import write_result
+
+    with tqdm(total=len(paths), desc='sections', unit='section') as bar:
+        tables.step = bar.refresh
+        for name, path in paths.items():
+            bar.set_postfix_str(name)
+            if force or not os.path.exists(path):
+                write_result(getattr(tables, name)(), path)
+            bar.update()
+
+
+def write_report(paths: Mapping[str, str], where: str, folder: str) -> None:
+    """Write and print the tables of all sections that have a file, also of earlier runs; plot the growth.
+
+    Args:
+        paths: section -> file of its rows.
+        where: a line about models and machine.
+        folder: folder of the report.
+    """
+    from fsa_seg.profiling.costs import plot_growth, report
+    from fsa_seg.system.paths import new_file
+
+    sections = {}
+    for name, path in paths.items():
+        if os.path.exists(path):
+            with open(path, encoding='utf-8') as f:
+                sections[name] = json.load(f)
+    text, path = report(sections, where), os.path.join(folder, 'measure.md')
+    with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         f.write(text + '\n')
-    print(f'\n{text}\n\ntables: {os.path.join(folder, "measure.md")}')
+    print(f'\n{text}\n\ntables: {path}')
     if 'growth' in sections:
         plot_growth(sections['growth'], os.path.join(folder, 'growth.png'))
         print(f'plot: {os.path.join(folder, "growth.png")}')

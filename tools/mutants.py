@@ -303,7 +303,7 @@ MUTANTS = [
     *of(
         'tools/test.py',
         'test_tools.py::test_one_cell',
-        ('limit_is_ignored', '**given, limit=args.limit', '**given, limit=None'),
+        ('limit_is_ignored', '**options, limit=args.limit', '**options, limit=None'),
     ),
     *of(
         'tools/cli.py',

@@ -4,8 +4,8 @@
     python tools/test.py voc21 --mini
     python tools/test.py --images DIR --labels DIR --classes FILE     # data of your own
 
-CONFIG is a data set (its name or file), or a result or config of an earlier run, which is run again as it was. Writes
-one JSON file; a run that was interrupted goes on where it was.
+CONFIG is a data set (its name or file), or a result or config of an earlier run, which runs again unchanged. The tool
+writes one JSON file. The same command continues an interrupted run.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cli import (
     add_data_options,
@@ -26,6 +28,9 @@ from cli import (
     runtime_options,
 )
 
+if TYPE_CHECKING:
+    from mmengine import Config
+
 RANK_VARIABLES = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
@@ -33,44 +38,26 @@ RANK_VARIABLES = dict(
 )
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'config', metavar='CONFIG', nargs='?', help='a data set (name or file), or a saved result or config'
     )
-    parser.add_argument('--images', type=place, metavar='DIR', help='in place of CONFIG: a folder of images,')
-    parser.add_argument('--labels', type=place, metavar='DIR', help='one of label images of the same names,')
-    parser.add_argument(
-        '--classes', type=place, metavar='FILE', help="and the class names: a line per label from 0, synonyms by ';'"
-    )
-    parser.add_argument(
-        '--reduce-zero-label', action='store_true', help='with them: label 0 is void, and the first class is 1'
-    )
-    parser.add_argument(
-        '--ignore-index', type=int, metavar='N', help='with them: the label of void (default: 255, or 65535)'
-    )
-    parser.add_argument(
-        '--label-map',
-        metavar='MAP',
-        help='with them: numbers in the label images and their labels, such as 255:1,7:0, or a file of lines "255 1"',
-    )
-    parser.add_argument(
-        '--image-max', type=int, metavar='N', help='with them: the value of white in 16-bit images (default: 65535)'
-    )
+    add_folder_options(parser)
     add_model_options(parser)
     add_data_options(parser)
     parser.add_argument('--limit', type=int, metavar='N', help='evaluate a seeded subset; the result is marked partial')
     add_run_options(parser)
     parser.add_argument('--out', type=place, metavar='FILE', help='result file (default: WORK_DIR/results/...)')
     parser.add_argument(
-        '--show-dir', type=place, metavar='DIR', help='write image, truth and prediction of every image there'
+        '--show-dir', type=place, metavar='DIR', help='folder of pictures: image, truth and prediction of every image'
     )
     parser.add_argument(
         '--allow-modules',
         nargs='+',
         default=[],
         metavar='MODULE',
-        help='modules of your own that a saved result may import',
+        help='your own modules that a saved result may import',
     )
     parser.add_argument('--launcher', choices=['none', *RANK_VARIABLES], default='none')
     parser.add_argument(
@@ -83,8 +70,43 @@ def parse_args(argv=None):
     )
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    own = [args.images, args.labels, args.classes]
-    if not (args.config or all(own)) or args.config and (any(own) or args.reduce_zero_label):
+    check_folder_options(parser, args)
+    return args
+
+
+def add_folder_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that take the place of CONFIG: a data set in folders."""
+    parser.add_argument('--images', type=place, metavar='DIR', help='in place of CONFIG: a folder of images')
+    parser.add_argument(
+        '--labels', type=place, metavar='DIR', help='with --images: a folder of label images with the same names'
+    )
+    parser.add_argument(
+        '--classes',
+        type=place,
+        metavar='FILE',
+        help="with --images: the class names, a line per label from 0, synonyms by ';'",
+    )
+    parser.add_argument(
+        '--reduce-zero-label', action='store_true', help='with --images: label 0 is void, and the first class is 1'
+    )
+    parser.add_argument(
+        '--ignore-index', type=int, metavar='N', help='with --images: the label of void (default: 255, or 65535)'
+    )
+    parser.add_argument(
+        '--label-map',
+        metavar='MAP',
+        help='with --images: numbers in the label images and their labels, such as 255:1,7:0, '
+        'or a file of lines "255 1"',
+    )
+    parser.add_argument(
+        '--image-max', type=int, metavar='N', help='with --images: the value of white in 16-bit images (default: 65535)'
+    )
+
+
+def check_folder_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with the parser's error unless the arguments hold either CONFIG or a complete data set in folders."""
+    folders = [args.images, args.labels, args.classes]
+    if not (args.config or all(folders)) or args.config and (any(folders) or args.reduce_zero_label):
         parser.error('give CONFIG, or --images, --labels and --classes')
     for name in ('ignore_index', 'label_map', 'image_max'):
         if args.config and getattr(args, name) is not None:
@@ -92,10 +114,9 @@ def parse_args(argv=None):
                 f'--{name.replace("_", "-")} goes with --images, --labels and --classes; a config of a data '
                 f'set has the key {name}'
             )
-    return args
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from fsa_seg.evaluation.passes import check_out, prepare, result_path, run_cell
     from fsa_seg.evaluation.results import TOY_NOTE, row_name
@@ -123,8 +144,8 @@ def main(argv=None):
     print(f'result: {path}')
 
 
-def build_config(args):
-    """Return the complete config that the arguments stand for."""
+def build_config(args: argparse.Namespace) -> 'Config':
+    """Return the complete config of the arguments."""
     from fsa_seg.config.components import load_file
     from fsa_seg.config.compose import compose, is_complete, merge_options, set_runtime
     from fsa_seg.datasets.data_sets import folder_dataset
@@ -132,7 +153,7 @@ def build_config(args):
     from fsa_seg.errors import UserError
     from fsa_seg.system.paths import make_folder
 
-    given = model_options(args)
+    options = model_options(args)
     label_map = None if args.label_map is None else read_label_map(args.label_map)
     dataset = args.config or folder_dataset(
         args.images,
@@ -145,15 +166,15 @@ def build_config(args):
     )
     config = load_file(args.config, args.allow_modules) if args.config and os.path.isfile(args.config) else {}
     if is_complete(config):
-        given.update({} if args.limit is None else dict(limit=args.limit))
-        if given:
+        options.update({} if args.limit is None else dict(limit=args.limit))
+        if options:
             raise UserError(
                 f'{args.config} is a complete config, which says by itself what runs: leave out what sets '
-                f'{", ".join(sorted(given))}. --cfg-options changes entries of its model and data set'
+                f'{", ".join(sorted(options))}. --cfg-options changes entries of its model and data set'
             )
         set_runtime(config, runtime_options(args))
     else:
-        config = compose(dataset, **given, limit=args.limit, runtime=runtime_options(args))
+        config = compose(dataset, **options, limit=args.limit, runtime=runtime_options(args))
     config.launcher = args.launcher
     if args.show_dir:
         make_folder(args.show_dir)
@@ -162,11 +183,11 @@ def build_config(args):
     return config
 
 
-def leave_processes():
-    """Leave the process group before Python ends: a thread of gloo's that frees a tensor then aborts the process.
+def leave_processes() -> None:
+    """Leave the process group before Python ends; a thread of gloo that frees a tensor later aborts the process.
 
-    These threads need the interpreter to free their last tensors, and `destroy_process_group` waits for them while it holds the
-    interpreter (seen with torch 2.4): they get time first.
+    The threads need the interpreter to free their last tensors. `destroy_process_group` holds the interpreter while it
+    waits for the threads (seen with torch 2.4), so that the threads first get half a second.
     """
     import torch
 
@@ -174,8 +195,8 @@ def leave_processes():
     torch.distributed.destroy_process_group()
 
 
-def start_processes(launcher):
-    """Join the process group: NCCL on GPUs, gloo without one (mmengine itself knows only how to do the former)."""
+def start_processes(launcher: str) -> None:
+    """Join the process group, with NCCL on GPUs and gloo without a GPU; mmengine's `init_dist` needs GPUs."""
     if launcher == 'none':
         return
     import torch
