@@ -32,71 +32,72 @@ def test_one_cell(run_tool, tmp_path):
     result = json.loads((tmp_path / 'result.json').read_text())
     assert result['partial'] and result['cell']['toy'] and len(result['images']) == 3
     total = np.zeros((21, 21), int)
-    c = result['confusion']
-    total[c['truth'], c['predicted']] = c['pixels']
+    confusion = result['confusion']
+    total[confusion['truth'], confusion['predicted']] = confusion['pixels']
     for i, entry in enumerate(result['classes']):
         union = total[i].sum() + total[:, i].sum() - total[i, i]
         assert entry['IoU'] == (pytest.approx(100 * total[i, i] / union) if union else None)
-        of_images = sum(
+        intersections = [
             image['intersection'][image['classes'].index(i)] for image in result['images'] if i in image['classes']
-        )
-        assert of_images == total[i, i]
+        ]
+        assert sum(intersections) == total[i, i]
     pictures = sorted((tmp_path / 'shown').rglob('*.png'))
-    assert [str(p.relative_to(tmp_path / 'shown')) for p in pictures] == [
-        os.path.splitext(i['name'])[0] + '.png' for i in result['images']
+    assert [str(picture.relative_to(tmp_path / 'shown')) for picture in pictures] == [
+        os.path.splitext(image['name'])[0] + '.png' for image in result['images']
     ]
     assert Image.open(pictures[0]).width > 3 * 200
 
 
 def test_a_saved_result_runs_again_as_it_was(run_tool, tmp_path):
-    """Also in batches of images whose sizes differ."""
-    run_tool('test', 'context59', '--mini', '--method', 'maskclip', '--no-fsa', '--limit', 5, '--out', 'one.json')
-    status, printed = run_tool('test', 'one.json', '--out', 'two.json', '--batch-size', 3, '--workers', 1)
+    """Also in batches of images with different sizes."""
+    run_tool('test', 'context59', '--mini', '--method', 'maskclip', '--no-fsa', '--limit', 5, '--out', 'first.json')
+    status, printed = run_tool('test', 'first.json', '--out', 'second.json', '--batch-size', 3, '--workers', 1)
     assert status == 0, printed
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ('one.json', 'two.json'))
-    assert one['hash'] == two['hash'] and one['confusion'] == two['confusion']
-    status, printed = run_tool('test', 'one.json', '--method', 'sclip', '--limit', 1)
-    assert (
-        status == 1
-        and 'is a complete config, which says by itself what runs: leave out what sets limit, method' in printed
-    )
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ('first.json', 'second.json'))
+    assert first['hash'] == second['hash'] and first['confusion'] == second['confusion']
+    status, printed = run_tool('test', 'first.json', '--method', 'sclip', '--limit', 1)
+    assert status == 1
+    assert 'is a complete config, which says by itself what runs: leave out what sets limit, method' in printed
 
 
 def test_one_process_and_two_give_the_same_counts(tmp_path):
-    """Five images over two processes: one process has an image more than the other."""
+    """Of five images, the first process evaluates three images, and the second process two images."""
     environment = dict(os.environ, OMP_NUM_THREADS='1', PORT='29611')
     arguments = ['--mini', '--limit', '5', '--method', 'proxyclip', '--work-dir', str(tmp_path)]
     tools = os.path.join(ROOT, 'tools')
     for name, command in (
-        ('one', [sys.executable, f'{tools}/test.py', 'voc20']),
-        ('two', ['bash', f'{tools}/dist_test.sh', 'voc20', '2']),
+        ('single', [sys.executable, f'{tools}/test.py', 'voc20']),
+        ('double', ['bash', f'{tools}/dist_test.sh', 'voc20', '2']),
     ):
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, *arguments, '--out', str(tmp_path / name)],
             env=environment,
             cwd=tmp_path,
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ('one', 'two'))
-    assert len(one['images']) == 5
-    assert one['images'] == two['images'] and one['confusion'] == two['confusion'] and one['hash'] == two['hash']
+        assert process.returncode == 0, process.stdout + process.stderr
+    single, double = (json.loads((tmp_path / name).read_text()) for name in ('single', 'double'))
+    assert len(single['images']) == 5
+    for key in ('images', 'confusion', 'hash'):
+        assert single[key] == double[key]
 
 
 def test_processes_leave_their_group_before_python_ends():
-    """A thread of gloo's that still frees a tensor then would abort the process, after its result was written."""
+    """A thread of gloo that frees a tensor after Python's end aborts the process."""
     code = (
         'import atexit, sys; sys.path.insert(0, sys.argv[1]); import torch.distributed as d; '
-        'atexit.register(lambda: print(d.is_initialized())); import test; test.start_processes("pytorch"); print(d.is_initialized())'
+        'atexit.register(lambda: print(d.is_initialized())); import test; test.start_processes("pytorch"); '
+        'print(d.is_initialized())'
     )
     environment = dict(
         os.environ, RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='29612'
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, '-c', code, os.path.join(ROOT, 'tools')], env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0 and done.stdout.split()[-2:] == ['True', 'False'], done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.split()[-2:] == ['True', 'False'], process.stdout + process.stderr
 
 
 def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch):
@@ -119,15 +120,15 @@ def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch
     before = len(calls)
     status, printed = run_tool(*command, '--data-root', MINI)  # another path of the same data
     assert status == 0, printed
-    assert len(calls) - before == 2  # the two images that were left
+    assert len(calls) - before == 2  # the last two images
     assert not list(tmp_path.glob('work_dirs/logs/*/journal*'))
     (resumed,) = results(tmp_path)
     assert resumed['images_resumed'] == 2
     shutil.rmtree(tmp_path / 'work_dirs')
     run_tool(*command)
-    (whole,) = results(tmp_path)
+    (uninterrupted,) = results(tmp_path)
     for key in ('images', 'confusion', 'hash', 'partial'):
-        assert whole[key] == resumed[key]
+        assert uninterrupted[key] == resumed[key]
     assert 'journal' not in json.dumps(resumed['config'])
 
 
@@ -141,8 +142,7 @@ def test_benchmark_skips_what_is_there_but_by_force(run_tool, tmp_path):
     paths = sorted((tmp_path / 'work_dirs' / 'results').iterdir())
     times = [path.stat().st_mtime_ns for path in paths]
     paths[1].unlink()
-    status, again = run_tool(*command)
-    assert status == 0
+    assert run_tool(*command)[0] == 0
     assert paths[0].stat().st_mtime_ns == times[0] and paths[1].exists()
     assert (tmp_path / 'work_dirs' / 'table.md').read_text().strip() in printed
     times = [path.stat().st_mtime_ns for path in paths]
@@ -182,18 +182,18 @@ def test_segmenter_gives_a_patchs_attention_as_arrays():
 
     segmenter = Segmenter(backbone='toy', vfm='toy', method='sclip', device='cpu')
     words = ['cat; kitten', 'grass', 'wall']
-    found = segmenter.attention(IMAGE, words, 150, 120)
-    rows, (left, top, right, bottom) = found.rows, found.window
+    attention = segmenter.attention(IMAGE, words, 150, 120)
+    rows, (left, top, right, bottom) = attention.rows, attention.window
     assert left <= 150 < right and top <= 120 < bottom
-    assert {row.shape for row in rows} == {(14, 14)} and all(0 <= index < 14 for index in found.patch)
-    assert rows.similarity[found.patch] == pytest.approx(1, abs=1e-4)  # a patch is like itself
+    assert {row.shape for row in rows} == {(14, 14)} and all(0 <= index < 14 for index in attention.patch)
+    assert rows.similarity[attention.patch] == pytest.approx(1, abs=1e-4)  # a patch is like itself
     assert np.isneginf(rows.pruned).any() and rows.adapted.sum() == pytest.approx(1, abs=1e-4)
     assert (rows.adapted[np.isneginf(rows.pruned)] == 0).all()
     assert 1.5 < rows.attention.sum() <= 2.001  # SCLIP's rows sum to two, CLS included
-    assert np.array_equal(found.labels, segmenter.segment(IMAGE, words).labels)
+    assert np.array_equal(attention.labels, segmenter.segment(IMAGE, words).labels)
     bare = Segmenter(backbone='toy', vfm='toy', method='sclip', feedback=False, device='cpu')
-    assert np.array_equal(found.without, bare.segment(IMAGE, words).labels)
-    assert not np.array_equal(found.without, found.labels)
+    assert np.array_equal(attention.without, bare.segment(IMAGE, words).labels)
+    assert not np.array_equal(attention.without, attention.labels)
     with pytest.raises(UserError, match='was made without FSA'):
         bare.attention(IMAGE, words, 1, 1)
     with pytest.raises(UserError, match='the pixel 320,0 lies outside the image, which has 320×240'):
@@ -201,17 +201,17 @@ def test_segmenter_gives_a_patchs_attention_as_arrays():
 
 
 def test_the_patch_looked_at_is_the_one_at_the_pixel(tmp_path):
-    """With identity attention a patch attends itself alone, so that A's row marks it: wherever the pixel is."""
+    """With identity attention a patch attends itself alone, so that A's row marks the patch of any pixel."""
     from fsa_seg import Segmenter
 
     segmenter = Segmenter(backbone='toy', vfm='toy', method='maskclip', device='cpu')
     image = np.zeros((150, 300, 3), np.uint8)
     for x, y in ((0, 0), (299, 149), (150, 10), (37, 140)):
-        found = segmenter.attention(image, ['a', 'b'], x, y)
-        rows, columns = found.rows.attention.shape
-        left, top, right, bottom = found.window
-        row, column = np.argwhere(found.rows.attention == 1)[0]
-        assert (row, column) == found.patch
+        attention = segmenter.attention(image, ['a', 'b'], x, y)
+        rows, columns = attention.rows.attention.shape
+        left, top, right, bottom = attention.window
+        row, column = np.argwhere(attention.rows.attention == 1)[0]
+        assert (row, column) == attention.patch
         # the window is padded evenly to whole patches of 16 pixels of the resized image (448 pixels high)
         assert abs((column + 0.5) / columns - (x + 0.5 - left) / (right - left)) < 0.6 / columns
         assert abs((row + 0.5) / rows - (y + 0.5 - top) / (bottom - top)) < 0.6 / rows
@@ -224,8 +224,8 @@ def test_random_weights_are_marked(run_tool, tmp_path):
     (first,) = results(tmp_path)
     assert first['cell']['random_weights'] == 5 and first['metrics']['mIoU'] < 20
     run_tool(*command)
-    (again,) = results(tmp_path)
-    assert again['confusion'] == first['confusion']
+    (second,) = results(tmp_path)
+    assert second['confusion'] == first['confusion']
     status, printed = run_tool(
         'benchmark', '--mini', '--datasets', 'voc20', '--methods', 'clip', '--no-fsa', '--random-weights', 5
     )
@@ -233,7 +233,7 @@ def test_random_weights_are_marked(run_tool, tmp_path):
 
 
 def test_benchmark_runs_a_users_suite_with_words(run_tool, tmp_path):
-    """Maps spelt out, settings of FSA, and words of one's own, in a data file."""
+    """The suite spells out a map, settings of FSA, and a file of words."""
     from mmseg.datasets import CityscapesDataset
 
     (tmp_path / 'words.txt').write_text(
@@ -247,8 +247,8 @@ def test_benchmark_runs_a_users_suite_with_words(run_tool, tmp_path):
     assert status == 0, printed
     assert '| VV | toy | – | proxyclip, words words-' in printed and '| VV + FSA p=1.0 | toy |' in printed
     assert (tmp_path / 'work_dirs' / 'table_mine.md').exists()
-    found = sorted(results(tmp_path), key=lambda result: result['cell']['feedback'] or '')
-    assert found[0]['metrics'] != found[1]['metrics']
+    bare, adapted = sorted(results(tmp_path), key=lambda result: result['cell']['feedback'] or '')
+    assert bare['metrics'] != adapted['metrics']
     status, printed = run_tool('benchmark', '--suite', 'mine.py', '--mini', '--fsa')
     assert status == 0 and '| VV | toy |' not in printed and '| VV + FSA p=1.0 |' in printed
 
@@ -286,10 +286,8 @@ def test_architectures_under_the_old_name_of_their_suite(run_tool, tmp_path):
     status, printed = run_tool('benchmark', '--suite', 'smoke', '--mini')
     assert status == 0, printed
     assert '19 cells, 0 failed; 7 agree with the dense evaluation' in printed
-    assert (
-        '| toy | toy | ProxyCLIP + FSA | 42×42 |' in printed
-        and (tmp_path / 'work_dirs' / 'table_architectures.md').exists()
-    )
+    assert '| toy | toy | ProxyCLIP + FSA | 42×42 |' in printed
+    assert (tmp_path / 'work_dirs' / 'table_architectures.md').exists()
 
 
 def test_segmenter_takes_paths_pictures_and_arrays():
@@ -298,18 +296,18 @@ def test_segmenter_takes_paths_pictures_and_arrays():
     segmenter = Segmenter(backbone='toy', vfm='toy', method='sclip', feedback=dict(p=0.5), device='cpu')
     assert segmenter.model.feedback.p == 0.5
     picture = Image.open(IMAGE)
-    one, two, three = (
-        segmenter.segment(image, ['cat; kitten', 'grass', 'wall']) for image in (IMAGE, picture, np.array(picture))
-    )
-    assert np.array_equal(one.labels, two.labels) and np.array_equal(one.labels, three.labels)
-    assert one.labels.shape == picture.size[::-1] and one.scores is None and not segmenter.model.keep_scores
-    scored = segmenter.segment(picture, ['cat; kitten', 'grass', 'wall'], scores=True)
-    assert scored.scores.shape == (3, *picture.size[::-1]) and np.array_equal(scored.scores.argmax(0), one.labels)
+    words = ['cat; kitten', 'grass', 'wall']
+    of_path, of_picture, of_array = (segmenter.segment(image, words) for image in (IMAGE, picture, np.array(picture)))
+    labels = of_path.labels
+    assert np.array_equal(labels, of_picture.labels) and np.array_equal(labels, of_array.labels)
+    assert labels.shape == picture.size[::-1] and of_path.scores is None and not segmenter.model.keep_scores
+    scored = segmenter.segment(picture, words, scores=True)
+    assert scored.scores.shape == (3, *picture.size[::-1]) and np.array_equal(scored.scores.argmax(0), labels)
     assert len(segmenter.segment(picture, ['road', 'sea'], scores=True).scores) == 2  # other words, same model
 
 
 def test_mmsegs_own_metric_loading_and_visualization_hook(tmp_path):
-    """The segmentors are mmseg's guests: its metric, its label loading and its hook work with them."""
+    """The segmentors work with the metric, the label loading and the hook of mmseg."""
     from mmengine.runner import Runner
 
     from fsa_seg.config.compose import compose
@@ -335,7 +333,7 @@ def test_mmsegs_own_metric_loading_and_visualization_hook(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    """A copy of the mini data's VOC2012, to be damaged."""
+    """A copy of the mini data's VOC2012 that a test may damage."""
     shutil.copytree(os.path.join(MINI, 'VOCdevkit', 'VOC2012'), tmp_path / 'mini' / 'VOCdevkit' / 'VOC2012')
     (tmp_path / 'mini' / 'TOY_WORLD').touch()
     return tmp_path / 'mini' / 'VOCdevkit' / 'VOC2012'
@@ -400,12 +398,12 @@ def test_bad_input_is_one_message_and_status_1(run_tool, tmp_path, monkeypatch, 
 
 def cut_image(data):
     path = data / 'JPEGImages' / '2007_000033.jpg'
-    path.write_bytes(path.read_bytes()[:700])  # the head is whole: it shows when the image is decoded, during the run
+    path.write_bytes(path.read_bytes()[:700])  # the head is intact: decoding fails during the run
 
 
 @pytest.mark.parametrize('damage, message', [*DAMAGE, (cut_image, '2007_000033.jpg cannot be decoded')])
 def test_damaged_data_is_one_message_and_status_1(run_tool, data, tmp_path, damage, message):
-    """Also from a data loader's own process."""
+    """Also if a data loader's process raises the error."""
     damage(data)
     status, printed = run_tool(
         'test', 'voc21', '--mini', '--data-root', tmp_path / 'mini', '--method', 'clip', '--workers', 1
@@ -418,8 +416,8 @@ def test_damaged_data_is_one_message_and_status_1(run_tool, data, tmp_path, dama
 
 
 def test_the_process_ends_with_status_1_and_no_traceback(tmp_path):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, os.path.join(ROOT, 'tools', 'test.py'), 'voc12'], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 1
-    assert "error: unknown dataset 'voc12'" in done.stderr and 'Traceback' not in done.stderr
+    assert process.returncode == 1
+    assert "error: unknown dataset 'voc12'" in process.stderr and 'Traceback' not in process.stderr

@@ -9,6 +9,7 @@ with a result in WORK_DIR/results does not run again, so that the same command c
 """
 
 import argparse
+import functools
 import os
 import shlex
 import sys
@@ -120,9 +121,8 @@ def run_data(args: argparse.Namespace, cells: Sequence[Mapping[str, Any]], optio
     """Evaluate cells on data sets, and print their table.
 
     Args:
-        args: of `parse_args`.
         cells: kind -> component, see `fsa_seg.config.suites.suite_cells`.
-        options: arguments of `fsa_seg.config.compose` for all cells.
+        options: arguments of `compose` for all cells.
     """
     from tqdm import tqdm
 
@@ -144,9 +144,8 @@ def run_data(args: argparse.Namespace, cells: Sequence[Mapping[str, Any]], optio
     pictured = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
     work_dir = configs[0].work_dir
     check_file(table_path(work_dir, args.suite), 'the table')
-    results = run_cells(
-        configs, lambda passes: tqdm(passes, desc='passes', unit='pass'), args.force, args.cells_per_pass or 32
-    )
+    progress = functools.partial(tqdm, desc='passes', unit='pass')
+    results = run_cells(configs, progress, args.force, args.cells_per_pass or 32)
     finish(table(results, datasets), work_dir, args.suite, 'results')
     if args.picture:
         write_picture(picture_of_rows([config for config in configs if config.cell.dataset == pictured]), args.picture)

@@ -298,7 +298,7 @@ MUTANTS = [
     *of(
         'tools/benchmark.py',
         'test_tools.py::test_benchmark_skips_what_is_there_but_by_force',
-        ('force_is_not_passed_on', "unit='pass'), args.force,", "unit='pass'), False,"),
+        ('force_is_not_passed_on', 'configs, progress, args.force', 'configs, progress, False'),
     ),
     *of(
         'tools/test.py',

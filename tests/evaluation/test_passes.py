@@ -35,8 +35,8 @@ def test_a_limit_is_a_seeded_subset_and_partial(tmp_path):
     assert limited.hash != prepare(config(tmp_path)).hash
     result = run_cell(limited, str(tmp_path / 'r.json'))
     assert result['partial'] and len(result['images']) == 3
-    whole = config(tmp_path, limit=500)  # more than there are: all
-    assert prepare(whole).hash == prepare(config(tmp_path)).hash
+    full = config(tmp_path, limit=500)  # more images than the split has
+    assert prepare(full).hash == prepare(config(tmp_path)).hash
 
 
 def test_missing_weights_are_found_before_the_first_cell(tmp_path):
@@ -48,10 +48,10 @@ def test_missing_weights_are_found_before_the_first_cell(tmp_path):
 
 
 def test_a_choice_of_a_data_sets_classes(tmp_path):
-    """The label images keep all 19 classes; those that are not chosen become void."""
-    part = tmp_path / 'some.py'
+    """The label images keep all 19 classes; the classes outside the choice become void."""
+    part = tmp_path / 'chosen.py'
     part.write_text(
-        "dataset = dict(name='some', type='CityscapesDataset', data_root='cityscapes', "
+        "dataset = dict(name='chosen', type='CityscapesDataset', data_root='cityscapes', "
         "data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'), "
         "metainfo=dict(classes=('car', 'road')))"
     )
@@ -62,12 +62,12 @@ def test_a_choice_of_a_data_sets_classes(tmp_path):
 
 
 def test_long_lists_of_a_config_are_in_no_log(tmp_path, monkeypatch):
-    """The runner works with all of the config, and logs and writes one of a few hundred lines, whatever the classes."""
+    """The runner works with the full config, and logs and writes a config of a few hundred lines for any classes."""
 
     class Recorder:
         @functools.wraps(passes.Runner.__init__)
-        def __init__(self, **given):
-            self.given = given
+        def __init__(self, **options):
+            self.options = options
 
     names = [f'thing {i}' for i in range(1000)]
     data = dict(
@@ -80,12 +80,12 @@ def test_long_lists_of_a_config_are_in_no_log(tmp_path, monkeypatch):
     monkeypatch.setattr(passes, 'Runner', Recorder)
     for classes, cut in ((1000, True), (21, False)):
         data['metainfo'] = {key: values[:classes] for key, values in data['metainfo'].items()}
-        whole = config(tmp_path, dataset=data)
-        given = passes._runner(whole).given
-        assert given['model'].words == [[name] for name in names[:classes]]
-        assert given['test_dataloader'].dataset.metainfo.classes == names[:classes]
-        assert {'test_cfg', 'test_evaluator', 'default_hooks', 'default_scope', 'log_level', 'launcher'} <= set(given)
-        text = given['cfg'].pretty_text
+        full = config(tmp_path, dataset=data)
+        options = passes._runner(full).options
+        assert options['model'].words == [[name] for name in names[:classes]]
+        assert options['test_dataloader'].dataset.metainfo.classes == names[:classes]
+        assert {'test_cfg', 'test_evaluator', 'default_hooks', 'default_scope', 'log_level', 'launcher'} <= set(options)
+        text = options['cfg'].pretty_text
         assert ('thing 20' in text) != cut and ('1000 in all, see the result file' in text) == cut
         assert len(text.splitlines()) < 300
-        assert 'thing 20' in whole.pretty_text and (cut or text == whole.pretty_text)
+        assert 'thing 20' in full.pretty_text and (cut or text == full.pretty_text)

@@ -60,7 +60,7 @@ def test_settings_of_fsa_are_rows_of_their_own():
 
 
 def test_words_of_two_files_are_two_cells(tmp_path):
-    """Also when the files have one name."""
+    """Also if the two files have the same name."""
     names = []
     for folder in 'ab':
         (tmp_path / folder).mkdir()
@@ -84,7 +84,7 @@ def test_a_half_written_result_never_appears(tmp_path):
 
 
 def cells_of_one_name(*values):
-    """Results of one row and data set whose precision differs."""
+    """Return results of one row and data set with these precisions."""
     return [
         dict(
             result('voc21', miou=10.0 * i),
@@ -96,13 +96,13 @@ def cells_of_one_name(*values):
 
 
 def test_two_cells_never_share_a_row():
-    """What they differ in stands in their rows; without a fingerprint, the hash does."""
+    """The rows name the settings that differ; without a fingerprint, the rows name the hash."""
     text = table(cells_of_one_name('fp16', 'fp32'), ['voc21'])
     assert '| sclip, model.precision=fp16 | 10.0 |' in text and '| sclip, model.precision=fp32 | 20.0 |' in text
     text = table([dict(cell, fingerprint=[]) for cell in cells_of_one_name('a', 'b')], ['voc21'])
     assert '| sclip, hash=1 | 10.0 |' in text and '| sclip, hash=2 | 20.0 |' in text
-    same = cells_of_one_name('fp16') * 2
-    assert table(same, ['voc21']).count('| SCLIP |') == 1 and 'model.precision' not in table(same, ['voc21'])
+    text = table(cells_of_one_name('fp16') * 2, ['voc21'])
+    assert text.count('| SCLIP |') == 1 and 'model.precision' not in text
 
 
 def test_a_name_of_many_bytes_is_cut():
@@ -119,12 +119,12 @@ def test_a_result_of_another_schema(tmp_path):
 
 
 def test_what_tells_one_data_sets_cells_apart_leaves_the_others():
-    """Two kinds of labels of VOC: their rows are their own; and results of one cell by other code are two rows."""
-    two = [
+    """Two kinds of labels of VOC have a row each; two results of one cell from different code have a row each."""
+    vocs = [
         dict(result('voc21', miou=10.0 * i), hash=str(i), fingerprint=[['data.contents', i, 'number']]) for i in (1, 2)
     ]
-    other = dict(result('ade20k', miou=50.0), hash='3', fingerprint=[['data.contents', 3, 'number']])
-    text = table([*two, other], ['voc21', 'ade20k'])
+    ade = dict(result('ade20k', miou=50.0), hash='3', fingerprint=[['data.contents', 3, 'number']])
+    text = table([*vocs, ade], ['voc21', 'ade20k'])
     assert '| sclip | – | 50.0 |' in text and '| sclip, data.contents=1 | 10.0 | – |' in text
     codes = [dict(result('voc21', miou=10.0 * i), fingerprint=[['package', f'p{i}', 'source']]) for i in (1, 2)]
     text = table(codes, ['voc21'])

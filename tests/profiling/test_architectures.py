@@ -33,8 +33,8 @@ def test_named_methods_agree_with_the_dense_evaluation(run, method):
 
 
 def test_a_wrong_constant_is_found(run, monkeypatch):
-    own = FSA.similarities
-    monkeypatch.setattr(FSA, 'similarities', lambda self, z, uniform: own(self, z, 1.1 * uniform))
+    similarities = FSA.similarities
+    monkeypatch.setattr(FSA, 'similarities', lambda self, z, uniform: similarities(self, z, 1.1 * uniform))
     assert 'Disagreement' in run(CELL)['error'] or 'from the dense evaluation' in run(CELL)['error']
 
 
@@ -43,12 +43,12 @@ def test_a_row_is_kept_and_a_failed_one_is_not(run, monkeypatch):
     monkeypatch.setattr(architectures, 'token_logits', lambda *_, **__: pytest.fail('it was run again'))
     assert run(CELL) == row
     monkeypatch.setattr(architectures, 'token_logits', lambda *_, **__: (torch.full((1, 1, 1), float('nan')), (1, 1)))
-    other = dict(CELL, method='clip')
-    failed = run(other)
+    clip = dict(CELL, method='clip')
+    failed = run(clip)
     assert failed['error'] == 'RuntimeError: some cosines are not finite'
     assert 'FAILED: RuntimeError' in architectures.architectures_table([row, failed], '')
     monkeypatch.undo()
-    assert run(other)['error'] is None
+    assert run(clip)['error'] is None
 
 
 @pytest.mark.parametrize('feedback', [dict(rounds=2), dict(isolation=False, terms=['W'], similarity='cosine')])
@@ -81,14 +81,14 @@ def test_a_part_that_does_not_exist_ends_the_run(run):
 
 
 def test_measured_memory():
-    """A tensor of 64 MiB that is freed again is seen (where the system tells)."""
+    """The peak counts a freed tensor of 64 MiB; some systems do not tell the peak."""
     (result, (seconds, peak)) = architectures.measured(lambda: float(torch.ones(2**24).sum()), 'cpu')
     assert result == 2**24 and seconds > 0
     assert peak == 0 or 60 * 2**20 < peak < 200 * 2**20
 
 
 def test_a_window_is_rounded_up_to_whole_patches(run, tmp_path):
-    """96 pixels are no multiple of 20: the VFM sees 100."""
+    """96 pixels are no multiple of 20; the VFM sees 100 pixels."""
     part = tmp_path / 'mine.py'
     part.write_text(
         "vfm = dict(name='mine', type='TimmViT', model='vit_tiny_patch16_224', model_args=dict(patch_size=20, "

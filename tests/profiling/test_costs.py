@@ -1,4 +1,4 @@
-"""The sections run, and say what they say of the right thing; no time is asserted."""
+"""The sections run, and measure the right functions; no test asserts a time."""
 
 import re
 
@@ -16,9 +16,9 @@ from conftest import MINI
 
 @pytest.fixture
 def small_windows(monkeypatch):
-    """Windows of 112 pixels, on images that are resized as ever."""
-    own = costs.protocol_settings
-    monkeypatch.setattr(costs, 'protocol_settings', lambda *which: {**own(*which), 'window': 112})
+    """Windows of 112 pixels, on images of the protocol's size."""
+    settings = costs.protocol_settings
+    monkeypatch.setattr(costs, 'protocol_settings', lambda *arguments: {**settings(*arguments), 'window': 112})
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_stages_add_up(toy):
 
 
 def test_flops_are_those_of_the_formula(toy):
-    """Of each of the trunk's blocks 24·T·D² + 4·T²·D, and of the patch embedding 2·N·D·3·16²."""
+    """Each block of the trunk has 24·T·D² + 4·T²·D, and the patch embedding has 2·N·D·3·16²."""
     model, _ = toy._member('maskclip', None)
     tokens, width, blocks = 1 + 6 * 4, 160, len(model.visual.transformer.resblocks) - 1
     expected = blocks * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * 24 * width * 3 * 16**2
@@ -50,7 +50,7 @@ def test_ways_to_prune_agree(toy, monkeypatch):
 
 
 def test_half_precision_runs(small_windows, monkeypatch):
-    """On a GPU it is the default; the dense references are left out."""
+    """Half precision is the default on a GPU; it leaves out the dense references."""
     monkeypatch.setattr(costs, 'QUERIES', (3, 9))
     monkeypatch.setattr(costs, 'GROWTH', dict(N=[(4, 3), (6, 3), (8, 3)]))
     half = CostTables('toy', 'toy', 'bf16', 'cpu', 1, MINI, ['toy'])
@@ -68,7 +68,7 @@ def test_fsa_is_set_against_the_floor_and_the_dense_evaluation(toy, monkeypatch)
 
 def test_shared_passes_batches_and_growth(toy, monkeypatch):
     column, maps = toy.shared_pass()
-    assert column['rows'].startswith('8: ') and maps['rows'].startswith('14: ')  # seven maps with the one VFM there is
+    assert column['rows'].startswith('8: ') and maps['rows'].startswith('14: ')  # seven maps with the toy VFM
     assert [row['windows at once'] for row in toy.batches()] == [1, 2, 4]
     monkeypatch.setattr(costs, 'GROWTH', dict(N=[(4, 3), (6, 3), (8, 3)], Q=[(6, 2), (6, 4), (6, 8)]))
     monkeypatch.setattr(costs, 'LARGE', (16, 5))
@@ -77,7 +77,7 @@ def test_shared_passes_batches_and_growth(toy, monkeypatch):
 
 
 def test_half_precision_gives_almost_all_of_float32s_labels(toy, monkeypatch):
-    """With the toy models fp16 agrees on 99.5 % of the pixels at least."""
+    """With the toy models fp16 agrees on at least 99.5 % of the pixels."""
     monkeypatch.setattr(costs, 'AGREEMENT', 2)
     for row in toy.precision_agreement():
         assert float(row['fp16 as fp32'].rstrip(' %')) >= 99.5, row
@@ -98,7 +98,7 @@ def test_throughput(toy):
 
 
 def test_the_peak_of_tensors():
-    """Three tensors of 1 MB, of which two are held at once."""
+    """A run makes three tensors of 1 MB, and holds at most two tensors at once."""
 
     def run():
         x = torch.zeros(250_000)
@@ -112,9 +112,8 @@ def test_exponents_costs_and_tables(tmp_path):
     assert costs._exponent([1, 2, 4, 8], [9, 4, 16, 64]) == '2.00'
     cost = Cost([0.3, 0.1, 0.2], 3 * 2**20)
     assert (str(cost), cost.mebibytes) == ('0.200 s (0.100–0.300)', '3')
-    assert (
-        cost.over(Cost([0.1, 0.1, 0.4], 0)) == '1.00 (0.50–3.00)' and Cost([2.0], 0).over(Cost([3.0], 0), 3, 1) == '2.0'
-    )
+    assert cost.over(Cost([0.1, 0.1, 0.4], 0)) == '1.00 (0.50–3.00)'
+    assert Cost([2.0], 0).over(Cost([3.0], 0), 3, 1) == '2.0'
     rows = [
         {
             'over': over,
