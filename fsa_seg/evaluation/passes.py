@@ -262,11 +262,11 @@ def run_cells(
     Raises:
         UserError: see `prepare` and `run_pass`.
     """
-    _checked_images.cache_clear()  # files may have changed since an earlier call of the process
+    _checked_images.cache_clear()  # files may have changed since the last call
     cells = [prepare(config) for config in configs]
-    kept = {} if force else _kept_results(cells)
-    _check_models([cell.config.model for cell in cells if result_path(cell) not in kept])
-    results = {cell.hash: kept[result_path(cell)] for cell in cells if result_path(cell) in kept}
+    kept_results = {} if force else _kept_results(cells)
+    _check_models([cell.config.model for cell in cells if result_path(cell) not in kept_results])
+    results = {cell.hash: kept_results[result_path(cell)] for cell in cells if result_path(cell) in kept_results}
     passes = _passes(cells, results, most)
     shared = [
         f'\n  {group[0].config.cell.dataset}: ' + ', '.join(_member_name(cell.config.cell) for cell in group)
@@ -274,13 +274,13 @@ def run_cells(
         if len(group) > 1
     ]
     print_log(
-        f'{len(cells)} cells: {len(kept)} are there, {sum(map(len, passes))} run in {len(passes)} passes over the '
-        'data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else ''),
+        f'{len(cells)} cells: {len(kept_results)} are there, {sum(map(len, passes))} run in {len(passes)} passes '
+        'over the data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else ''),
         'current',
     )
     for group in progress(passes):
         results.update((cell.hash, result) for cell, result in zip(group, run_pass(group)))
-    return [_named_result(cell, kept.get(result_path(cell)) or results[cell.hash]) for cell in cells]
+    return [_named_result(cell, kept_results.get(result_path(cell)) or results[cell.hash]) for cell in cells]
 
 
 def _passes(cells, results, most):
@@ -301,7 +301,7 @@ def _passes(cells, results, most):
 
 def _kept_results(cells):
     """Return path -> result for the kept results that can be used; warn of stale results and of moved last digits."""
-    kept, stales, moves = {}, {}, {}
+    kept_results, stale_paths, moved_paths = {}, {}, {}
     for cell in cells:
         path = result_path(cell)
         if not os.path.exists(path):
@@ -309,19 +309,19 @@ def _kept_results(cells):
         result = read_result(path)
         reasons = stale(result, cell)
         if reasons:
-            stales.setdefault('; '.join(reasons[:3]), []).append(path)
+            stale_paths.setdefault('; '.join(reasons[:3]), []).append(path)
             continue
-        kept[path] = result
+        kept_results[path] = result
         for text in moved(result, cell):
-            moves.setdefault(text, []).append(path)
-    for reason, paths in stales.items():
+            moved_paths.setdefault(text, []).append(path)
+    for reason, paths in stale_paths.items():
         warn_once(f'{len(paths)} results are stale and run again, {paths[0]} the first: {reason}')
-    if moves:
+    if moved_paths:
         warn_once(
             'kept results may differ in their last digits from new results: '
-            + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moves.items())[:5])
+            + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moved_paths.items())[:5])
         )
-    return kept
+    return kept_results
 
 
 def _named_result(cell, result):
@@ -464,6 +464,6 @@ def _skip_counted(config, journals, names):
         }
     if counted:
         print_log(f'{len(counted)} of {len(names)} images were counted by an interrupted run', 'current')
-        chosen = dataset.get('indices') or range(len(names))
-        dataset.indices = [index for index, name in zip(chosen, names) if name not in counted]
+        indices = dataset.get('indices') or range(len(names))
+        dataset.indices = [index for index, name in zip(indices, names) if name not in counted]
     return [{name: counts for name, counts in reading.items() if name in counted} for reading in readings[0]]

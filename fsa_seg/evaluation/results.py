@@ -177,9 +177,9 @@ def table(results: Sequence[Mapping[str, Any]], datasets: Sequence[str]) -> str:
         results: see `read_result`.
         datasets: the columns, in order.
     """
-    kept = [result for result in results if table_row(result)]
+    complete = [result for result in results if table_row(result)]
     rows = {}
-    for result, row in zip(kept, table_rows(kept)):
+    for result, row in zip(complete, table_rows(complete)):
         rows.setdefault(row, {})[result['cell']['dataset']] = result
     figures = []
     for row, cells in rows.items():
@@ -190,8 +190,11 @@ def table(results: Sequence[Mapping[str, Any]], datasets: Sequence[str]) -> str:
     columns = [*datasets, 'mean']
     body = markdown_table(['method', 'backbone', 'VFM', 'protocol', *columns], figures, right=columns)
     note = [TOY_NOTE, ''] if any(result['cell']['toy'] for result in results) else []
-    if len(kept) < len(results):
-        note += [f'{len(results) - len(kept)} results of random weights, or of a part of a data set, are left out.', '']
+    if len(complete) < len(results):
+        note += [
+            f'{len(results) - len(complete)} results of random weights, or of a part of a data set, are left out.',
+            '',
+        ]
     return '\n'.join([*note, 'mIoU in percent.', '', body])
 
 

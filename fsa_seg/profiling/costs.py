@@ -246,8 +246,8 @@ class CostTables:
 
         def by_sort():
             ordered = similarity.sort(-1, descending=True).values
-            kept = (ordered.softmax(-1).cumsum(-1) <= 0.45).sum(-1, keepdim=True).clamp(min=1)
-            return ordered.gather(-1, kept - 1)
+            count = (ordered.softmax(-1).cumsum(-1) <= 0.45).sum(-1, keepdim=True).clamp(min=1)
+            return ordered.gather(-1, count - 1)
 
         def by_bisection(steps=24):
             probs, (low, high) = similarity.softmax(-1), similarity.aminmax(dim=-1, keepdim=True)

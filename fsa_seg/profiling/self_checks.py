@@ -45,11 +45,8 @@ SHAPES = ((12, 442, 64), (16, 577, 80), (12, 1765, 64))  # heads, tokens, width 
 ATTENTION = dict(float32=1e-5, float16=2e-3, bfloat16=2e-2)  # limit of a back end's difference from float64
 BACKENDS = dict(flash='FLASH_ATTENTION', efficient='EFFICIENT_ATTENTION', math='MATH', cudnn='CUDNN_ATTENTION')
 NO_KERNEL = ('No available kernel', 'No viable backend')  # torch's errors if a back end lacks a device or type
-FASTER = (
-    'TORCH_ALLOW_TF32_CUBLAS_OVERRIDE',
-    'NVIDIA_TF32_OVERRIDE',
-    'ONEDNN_DEFAULT_FPMATH_MODE',
-)  # variables that round float32
+# environment variables that let float32 be rounded
+FASTER = ('TORCH_ALLOW_TF32_CUBLAS_OVERRIDE', 'NVIDIA_TF32_OVERRIDE', 'ONEDNN_DEFAULT_FPMATH_MODE')
 WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
 
 
