@@ -95,10 +95,7 @@ def make_result(
         partial=config.test_dataloader.dataset.get('indices') is not None,
         hash=cell.hash,
         metrics={key: _number(figures[key]) for key in ('mIoU', 'mAcc', 'aAcc')},
-        classes=[
-            dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
-            for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])
-        ],
+        classes=_class_entries(classes, figures),
         confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
         images=images,
         seconds=seconds,
@@ -108,6 +105,14 @@ def make_result(
         fingerprint=list(cell.fingerprint),
         config=to_json(config),
     )
+
+
+def _class_entries(classes, figures):
+    """Return the name, IoU and accuracy of each class."""
+    return [
+        dict(name=name.strip(), IoU=_number(iou), Acc=_number(acc))
+        for name, iou, acc in zip(classes, figures['IoU'], figures['Acc'])
+    ]
 
 
 def write_result(result: object, path: str | os.PathLike) -> None:
