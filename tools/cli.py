@@ -143,13 +143,14 @@ def _on_interrupt(handler):
 
 def _run(main):
     """Run a tool's main function, and exit with one message after an error that a user can mend."""
-    try:
-        with contextlib.redirect_stdout(None):  # mmseg prints a debugging line when it is imported
-            from fsa_seg.errors import UserError
-    except ImportError as error:
-        _fail(f'{error}{import_hint(error)}; python tools/doctor.py tells what else is missing')
+    from fsa_seg.errors import UserError
+
     try:
         main()
+    except ImportError as error:  # libraries are imported when they are used
+        if os.environ.get('FSA_SEG_TRACEBACK'):
+            raise
+        _fail(f'{error}{import_hint(error)}; python tools/doctor.py tells what else is missing')
     except UserError as error:
         if os.environ.get('FSA_SEG_TRACEBACK'):
             raise

@@ -356,7 +356,8 @@ MUTANTS = [
     ),
     *of(
         'fsa_seg/ops/attention.py',
-        'ops/test_attention.py models/test_window.py::test_golden methods/test_methods.py::test_naclips_map_is_the_published_one',
+        'ops/test_attention.py models/test_window.py::test_golden '
+        'methods/test_methods.py::test_naclips_map_is_the_published_one',
         ('attention_scale', 'values, mask\n', 'values, mask, scale=0.2\n'),
         ('bias_is_left_out', 'mask = None if bias is None else', 'mask = None if True else'),
         ('neighbours_are_too_wide', '(2 * sigma**2)', '(2 * sigma)'),
@@ -434,7 +435,7 @@ MUTANTS = [
     ),
     *of(
         'fsa_seg/methods/base.py',
-        'methods/test_contract.py models/test_window.py::test_golden',
+        'methods/test_contract.py methods/test_methods.py',
         ('feedback_adapts_methods_without_a_map', 'if feedback and not method.has_attention():', 'if False:'),
         ('shapes_of_hooks_pass', 'tuple(embeddings.shape) != expected', 'False'),
     ),

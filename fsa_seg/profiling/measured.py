@@ -15,7 +15,7 @@ from fsa_seg.ops.device import gpu_peak, trim_memory
 
 
 def measured(function: Callable[[], Any], device: torch.device | str) -> tuple[Any, tuple[float, float]]:
-    """Return a function's result, and what it cost: (result, (seconds, bytes of memory at its peak, or NaN if unknown)).
+    """Return a function's result and its cost: (result, (seconds, bytes of memory at the peak, NaN if unknown)).
 
     On a CPU the peak is the process's, beyond what it held before (Linux alone); on a GPU the allocator's.
     """

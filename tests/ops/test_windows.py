@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from fsa_seg.ops.labels import label_map, label_tiles
 from fsa_seg.ops.windows import Layout, OverlapAdd, Window, cut_window, window_spans, windows
 from fsa_seg.profiling.measured import tensor_peak
 
@@ -100,30 +99,6 @@ def test_what_an_image_holds_does_not_grow_with_its_size():
             pass
 
     assert tensor_peak(run, 'cpu') < 4 * 6 * most < 4 * 3 * 200 * 300 / 5
-
-
-@pytest.mark.parametrize('area_thd', [None, 0.05, 0.3])
-@pytest.mark.parametrize('block', [1, 4, 9, 50])
-def test_labels_tile_by_tile(block, area_thd):
-    """Areas are of the whole image, whatever the tile: by hand, a class that is small in all but not in its tile."""
-    torch.manual_seed(0)
-    scores = torch.rand(5, 9, 7)
-    scores[4, :1] = 2  # a ninth of the image, but all of the first rows
-    expected = scores
-    if area_thd is not None:
-        areas = scores.argmax(0).flatten().bincount(minlength=5)
-        small = areas / areas[1:].sum() <= area_thd
-        small[0] = False
-        expected = scores * ~small[:, None, None]
-    best, labels = expected.max(0)
-    labels = torch.where(best < 0.6, 0, labels)
-    tiles = [
-        ((slice(top, top + block), slice(left, left + 3)), scores[:, top : top + block, left : left + 3])
-        for left in range(0, 7, 3)
-        for top in range(0, 9, block)
-    ]
-    assert torch.equal(label_tiles(lambda: iter(tiles), (9, 7), 0.6, area_thd), labels)
-    assert torch.equal(label_map(scores, 0.6, area_thd), labels)
 
 
 def test_one_window_as_large_as_the_image_equals_no_windows():
