@@ -44,11 +44,11 @@ def options_action() -> type[argparse.Action]:
 def add_model_options(parser: argparse.ArgumentParser, one_method: bool = True) -> None:
     """Add the options that choose a cell's parts; `one_method` tells whether --method is an option."""
     if one_method:
-        parser.add_argument('--method', metavar='M', help='attention and readout (default: proxyclip)')
+        parser.add_argument('--method', metavar='M', help='name or file of a method (default: proxyclip)')
     parser.add_argument('--fsa', action='store_true', default=None, help='FSA feedback on (default)')
     parser.add_argument('--no-fsa', dest='fsa', action='store_false', help='the bare method')
     parser.add_argument('--backbone', metavar='B', help='CLIP image tower (default: clip_vit-b16)')
-    parser.add_argument('--vfm', metavar='V', help='vision foundation model (default: dino_vit-b8)')
+    parser.add_argument('--vfm', metavar='V', help='VFM (default: dino_vit-b8); of several roles: role=name,role=name')
     parser.add_argument('--protocol', metavar='own|NAME', help="evaluation settings (default: own, the publication's)")
     parser.add_argument('--precision', metavar='P', help='auto, fp32, fp16 or bf16 (default: auto)')
     parser.add_argument('--mini', action='store_true', help='the toy models on the mini splits that ship with the code')

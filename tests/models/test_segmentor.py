@@ -4,11 +4,15 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from fsa_seg.config.compose import compose
+from fsa_seg.config.compose import compose, merge_options
 from fsa_seg.errors import UserError
 from fsa_seg.methods import method_names
 from fsa_seg.models import segmentor
+from fsa_seg.models.clip import trunk
 from fsa_seg.models.shared_pass import Crop, Member, window_results
+from fsa_seg.ops import reference
+from fsa_seg.ops.labels import class_scores, label_map
+from fsa_seg.ops.pamr import pamr
 
 WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
 
@@ -195,3 +199,47 @@ def test_the_grid_is_known_before_a_window_runs(method):
         crop = Crop(0, torch.zeros(3, height, width), (0, height), (0, width))
         [(_, window, _, _)] = window_results([Member(model, model.text)], [crop])
         assert window.grid == model.grid(height, width)
+
+
+def test_naclips_protocol_step_by_step():
+    """A whole image, PAMR on cosines at original size, threshold: by the dense reference and plain steps."""
+    config = compose('voc21', 'naclip', None, 'toy', 'toy').model
+    model = MODELS.build(config)
+    torch.manual_seed(0)
+    image = torch.nn.functional.interpolate(torch.randn(1, 3, 5, 6), (107, 150), mode='bilinear')[0]
+    out = model.predict([image], [sample(60, 84)])[0]
+    tokens, grid = trunk(model.visual, image[None, :, :96, :144])
+    cosines = reference.logits(model.visual, tokens, grid, model.text.rows, **reference.METHODS['naclip'])
+    pixels = cosines.transpose(1, 2).unflatten(2, grid)
+    for size in ((107, 150), (60, 84)):
+        pixels = torch.nn.functional.interpolate(pixels, size, mode='bilinear')
+    small = torch.nn.functional.interpolate(image[None], (60, 84), mode='bilinear')[0]
+    refined = pamr(pixels[0].clone(), small)
+    scores = class_scores(refined, model.text.words_per_class, 40)
+    expected = label_map(scores, 0.1)
+    assert (out.pred_sem_seg.data[0] == expected).float().mean() > 0.999
+    unrefined = label_map(class_scores(pixels[0], model.text.words_per_class, 40), 0.1)
+    assert (unrefined != expected).float().mean() > 0.005  # PAMR matters here
+    with pytest.raises(UserError, match='window is 0, the whole image, which the method proxyclip cannot take'):
+        build('proxyclip', window=0)
+
+
+@pytest.mark.parametrize('method', ['sclip', 'proxyclip'])
+def test_any_method_takes_a_refinement(method):
+    """By an option, which marks the cell; scores that are kept are those of the labels."""
+    config = compose('voc21', method, 'fsa', 'toy', 'toy')
+    merge_options(config, {'model.refinement': 'PAMR', 'model.refinement.steps': 3})
+    changed = ['model.refinement.dilations=[8, 16]', 'model.refinement.steps=3', 'model.refinement=PAMR']
+    assert sorted(config.cell.changed) == changed
+    torch.manual_seed(0)
+    image = torch.randint(256, (3, 100, 140), dtype=torch.uint8)
+    refined, bare = (
+        MODELS.build(dict(config.model, refinement=refinement, prob_thd=0.0, area_thd=None, keep_scores=True))
+        for refinement in (config.model.refinement, None)
+    )
+    outs = [model.test_step(dict(inputs=[image], data_samples=[sample(90, 120)]))[0] for model in (refined, bare)]
+    assert not torch.equal(outs[0].pred_sem_seg.data, outs[1].pred_sem_seg.data)
+    for out in outs:
+        assert torch.equal(out.seg_logits.data.argmax(0), out.pred_sem_seg.data[0])
+    merge_options(config, {'model.refinement': None})
+    assert config.model.refinement is None
