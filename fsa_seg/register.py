@@ -4,3 +4,5 @@ from fsa_seg.datasets import data_sets, label_images  # noqa: F401
 from fsa_seg.evaluation import metric  # noqa: F401
 from fsa_seg.models import segmentor, shared_pass, vfm  # noqa: F401
 from fsa_seg.visualization import pictures  # noqa: F401
+
+segmentor.register_own_methods()

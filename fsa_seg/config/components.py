@@ -204,11 +204,14 @@ def _vfm_names(method: Method, vfm) -> dict:
     """Return role -> name of a VFM component, from `vfm` of `load_components`."""
     if not method.roles:
         return {}
-    if isinstance(vfm, str) and '=' in vfm:
-        return dict(pair.split('=', 1) for pair in vfm.split(',') if '=' in pair)
-    if isinstance(vfm, str) and len(method.roles) == 1:
-        return dict.fromkeys(method.roles, vfm)
-    return dict(vfm) if isinstance(vfm, dict) else {}
+    if not isinstance(vfm, str):
+        return dict(vfm or {})
+    if '=' not in vfm or os.path.exists(vfm):
+        return dict.fromkeys(method.roles, vfm) if len(method.roles) == 1 else {}
+    pairs = [pair.split('=', 1) for pair in vfm.split(',')]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs) or len(dict(pairs)) < len(pairs):
+        raise UserError(f'the VFMs {vfm!r}: give role=name,role=name, each role once')
+    return dict(pairs)
 
 
 def segmentor_config(method: Method) -> dict:

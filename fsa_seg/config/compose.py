@@ -34,7 +34,7 @@ from fsa_seg.config.components import (
 from fsa_seg.config.fingerprint import differences, fingerprint, shown
 from fsa_seg.config.saved import REGISTER
 from fsa_seg.datasets.label_images import VOID
-from fsa_seg.errors import UserError, built, check_keys
+from fsa_seg.errors import UserError, built, check_keys, one_of
 from fsa_seg.methods.base import Method
 from fsa_seg.models.clip import BACKBONE_KEYS
 from fsa_seg.models.segmentor import (
@@ -244,8 +244,10 @@ def _check_model(model):
     vfms = vfms_by_role(method, model.get('vfm')) if method is not None else {}
     for role, vfm in vfms.items():
         check_constructor(vfm, MODELS, f'model.vfm.{role}')
-    for key in ('feedback', 'refinement'):
+    for key, hook in (('feedback', 'loop'), ('refinement', 'refine')):
         if model.get(key):
+            classes = [name for name, cls in MODELS.module_dict.items() if callable(getattr(cls, hook, None))]
+            one_of(model[key].get('type'), classes, key)
             check_constructor(model[key], MODELS, f'model.{key}')
             MODELS.build(model[key])  # the class checks its values
 
@@ -311,7 +313,9 @@ def _set_option(config, key, value):
     for depth, step in enumerate(path):
         node = _child(node, step)
         if not isinstance(node, (dict, list)):
-            raise UserError(f'--cfg-options {key}: there is no {".".join(path[: depth + 1])!r} in the config')
+            place = '.'.join(path[: depth + 1])
+            mend = '; switch it on by model.refinement=PAMR before' if place == 'model.refinement' else ''
+            raise UserError(f'--cfg-options {key}: there is no {place!r} in the config{mend}')
     old = _child(node, last)
     if key == 'model.refinement' and isinstance(value, (str, type(None))):  # a name, or None for no refinement
         old, value = None, value and dict(type=value)

@@ -29,7 +29,7 @@ from mmengine.device import get_device
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.errors import UserError
-from fsa_seg.methods import method_file, method_key
+from fsa_seg.methods import is_shipped, source_files
 from fsa_seg.models.clip import CONFIG_FILE, _config_beside, _pretrained_tag
 from fsa_seg.models.segmentor import configured_method, resolve_precision, vfms_by_role
 from fsa_seg.models.text import templates_digest
@@ -235,6 +235,8 @@ def _model(model):
     entries = []
     if method is not None:
         entries = [Entry('method.type', type(method).name, 'number')]
+        if not is_shipped(type(method)):  # two files of one name
+            entries.append(Entry('method.title', method.title, 'number'))
         entries += [Entry(f'method.{key}', value, 'number') for key, value in method.settings.items()]
     if not cls.__module__.startswith('fsa_seg.'):
         entries.append(Entry('segmentor', model.type, 'number'))
@@ -413,8 +415,9 @@ def _sources(config):
         if file and not name.startswith('fsa_seg.'):
             entries.append(Entry(f'module {name}', _module_digest(name, file), 'source'))
     method = configured_method(config.model)
-    path = method and method_file(method_key(type(method)))
-    return entries + ([Entry('method file', file_digest(path), 'source')] if path else [])
+    if method is None or is_shipped(type(method)):
+        return entries
+    return [*entries, Entry('method file', files_digest(source_files(type(method))), 'source')]
 
 
 def _files_of(cls):

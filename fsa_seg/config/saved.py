@@ -12,6 +12,8 @@ from mmengine.utils import import_modules_from_strings
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.errors import UserError, one_of
+from fsa_seg.methods import SPELLED_OUT, method_names
+from fsa_seg.models.segmentor import register_own_methods
 
 KEYS = (  # of a composed config
     'batch_size',
@@ -91,7 +93,8 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
         )
     if imports:
         _import(imports, path)
-    _check(data, path, _allowed(imports))
+    methods = _methods(data['model'], path)
+    _check(data, path, _allowed(imports) | methods)
     hooks = data.setdefault('default_hooks', {})
     hooks.pop('pictures', None)  # --show-dir alone names the folder of the pictures
     hooks['logger'] = {key: value for key, value in (hooks.get('logger') or {}).items() if key in LOGGER}
@@ -100,6 +103,21 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
         if isinstance(step.get('scale'), list):
             step['scale'] = tuple(step['scale'])  # mmcv takes no list
     return Config(data, format_python_code=False)
+
+
+def _methods(model, path):
+    """Return the name of the method in a saved segmentor's config; register the user's own methods that it asks for.
+
+    A method is asked for by its name alone: the path of a file would be run.
+    """
+    title = model.get('type') if isinstance(model, dict) else None
+    if isinstance(title, str):
+        register_own_methods(title.removeprefix('mmseg.'))
+    method = model.get('method') if isinstance(model, dict) else None
+    name = method.get('type') if isinstance(method, dict) else method
+    if name is not None:
+        one_of(name, {*method_names(), SPELLED_OUT}, f'method in {path}')
+    return {name}
 
 
 def _imports(data, path):
@@ -144,7 +162,8 @@ def _check(node, path, allowed):
         if key == 'type' and (not isinstance(value, str) or value.removeprefix('mmseg.') not in allowed):
             raise UserError(
                 f'{path} asks for {value!r}, which is no class of this suite: it is not built. A class of your own '
-                'has to be registered by a module that custom_imports names'
+                'has to be registered by a module that custom_imports names, and a method of your own has to lie in '
+                'methods/ of a folder that FSA_SEG_CONFIGS names'
             )
         if isinstance(value, (dict, list)):
             _check(value, path, allowed)

@@ -65,4 +65,5 @@ def _all_components(kind):
     """Return the names of all components of a kind, without the toys."""
     if kind == 'words':
         raise UserError("words=['all']: name files of words")
-    return [name for name in component_names(kind) if not load_component(kind, name).get('toy')]
+    names = component_names(kind)
+    return names if kind == 'method' else [name for name in names if not load_component(kind, name).get('toy')]

@@ -4,12 +4,15 @@ A user's own files lie in methods/ of a folder that the environment variable FSA
 their path.
 """
 
+import ast
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
+import sysconfig
 import traceback
 
 from fsa_seg.errors import UserError, check_keys, one_of
@@ -36,6 +39,8 @@ def method_files(users: bool = True) -> dict[str, str]:
     files = {name: os.path.join(HERE, name + ending) for name, ending in names if ending == '.py'}
     files = {name: path for name, path in files.items() if name not in NOT_METHODS}
     for name, path in component_files('methods').items() if users else ():
+        if name.startswith('_'):  # a helper of methods
+            continue
         if name in files or name in NOT_METHODS:
             raise UserError(f'{path}: {name!r} is the name of a method of the suite; rename the file')
         files[name] = path
@@ -58,12 +63,35 @@ def find_method(name: str) -> type[Method]:
     return _load_file(files[one_of(name, files, 'method')])
 
 
-def method_file(name: str) -> str | None:
-    """Return the file of a user's own method, or None for a method of the suite."""
-    if str(name).endswith('.py'):
-        return os.path.abspath(name)
-    path = method_files().get(name)
-    return None if path is None or os.path.dirname(path) == HERE else path
+def is_shipped(method: type[Method]) -> bool:
+    """Return whether a method is the suite's, and no user's own."""
+    return os.path.dirname(method.path) == HERE
+
+
+def source_files(method: type[Method]) -> list[str]:
+    """Return a user's method file, and the files of the modules that it imports, libraries and the suite left out."""
+    files, pending = [], [method.path]
+    while pending:
+        path = pending.pop()
+        files.append(path)
+        with open(path, encoding='utf-8') as f:
+            imports = [node for node in ast.walk(ast.parse(f.read())) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        names = {alias.name for node in imports for alias in node.names if isinstance(node, ast.Import)}
+        for node in imports:
+            if isinstance(node, ast.ImportFrom):
+                names |= {node.module or '', *(f'{node.module}.{alias.name}' for alias in node.names)}
+        modules = (sys.modules.get(name) for name in sorted(names))
+        pending += [file for file in map(_own_file, modules) if file and file not in (*files, *pending)]
+    return files
+
+
+def _own_file(module) -> str | None:
+    """Return the file of a module that is neither a library nor the suite's, or None."""
+    file = getattr(module, '__file__', None)
+    if not file or not file.endswith('.py'):
+        return None
+    library = 'site-packages' in file or file.startswith((sysconfig.get_path('stdlib'), os.path.dirname(HERE)))
+    return None if library else os.path.abspath(file)
 
 
 def make_method(method: 'str | dict | Method') -> Method:
@@ -96,15 +124,19 @@ def _load_file(path: str) -> type[Method]:
 @functools.lru_cache(None)
 def _loaded(path: str, changed: int) -> type[Method]:
     name = os.path.splitext(os.path.basename(path))[0]
-    spec = importlib.util.spec_from_file_location(f'fsa_seg_method_{name}', path)
+    place = hashlib.sha256(path.encode()).hexdigest()[:8]  # two files of one name are two modules
+    spec = importlib.util.spec_from_file_location(f'fsa_seg_method_{name}_{place}', path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file is executed: anything can be raised
+    except OSError as error:
+        raise UserError(f'the method file {path} cannot be read: {error.strerror}') from None
+    except (Exception, SystemExit) as error:  # the file is executed: anything can be raised
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = getattr(error, 'lineno', None) if isinstance(error, SyntaxError) else (lines or [None])[-1]
-        raise UserError(f'the method file {path}, line {line}: {type(error).__name__}: {error}') from error
+        where = f', line {line}' if line else ''
+        raise UserError(f'the method file {path}{where}: {type(error).__name__}: {error}') from error
     return _method_of(module)
 
 
@@ -115,7 +147,7 @@ def _method_of(module) -> type[Method]:
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
     ]
-    path = module.__file__
+    path = os.path.abspath(module.__file__)
     if len(classes) != 1:
         names = ', '.join(cls.__name__ for cls in classes) or 'none'
         raise UserError(
@@ -123,23 +155,45 @@ def _method_of(module) -> type[Method]:
             '(docs/extending.md)'
         )
     (method,) = classes
-    method.name = os.path.splitext(os.path.basename(path))[0]
-    if not method.title or not method.title.isidentifier():
+    if 'path' not in vars(method):
+        method.name, method.path = os.path.splitext(os.path.basename(path))[0], path
+        _check_attributes(method)
+        _check_settings(method)
+    return method
+
+
+def _check_attributes(method: type[Method]) -> None:
+    if not isinstance(method.title, str) or not method.title.isidentifier():
         raise UserError(
-            f'{path}: title is {method.title!r}; it has to be a name such as "SCLIP", for tables and configs'
+            f'{method.path}: title is {method.title!r}; it has to be a name such as "SCLIP", for tables and configs'
         )
+    if not isinstance(method.roles, dict):
+        raise UserError(f"{method.path}: roles is {method.roles!r}; it has to be a dict such as {{'proxy': 'window'}}")
     for role, scope in method.roles.items():
         if scope not in SCOPES:
-            raise UserError(f'{path}: the role {role!r} sees {scope!r}; it has to be one of {", ".join(SCOPES)}')
+            raise UserError(f'{method.path}: the role {role!r} sees {scope!r}; it has to be one of {", ".join(SCOPES)}')
     if method.refines is not None and method.refines not in STAGES:
-        raise UserError(f'{path}: refines is {method.refines!r}; it has to be one of {", ".join(STAGES)}, or None')
+        raise UserError(
+            f'{method.path}: refines is {method.refines!r}; it has to be one of {", ".join(STAGES)}, or None'
+        )
+
+
+def _check_settings(method: type[Method]) -> None:
+    """Raise a UserError unless a method runs without any setting, and keeps each as an attribute of its name."""
     for key, parameter in inspect.signature(method.__init__).parameters.items() if option_names(method) else ():
         if key != 'self' and parameter.default is parameter.empty:
-            raise UserError(f'{path}: the setting {key} has no default; a method runs without any setting')
-    return method
+            raise UserError(f'{method.path}: the setting {key} has no default; a method runs without any setting')
+    try:
+        _ = method().settings
+    except Exception as error:
+        raise UserError(
+            f'{method.path}: {method.title}() cannot be made, or keeps a setting under another name than its own: '
+            f'{type(error).__name__}: {error}'
+        ) from error
 
 
 def method_key(method: type[Method]) -> str:
     """Return the name by which `find_method` finds a class, or the path of its file."""
-    path = sys.modules[method.__module__].__file__
-    return method.name if method.name in NOT_METHODS or method_files().get(method.name) == path else path
+    if method.name in NOT_METHODS or method_files().get(method.name) == method.path:
+        return method.name
+    return method.path

@@ -26,17 +26,18 @@ class Method:
     config schema: every argument has a default.
 
     Attributes (of the class):
-        name (str): the file's; set when the file is loaded.
+        name (str), path (str): the file's name and place; set when the file is loaded.
         title (str): in tables, and the name of the registered segmentor.
         publication (str): where the method was published.
         protocol (str): of the publication. fsa_protocol (str): the same with FSA, where it differs.
         roles (dict): role of a VFM that is needed -> what the VFM sees, 'window' or 'image'.
         residual, mlp (bool): whether the last block's residual and its MLP follow the attention.
         refines (str): what `refine` works on: 'cosines', 'scores' or 'labels'; None without a refinement.
-        whole_images (bool): whether a window of 0, the whole image, is possible.
+        whole_images (bool): whether a window of 0, the whole image, is possible; by default where no VFM sees windows.
     """
 
     name: ClassVar[str] = ''
+    path: ClassVar[str] = ''
     title: ClassVar[str] = ''
     publication: ClassVar[str] = ''
     protocol: ClassVar[str] = 'proxyclip'
@@ -45,7 +46,7 @@ class Method:
     residual: bool = False
     mlp: bool = False
     refines: ClassVar[str | None] = None
-    whole_images: ClassVar[bool] = True
+    whole_images: bool | None = None
 
     def inner_blocks(self, depth: int) -> tuple[int, ...]:
         """Return the indices of CLIP's earlier blocks whose tokens, q, k or v the method reads; none by default.
@@ -105,6 +106,10 @@ class Method:
         """
         return values
 
+    def takes_whole_images(self) -> bool:
+        """Return whether a window of 0 is possible."""
+        return 'window' not in self.roles.values() if self.whole_images is None else self.whole_images
+
     @classmethod
     def has_attention(cls) -> bool:
         """Return whether the method has an attention map, which FSA can adapt."""
@@ -149,8 +154,13 @@ class WindowCosines:
         self.method, self.block, self._text = method, block, text.float()
         self.attention = _remembering(method.attention(block)) if method.has_attention() else None
         vfm_grids = {role: tuple(features.shape[2:]) for role, features in block.features.items()}
-        own_grid = self.attention.grid if self.attention else None
-        self.grid = tuple(own_grid or method.grid(block.grid, vfm_grids))
+        self.grid = _checked_grid(method, method.grid(block.grid, vfm_grids))
+        map_grid = (self.attention and self.attention.grid) or (self.grid if not self.attention else block.grid)
+        if tuple(map_grid) != self.grid:
+            raise UserError(
+                f'{method.title}: the hook `grid` returned {self.grid}, and the attention map is on {tuple(map_grid)}; '
+                'both have to be the grid of the patch embeddings'
+            )
 
     def cosines(self, attention: AttentionMap | None) -> Tensor:
         """Return the cosines (B, N, Q) under a map."""
@@ -199,6 +209,12 @@ def _remembering(attention: AttentionMap) -> AttentionMap:
     if not isinstance(attention, AttentionMap):
         raise UserError(f'attention returned {type(attention).__name__}; it has to be an AttentionMap')
     return attention._replace(apply=apply)
+
+
+def _checked_grid(method: Method, grid: Any) -> tuple[int, int]:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(isinstance(side, int) for side in grid):
+        raise UserError(f'{method.title}: grid returned {grid!r}; it has to be two whole numbers, (rows, columns)')
+    return tuple(grid)
 
 
 def check_feedback(method: Method | type[Method], feedback: Any) -> None:

@@ -5,6 +5,8 @@ from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap, named_map, neighbour_bias
 from fsa_seg.settings import is_number
 
+LEAST_SIGMA = 0.1  # neighbours have no weight then
+
 
 class NACLIP(Method):
     """NACLIP (arXiv 2404.08181): softmax(kkᵀ/√d + ω), no residual, no MLP.
@@ -13,7 +15,7 @@ class NACLIP(Method):
     protocol refines cosines by PAMR, and sees VOC21 and VOC20 as whole images.
 
     Args:
-        sigma (float): σ, in patches, above 0. Published: 5.
+        sigma (float): σ, in patches, at least LEAST_SIGMA. Published: 5.
 
     Raises:
         UserError: a sigma out of its range.
@@ -24,8 +26,8 @@ class NACLIP(Method):
     protocol = 'naclip'
 
     def __init__(self, sigma: float = 5.0):
-        if not is_number(sigma) or sigma <= 0:
-            raise UserError(f'NACLIP: sigma is {sigma!r}; it has to be a number above 0, in patches (published: 5)')
+        if not is_number(sigma) or sigma < LEAST_SIGMA:
+            raise UserError(f'NACLIP: sigma is {sigma!r}; it has to be a number, at least {LEAST_SIGMA} (published: 5)')
         self.sigma = sigma
 
     def attention(self, block) -> AttentionMap:

@@ -15,7 +15,6 @@ class ProxyCLIP(Method):
     protocol = 'proxyclip'
     fsa_protocol = 'fsa'
     roles = {'proxy': 'window'}
-    whole_images = False  # CLIP's and the VFM's patches would leave out different edges of the image
 
     def attention(self, block) -> AttentionMap:
         """Return the proxy map of the features, on their grid."""

@@ -31,7 +31,7 @@ class SpelledOut(Method):
                 raise UserError(f'method: {key} is {value!r}; it has to be True or False')
         self.map_name, self.residual, self.mlp = attention, residual, mlp
         if attention == PROXY:
-            self.roles, self.whole_images = {PROXY: 'window'}, False
+            self.roles = {PROXY: 'window'}
 
     @property
     def settings(self) -> dict[str, Any]:

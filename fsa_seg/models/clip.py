@@ -275,14 +275,17 @@ def trunk_and_inner(
     return x, grid, inner
 
 
-def check_inner_blocks(blocks: Sequence[int], depth: int) -> None:
-    """Raise a UserError unless a tower of `depth` blocks has these earlier blocks."""
+def check_inner_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return the indices of earlier blocks; what is no block of a tower of `depth` blocks is a UserError."""
+    if not isinstance(blocks, (tuple, list, range)) or not all(isinstance(index, int) for index in blocks):
+        raise UserError(f'inner_blocks returned {blocks!r}; it has to be indices of blocks, such as (6, 7)')
     outside = [index for index in blocks if not 0 <= index < depth - 1]
     if outside:
         raise UserError(
             f'the image tower has {depth} blocks, of which 0 to {depth - 2} are earlier ones; the method reads block '
             f'{outside[0]}'
         )
+    return tuple(blocks)
 
 
 def resize_position_embedding(

@@ -41,10 +41,11 @@ class Refinements:
         for part in self.stages(stage):
             image = F.interpolate(self._image[None].float(), self._size, mode='bilinear', align_corners=False)[0]
             refined = part.refine(values, image, self._text)
-            if tuple(refined.shape) != tuple(values.shape):
+            if not isinstance(refined, Tensor) or (refined.shape, refined.dtype) != (values.shape, values.dtype):
+                kind = f'{tuple(refined.shape)} {refined.dtype}' if isinstance(refined, Tensor) else repr(refined)
                 raise UserError(
-                    f'{type(part).__name__}: refine returned {tuple(refined.shape)}; it has to keep the shape of the '
-                    f'{stage}, {tuple(values.shape)}'
+                    f'{type(part).__name__}: refine returned {kind}; it has to keep shape and type of the {stage}, '
+                    f'{tuple(values.shape)} {values.dtype}'
                 )
             values = refined
         return values

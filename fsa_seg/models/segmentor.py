@@ -6,7 +6,7 @@ Shape legend: B images, Q queries, K classes; images (3, height, width), each of
 import functools
 import json
 import math
-import sys
+from collections.abc import Iterable
 
 import torch
 from mmengine.device import get_device
@@ -16,14 +16,21 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.errors import UserError, check_keys, one_of, warn_once
 from fsa_seg.methods import find_method, make_method, method_key, method_names
 from fsa_seg.methods.base import Method, check_feedback
-from fsa_seg.models.clip import BACKBONE_KEYS, check_finite, load_clip, trunk_and_inner, weights_digest
+from fsa_seg.models.clip import (
+    BACKBONE_KEYS,
+    check_finite,
+    check_inner_blocks,
+    load_clip,
+    trunk_and_inner,
+    weights_digest,
+)
 from fsa_seg.models.refinements import Refinements, join_tiles
 from fsa_seg.models.shared_pass import Member, finite_field, merged_images, original_sizes
 from fsa_seg.models.text import Text, TextEncoder
-from fsa_seg.models.vfm import check_vfm
+from fsa_seg.models.vfm import check_vfm, run_vfm
 from fsa_seg.models.window import Inspection, inspect_patch
 from fsa_seg.ops.device import batch_that_fits, exact_float32
 from fsa_seg.ops.feedback import FSA
@@ -66,7 +73,7 @@ def check_settings(settings: dict, method: Method | None = None) -> None:
         )
     if method is None:
         return
-    if settings['window'] == 0 and not method.whole_images:
+    if settings['window'] == 0 and not method.takes_whole_images():
         raise UserError(
             f'model: window is 0, the whole image, which the method {method.name} cannot take; name a window '
             'in pixels, such as 336'
@@ -103,9 +110,11 @@ def check_window(window: int, patch: tuple[int, int], vfms: dict | None = None) 
         if 0 < window < max(sides):
             raise UserError(f'window is {window} pixels, smaller than a patch of the {name}, {sides[0]}×{sides[1]}')
     multiple = tuple(math.lcm(*sides) for sides in zip(*(sides for _, sides in multiples)))
-    for vfm in vfms.values():
+    for vfm in vfms.values() if window else ():
         grid = vfm.grid(*(-(-window // side) * side for side in multiple))
-        if window and not all(grid):
+        if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+            raise UserError(f'the VFM {type(vfm).__name__}: grid returned {grid!r}; it has to be a pair (h, w)')
+        if not all(grid):
             raise UserError(
                 f'the VFM has no features for a window of {window} pixels: its grid would be '
                 f'{"×".join(map(str, grid))}; use a larger window'
@@ -214,9 +223,10 @@ class TrainingFreeSegmentor(BaseSegmentor):
         self.window, self.stride, self.window_batch = window, stride, window_batch
         self.logit_scale, self.prob_thd, self.area_thd = logit_scale, prob_thd, area_thd
         self.keep_scores = keep_scores
-        self.inner_blocks = method.inner_blocks(len(clip.visual.transformer.resblocks))
+        depth = len(clip.visual.transformer.resblocks)
+        self.inner_blocks = check_inner_blocks(method.inner_blocks(depth), depth)
         self.weights, self._fitting = dict(backbone=digest), {}
-        self.encoder = _once(models, lambda *_: TextEncoder(clip, tokenizer, text_cache), backbone, text_cache)
+        self.encoder = _once(models, _make_encoder(clip, tokenizer), text_cache)
         self.register_buffer('text_rows', torch.empty(0), persistent=False)
         self._text = None
         if words is not None:
@@ -362,13 +372,21 @@ class TrainingFreeSegmentor(BaseSegmentor):
             vfm_features=self.features(image),
         )
 
-    def features(self, images: torch.Tensor, scope: str = 'window') -> dict[str, torch.Tensor]:
-        """Return the features of normalised images, of the VFMs that see a 'window' or the whole 'image', by role."""
-        vfms = {role: vfm for role, vfm in self.vfms.items() if self.method.roles[role] == scope}
+    def features(self, images: torch.Tensor, roles: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+        """Return the features (B, C, I, J) of normalised images, by role.
+
+        Args:
+            images (B, 3, height, width): normalised for the backbone.
+            roles: whose VFMs run; by default those that see windows.
+
+        Raises:
+            UserError: features of another shape than the VFM's `grid` says.
+        """
+        vfms = self.window_vfms() if roles is None else {role: self.vfms[role] for role in roles}
         if not vfms:
             return {}
         pixels = (images * self.data_preprocessor.std + self.data_preprocessor.mean) / 255
-        return {role: vfm(pixels) for role, vfm in vfms.items()}
+        return {role: run_vfm(vfm, pixels) for role, vfm in vfms.items()}
 
     def train(self, mode=True):
         """Stay in evaluation mode; training mode is refused."""
@@ -435,20 +453,42 @@ def register_method(method: type[Method]) -> str:
     Raises:
         UserError: another class has the title.
     """
-    registered, path = MODELS.module_dict.get(method.title), sys.modules[method.__module__].__file__
-    if registered is None or getattr(registered, 'method_path', None) == path:
-        about = dict(__doc__=method.__doc__, __module__=__name__, method_name=method_key(method), method_path=path)
+    registered = MODELS.module_dict.get(method.title)
+    if registered is not None and getattr(registered, 'method_path', None) != method.path:
+        raise UserError(f'{method.path}: a class {method.title!r} is registered already; give the method another title')
+    if registered is None or registered.method_class is not method:
+        about = dict(
+            __doc__=method.__doc__,
+            __module__=__name__,
+            method_name=method_key(method),
+            method_path=method.path,
+            method_class=method,
+        )
         MODELS.register_module(method.title, True, type(method.title, (TrainingFreeSegmentor,), about))
-    elif registered.method_name != method.name:
-        raise UserError(f'{path}: a class {method.title!r} is registered already; give the method another title')
     return method.title
 
 
-def register_own_methods(title: str) -> None:
-    """Register a user's own methods where no class has a title, such as one of a saved config."""
-    if title not in MODELS.module_dict:
-        for name in sorted(set(method_names()) - set(method_names(users=False))):
+def register_own_methods(title: str | None = None) -> None:
+    """Register the methods that lie in methods/ of the folders of FSA_SEG_CONFIGS.
+
+    A file that cannot be used is a warning, or an error where no other file has the title.
+
+    Args:
+        title: that a config asks for; nothing is done where a class has it.
+    """
+    if title in MODELS.module_dict:
+        return
+    faults = []
+    for name in sorted(set(method_names()) - set(method_names(users=False))):
+        try:
             register_method(find_method(name))
+        except UserError as error:
+            faults.append(str(error))
+    if title is None or title in MODELS.module_dict:
+        for fault in faults:
+            warn_once(f'a method is not registered: {fault}')
+    elif faults:
+        raise UserError('; '.join(faults))
 
 
 def configured_method(model: dict) -> Method | None:
@@ -467,6 +507,15 @@ def _once(models, make, *arguments):
     if key not in models:
         models[key] = make(*arguments)
     return models[key]
+
+
+def _make_encoder(clip, tokenizer):
+    """Return a function of the cache's folder that makes a text encoder."""
+
+    def encoder(text_cache):
+        return TextEncoder(clip, tokenizer, text_cache)
+
+    return encoder
 
 
 def _load_backbone(config, precision):

@@ -51,7 +51,8 @@ class SharedPass(BaseSegmentor):
 
     def __init__(self, members):
         for key in SHARED_KEYS:
-            if len({json.dumps(member.get(key), sort_keys=True) for member in members}) > 1:
+            whole_images = key == 'stride' and members[0].get('window') == 0  # a whole image has no stride
+            if not whole_images and len({json.dumps(member.get(key), sort_keys=True) for member in members}) > 1:
                 raise ValueError(f'the members of a shared pass differ in {key}')
         models = {}
         members = [MODELS.build(dict(member, models=models)) for member in members]
@@ -181,7 +182,13 @@ def _merge(members, done, shape, size, image_features, index) -> list[Pixels]:
             image_features.features(segmentor, index),
         )
         member_windows, flags = zip(*done[i])
-        results.append(Pixels(segmentor.method.merge(list(member_windows), layout), torch.stack(flags).all(0)))
+        cosines = segmentor.method.merge(list(member_windows), layout)
+        if not hasattr(cosines, 'tiles') or tuple(getattr(cosines, 'size', ())) != tuple(size):
+            raise UserError(
+                f'{segmentor.method.title}: merge returned {type(cosines).__name__}; it has to have `tiles(most)` and '
+                f'`size` = {tuple(size)}, as fsa_seg.ops.windows.OverlapAdd has'
+            )
+        results.append(Pixels(cosines, torch.stack(flags).all(0)))
     return results
 
 
@@ -203,10 +210,9 @@ def window_results(
     groups = {}
     for i, (segmentor, text) in enumerate(members):  # members that share the last block, but for their feedback
         vfms = tuple((role, id(vfm)) for role, vfm in segmentor.vfms.items())
-        method = json.dumps([segmentor.method.name, segmentor.method.settings], sort_keys=True)
-        groups.setdefault((vfms, segmentor.multiple, segmentor.window, method, id(text.rows), text.queries), []).append(
-            i
-        )
+        method = type(segmentor.method), json.dumps(segmentor.method.settings, sort_keys=True, default=repr)
+        key = vfms, segmentor.multiple, segmentor.window, method, text.queries  # equal words are equal rows
+        groups.setdefault(key, []).append(i)
     for group in groups.values():
         segmentor, text = members[group[0]]
         block = batch.last_block(
@@ -222,10 +228,22 @@ def window_results(
             for z in cosines.rounds(members[i].segmentor.feedback):
                 finite.append(_finite(z))
             flags = torch.stack([*batch.finite(segmentor), torch.stack(finite).all(0)], 1)
-            kept = segmentor.method.keep(block) or [None] * len(crops)
+            kept = _kept(segmentor.method, block, len(crops))
             for crop, window_cosines, window_flags, window_kept in zip(crops, z, flags, kept):
                 window = Window(crop.rows, crop.columns, window_cosines, cosines.grid, window_kept)
                 yield i, window, window_flags, crop.index
+
+
+def _kept(method, block: LastBlock, count: int) -> list:
+    """Return what a method keeps of each of `count` windows."""
+    kept = method.keep(block)
+    if kept is None:
+        return [None] * count
+    if len(kept) != count:
+        raise UserError(
+            f'{method.title}: keep returned {len(kept)} values for {count} windows; it has to be one for each'
+        )
+    return list(kept)
 
 
 class _Batch:
@@ -295,7 +313,7 @@ class _WholeImages:
                 image = self._images[index]
                 multiple = segmentor.vfms[role].multiple
                 padded = cut_window(image, (0, image.shape[1]), (0, image.shape[2]), multiple)
-                self._features[key] = segmentor.features(padded, 'image')[role]
+                self._features[key] = segmentor.features(padded, [role])[role]
             features[role] = self._features[key]
         return features
 
@@ -312,7 +330,7 @@ def check_finite_stages(flags, image, settings):
     """Raise a UserError that names the first stage whose numbers are not finite.
 
     Args:
-        flags (3): bool, of `window_cosines`, of all windows of an image.
+        flags (3): bool, of `window_results`, of all windows of an image.
         image (str): name of the image.
         settings (str): what the segmentor ran under, such as 'SCLIP + FSA, fp16'.
     """

@@ -48,6 +48,22 @@ def check_vfm(module: nn.Module, name: str) -> None:
         )
 
 
+def run_vfm(vfm: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return a VFM's features (B, C, h, w) of images (B, 3, height, width) in 0..1 RGB.
+
+    Raises:
+        UserError: features of another shape than the VFM's `grid` says.
+    """
+    features, grid = vfm(images), tuple(vfm.grid(*images.shape[2:]))
+    shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+    if not isinstance(features, torch.Tensor) or len(shape) != 4 or (shape[0], *shape[2:]) != (len(images), *grid):
+        raise UserError(
+            f'the VFM {type(vfm).__name__} returned {shape} for {len(images)} images of '
+            f'{images.shape[2]}×{images.shape[3]} pixels; its grid is {grid}, and `forward` has to return (B, C, h, w)'
+        )
+    return features
+
+
 def _is_side(value):
     """Return whether a value is a whole number of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fsa_seg.errors import UserError
 from fsa_seg.ops.attention import AttentionMap, resize_tokens
 from fsa_seg.ops.readout import readout
 
@@ -87,7 +88,14 @@ class LastBlock(Projections):
             attention: the map.
             residual, mlp: whether the block's residual and its MLP follow.
         """
-        return self._read_out(attention, attention.apply(self.values(attention)), residual, mlp)
+        values = self.values(attention)
+        mixed = attention.apply(values)
+        if mixed.shape != values.shape:
+            raise UserError(
+                f'the attention map turned values of shape {tuple(values.shape)} into {tuple(mixed.shape)}; '
+                '`apply` has to keep the shape'
+            )
+        return self._read_out(attention, mixed, residual, mlp)
 
     def embed_uniform(self, attention: AttentionMap, residual: bool = False, mlp: bool = False) -> Tensor:
         """Return what `embed` does under the uniform map over all tokens that a map attends.

@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 
 from fsa_seg.config.components import load_components, load_method
 from fsa_seg.config.compose import compose
+from fsa_seg.config.fingerprint import cell_hash, fingerprint, sources_hash
 from fsa_seg.errors import UserError
-from fsa_seg.methods import find_method, make_method, method_names
+from fsa_seg.methods import find_method, make_method, method_names, source_files
 from fsa_seg.models.shared_pass import Member, merged_images
 from fsa_seg.ops.attention import neighbour_bias
 
@@ -89,6 +92,15 @@ class Mine(Method):
         return named_map('vv', block)
 '''
 )
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    """Methods of a test are registered in that test alone."""
+    before = dict(MODELS.module_dict)
+    yield
+    for title in set(MODELS.module_dict) - set(before):
+        del MODELS.module_dict[title]
 
 
 @pytest.fixture
@@ -249,9 +261,9 @@ def test_settings_of_a_method_show_in_its_row():
     assert make_method('naclip').protocol == 'naclip'  # the class keeps its own
 
 
-@pytest.mark.parametrize('sigma', [0, -1, 'wide', None, float('nan'), True])
+@pytest.mark.parametrize('sigma', [0, -1, 1e-200, 'wide', None, float('nan'), True])
 def test_naclips_sigma(sigma):
-    with pytest.raises(UserError, match='NACLIP: sigma is .*; it has to be a number above 0'):
+    with pytest.raises(UserError, match='NACLIP: sigma is .*; it has to be a number, at least 0.1'):
         make_method(dict(type='naclip', sigma=sigma))
 
 
@@ -268,3 +280,169 @@ def test_naclips_map_is_the_published_one(tiny):
     values = block.v[0].unflatten(1, (block.heads, -1)).transpose(0, 1)
     expected = (dense @ values).transpose(0, 1).flatten(1)
     torch.testing.assert_close(attention.apply(block.v)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_users_file_never_stands_for_a_method_of_the_suite(tmp_path):
+    """A copy of a shipped file, edited, keeps the title; two files of one name are two cells or an error."""
+    copy = tmp_path / 'sclip.py'
+    copy.write_text(SMALL.replace("'Mine'", "'SCLIP'"))
+    with pytest.raises(UserError, match="a class 'SCLIP' is registered already; give the method another title"):
+        compose('voc21', str(copy), backbone='toy', data_root=MINI)
+    for taken in ('FSA', 'EncoderDecoder'):
+        copy.write_text(SMALL.replace("'Mine'", f"'{taken}'"))
+        os.utime(copy, (len(taken), len(taken)))
+        with pytest.raises(UserError, match=f"a class '{taken}' is registered already"):
+            compose('voc21', str(copy), backbone='toy', data_root=MINI)
+
+
+def test_two_files_of_one_name_are_two_cells(tmp_path):
+    configs = []
+    for title, name in (('TwinOne', 'vv'), ('TwinTwo', 'identity')):
+        path = tmp_path / title / 'twin.py'
+        path.parent.mkdir()
+        path.write_text(SMALL.replace("'Mine'", f"'{title}'").replace("'vv'", f"'{name}'"))
+        configs.append(compose('voc20', str(path), None, 'toy', data_root=MINI, limit=2))
+    prints = [fingerprint(config) for config in configs]
+    assert cell_hash(prints[0]) != cell_hash(prints[1])
+    assert sources_hash(prints[0]) != sources_hash(prints[1])
+    together = MODELS.build(dict(type='SharedPass', members=[config.model for config in configs]))
+    image, sample = torch.randint(256, (3, 96, 96), dtype=torch.uint8), SegDataSample(metainfo=dict(ori_shape=(96, 96)))
+    out = together.test_step(dict(inputs=[image], data_samples=[sample]))[0]
+    assert not torch.equal(out.pred_sem_seg_0.data, out.pred_sem_seg_1.data)
+
+
+def test_modules_that_a_method_imports_are_behind_its_number(folder, monkeypatch):
+    """A helper in another folder, and a helper of the helper."""
+    (folder.parent / 'lib').mkdir()
+    monkeypatch.syspath_prepend(str(folder.parent / 'lib'))
+    for module in ('my_maps', 'my_names'):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    (folder.parent / 'lib' / 'my_maps.py').write_text('from my_names import NAME\n')
+    names = folder.parent / 'lib' / 'my_names.py'
+    names.write_text("NAME = 'qq'\n")
+    (folder / 'mine.py').write_text(SMALL.replace('import torch', 'from my_maps import NAME').replace("'vv'", 'NAME'))
+    config = compose('voc20', 'mine', None, 'toy', data_root=MINI)
+    before = sources_hash(fingerprint(config))
+    assert source_files(find_method('mine')) == [
+        str(folder / 'mine.py'),
+        str(folder.parent / 'lib' / 'my_maps.py'),
+        str(names),
+    ]
+    names.write_text("NAME = 'identity'\n")
+    assert sources_hash(fingerprint(config)) != before
+
+
+def test_a_result_of_a_users_method_runs_again(folder, run_tool, tmp_path):
+    """In a folder of FSA_SEG_CONFIGS; elsewhere the error says so. A path in a result is never run."""
+    (folder / 'mine.py').write_text(SMALL.replace('Mine', 'Again'))
+    (folder / 'broken.py').write_text('x = 1 / 0\n')  # which nothing asks for
+    command = ('test', 'voc20', '--mini', '--method', 'mine', '--no-fsa', '--limit', 2, '--out')
+    assert run_tool(*command, 'r.json')[0] == 0
+    MODELS.module_dict.pop('Again')
+    status, printed = run_tool('test', 'r.json', '--out', 'again.json')
+    assert status == 0, printed
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ('r.json', 'again.json'))
+    assert one['confusion'] == two['confusion'] and one['hash'] == two['hash']
+    MODELS.module_dict.pop('Again')
+    (folder / 'mine.py').rename(folder.parent / 'moved.py')
+    status, printed = run_tool('test', 'r.json', '--out', 'gone.json')
+    assert status == 1 and ('FSA_SEG_CONFIGS' in printed or 'broken.py' in printed)
+    one['config']['model'].update(type='TrainingFreeSegmentor', method=dict(type=str(folder.parent / 'moved.py')))
+    (tmp_path / 'evil.json').write_text(json.dumps(one))
+    status, printed = run_tool('test', 'evil.json', '--out', 'evil_out.json')
+    assert status == 1 and 'unknown method in evil.json' in printed
+
+
+def test_spelled_out_methods_run_again_from_a_result(run_tool):
+    status, printed = run_tool(
+        'test', 'voc20', '--mini', '--method', 'clip', '--no-fsa', '--limit', 1, '--out', 'r.json'
+    )
+    assert status == 0, printed
+    with open('r.json', encoding='utf-8') as f:
+        result = json.load(f)
+    result['config']['model'].update(type='TrainingFreeSegmentor', method=dict(type='spelled_out', attention='vv'))
+    with open('s.json', 'w', encoding='utf-8') as f:
+        json.dump(result, f)
+    status, printed = run_tool('test', 's.json', '--out', 'again.json')
+    assert status == 0, printed
+
+
+@pytest.mark.parametrize(
+    'old, new, message',
+    [
+        ("title = 'Mine'", "title = 'Mine'\n    roles = ['proxy']", 'roles is .*; it has to be a dict'),
+        ("title = 'Mine'", "title = 'Mine'\n    def __init__(self, tau=1): self.t = tau", 'under another name'),
+        ('import torch', 'import sys; sys.exit(3)', 'mine.py, line 3: SystemExit: 3'),
+        ('class Mine', '\0class Mine', 'mine.py.*null byte'),
+    ],
+)
+def test_more_files_that_are_no_method(folder, old, new, message):
+    (folder / 'mine.py').write_text(SMALL.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        find_method('mine')
+    (folder / 'folder.py').mkdir()
+    with pytest.raises(UserError, match='folder.py cannot be read'):
+        find_method('folder')
+    (folder / '_helper.py').write_text('x = 1\n')
+    assert '_helper' not in method_names()
+
+
+@pytest.mark.parametrize(
+    'hook, message',
+    [
+        ('def inner_blocks(self, depth): return 1', 'inner_blocks returned 1; it has to be indices'),
+        ('def inner_blocks(self, depth): return (depth,)', 'the method reads block 5'),
+        ('def grid(self, clip, vfms): return 3', 'grid returned 3; it has to be two whole numbers'),
+        ('def grid(self, clip, vfms): return (1, 2)', 'the hook `grid` returned .1, 2., and the attention map is on'),
+        ('def keep(self, block): return [1] * 9', 'keep returned 9 values for 1 windows'),
+        ('def merge(self, windows, layout): return windows[0].cosines', 'merge returned Tensor; it has to have'),
+        ("refines = 'cosines'\n    def refine(self, values, image, text): return None", 'refine returned None'),
+        ("refines = 'labels'\n    def refine(self, values, image, text): return values.float()", 'keep shape and type'),
+        (
+            'def embed(self, block, attention):\n'
+            '        return block.embed(attention._replace(apply=lambda values: values[..., :5]))',
+            '`apply` has to keep the shape',
+        ),
+    ],
+)
+def test_hooks_that_return_something_else(folder, run_tool, hook, message):
+    (folder / 'mine.py').write_text(SMALL + f'\n    {hook}\n')
+    status, printed = run_tool('test', 'voc20', '--mini', '--method', 'mine', '--no-fsa', '--limit', 1)
+    assert status == 1 and re.search(message, printed), printed[-500:]
+    assert 'Traceback' not in printed
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['model.refinement=FSA'], "unknown refinement 'FSA'"),
+        (['model.refinement=SCLIP'], "unknown refinement 'SCLIP'"),
+        (['model.feedback.type=PAMR'], "unknown feedback 'PAMR'"),
+        (['model.refinement.steps=3'], 'switch it on by model.refinement=PAMR before'),
+    ],
+)
+def test_refinements_and_feedbacks_are_told_from_other_classes(run_tool, options, message):
+    status, printed = run_tool('test', 'voc20', '--mini', '--cfg-options', *options)
+    assert status == 1 and message in printed, printed
+
+
+@pytest.mark.parametrize('vfm', ['proxy=toy,nonsense', 'proxy=toy,proxy=mae_vit-b16', 'proxy=', '=toy'])
+def test_roles_that_are_misspelt(vfm):
+    with pytest.raises(UserError, match='give role=name,role=name, each role once'):
+        load_components('proxyclip', None, 'toy', vfm)
+
+
+def test_vfms_of_whole_images_run_alone(folder):
+    """Two that see the whole image, with unlike multiples: each gets the image padded for itself, once."""
+    text = SEES_ALL.replace("'near': 'window'", "'near': 'image'").replace(
+        "block.features['near'].mean((1, 2, 3))", 'far'
+    )
+    text = text.replace('near.sigmoid()', 'far.sigmoid()').replace("<= {'far'}", "<= {'far', 'near'}")
+    (folder / 'sees_all.py').write_text(text.replace('SeesAll', 'SeesImages'))
+    config = compose('voc21', 'sees_all', None, 'toy', 'near=toy,far=toy', data_root=MINI).model
+    config.vfm.near = dict(type='TimmViT', model='vit_small_patch14_dinov2', random_weights=0)
+    model, runs = MODELS.build(dict(config, window=64, stride=32)), []
+    for vfm in model.vfms.values():
+        vfm.register_forward_hook(lambda _, inputs, out: runs.append(tuple(inputs[0].shape[2:])))
+    list(merged_images([Member(model, model.text)], [torch.randn(3, 64, 96)], [(40, 50)]))
+    assert sorted(runs) == [(64, 96), (70, 98)]

@@ -284,3 +284,15 @@ def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
     results = run_pass(prepared[2:]) + run_pass(prepared[:1]) + run_pass(prepared[1:2])
     assert [result['images_resumed'] for result in results] == [2] * 4
     assert [figures(results[i]) for i in (2, 3, 0, 1)] == expected
+
+
+def test_members_that_differ_in_feedback_share_the_last_block(monkeypatch):
+    """And those of one window of 0 share a pass whatever their stride."""
+    members = [member('sclip', fsa) for fsa in (None, 'fsa', dict(p=0.6))] + [member('clip')]
+    together, blocks = MODELS.build(dict(type='SharedPass', members=members)), []
+    own = shared_pass.WindowCosines
+    monkeypatch.setattr(shared_pass, 'WindowCosines', lambda *given: blocks.append(given[0].name) or own(*given))
+    together.test_step(dict(inputs=[torch.zeros(3, 64, 64, dtype=torch.uint8)]))
+    assert sorted(blocks) == ['clip', 'sclip']
+    whole = [dict(member('sclip'), window=0), dict(member('clip'), window=0, stride=7)]
+    assert len(MODELS.build(dict(type='SharedPass', members=whole)).members) == 2
