@@ -140,12 +140,12 @@ def _counted(kind, paths):
 
 
 def folder_dataset(images: str, labels: str, classes: str, **keys) -> dict:
-    """Return the part of a user's own data set, in the form of a file of configs/datasets/.
+    """Return the component of a user's own data set, in the form of a file of configs/datasets/.
 
     Args:
         images, labels: folders, see `ImageFolderDataset`.
         classes: text file of class names, see `fsa_seg.models.text.read_classes`.
-        keys: further keys of the part; keys with the value None are dropped.
+        keys: further keys of the component; keys with the value None are dropped.
     """
     for path, what in ((images, 'folder'), (labels, 'folder'), (classes, 'file')):
         if not (os.path.isfile if what == 'file' else os.path.isdir)(path):

@@ -38,9 +38,8 @@ from fsa_seg.ops.labels import class_scores, label_tiles
 from fsa_seg.ops.pamr import PAMR
 from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 
-TILE_SCORES = dict(
-    cpu=2**19, cuda=2**24
-)  # scores of pixels with queries that are made at once: 2 MiB, 64 MiB in float32
+# scores of pixels with queries that are made at once: 2 MiB, 64 MiB in float32
+TILE_SCORES = dict(cpu=2**19, cuda=2**24)
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 MODELS.register_module(module=FSA)

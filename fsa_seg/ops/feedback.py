@@ -7,7 +7,6 @@ in half precision.
 Shape legend: B images, N patches, T tokens attended, D width, Q queries.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.ops.attention import AttentionMap, by_rows
+from fsa_seg.settings import is_number
 
 SCALE = 20.0  # of z(A) in step 1; published default
 UNIFORM_SCALE = 35.0  # of z(U) in step 1; published default
@@ -170,16 +170,16 @@ class FSA:
         block=None,
     ):
         _check(
-            _is_number(lam) and 0 <= lam <= MAX_LAMBDA,
+            is_number(lam) and 0 <= lam <= MAX_LAMBDA,
             'lam',
             lam,
             f'from 0 to {MAX_LAMBDA}, beyond which exp(λ) overflows (published: 3.0, 2.3 for ViT-H/14)',
         )
-        _check(_is_number(p) and 0 < p <= 1, 'p', p, 'above 0 and at most 1 (published: 0.45; 1 prunes nothing)')
+        _check(is_number(p) and 0 < p <= 1, 'p', p, 'above 0 and at most 1 (published: 0.45; 1 prunes nothing)')
         _check(isinstance(isolation, bool), 'isolation', isolation, 'True or False')
-        _check(_is_number(scale) and scale > 0, 'scale', scale, 'above 0 (published: 20)')
+        _check(is_number(scale) and scale > 0, 'scale', scale, 'above 0 (published: 20)')
         _check(
-            _is_number(uniform_scale) and uniform_scale >= 0,
+            is_number(uniform_scale) and uniform_scale >= 0,
             'uniform_scale',
             uniform_scale,
             'at least 0 (published: 35)',
@@ -247,7 +247,3 @@ class FSA:
 def _check(fits, key, value, allowed):
     if not fits:
         raise UserError(f'FSA: {key} is {value}; it has to be {allowed}')
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

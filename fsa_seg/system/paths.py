@@ -1,4 +1,4 @@
-"""Paths: the repository's files, the folders of parts, locks, and files that appear only when they are complete."""
+"""Paths: the repository's files, the folders of components, locks, and files that appear only when they are complete."""
 
 import contextlib
 import errno
@@ -169,7 +169,7 @@ def config_folders() -> list[str]:
 
 
 def component_files(subfolder: str) -> dict[str, str]:
-    """Return the files of one kind of part: name -> path.
+    """Return the files of one kind of component: name -> path.
 
     Args:
         subfolder: 'backbones', 'vfms', ...
