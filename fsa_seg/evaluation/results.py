@@ -51,7 +51,7 @@ def row_name(cell: Mapping[str, Any]) -> str:
 
 
 def cell_id(cell: Mapping[str, Any], digest: str) -> str:
-    """Return a cell's file name: the names of its components, cut to a file system's limit, and the head of its hash."""
+    """Return a cell's file name: its components' names, cut to a file system's limit, and the head of its hash."""
     parts = [
         cell['dataset'],
         cell['method'] + (f'+{cell["feedback"]}' if cell['feedback'] else ''),

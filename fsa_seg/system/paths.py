@@ -1,4 +1,4 @@
-"""Paths: the repository's files, the folders of components, locks, and files that appear only when they are complete."""
+"""Paths: the repository's files, folders of components, locks, and files that appear when they are complete."""
 
 import contextlib
 import errno
