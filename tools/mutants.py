@@ -477,7 +477,7 @@ MUTANTS = [
     *of(
         'fsa_seg/models/shared_pass.py',
         'models/test_shared_pass.py::test_each_member_gives_what_it_gives_alone models/test_finite.py',
-        ('members_share_other_words', 'method, id(text.rows), text.queries)', 'method)'),
+        ('members_share_other_words', 'method, text.queries  #', 'method  #'),
         ('one_stage_is_not_looked_at', 'finite.append(_finite(z))', 'finite.append(_finite(z) | True)'),
         (
             'the_trunk_is_not_looked_at',
