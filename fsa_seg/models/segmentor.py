@@ -225,7 +225,8 @@ class TrainingFreeSegmentor(BaseSegmentor):
         depth = len(clip.visual.transformer.resblocks)
         self.inner_blocks = check_inner_blocks(method.inner_blocks(depth), depth)
         self.weights, self._fitting = dict(backbone=digest), {}
-        self.encoder = _once(models, _make_encoder(clip, tokenizer), text_cache)
+        encoder = json.dumps(['encoder', backbone, precision, text_cache], sort_keys=True)
+        self.encoder = models.setdefault(encoder, TextEncoder(clip, tokenizer, text_cache))
         self.register_buffer('text_rows', torch.empty(0), persistent=False)
         self._text = None
         if words is not None:
@@ -506,15 +507,6 @@ def _once(models, make, *arguments):
     if key not in models:
         models[key] = make(*arguments)
     return models[key]
-
-
-def _make_encoder(clip, tokenizer):
-    """Return a function of the cache's folder that makes a text encoder."""
-
-    def encoder(text_cache):
-        return TextEncoder(clip, tokenizer, text_cache)
-
-    return encoder
 
 
 def _load_backbone(config, precision):

@@ -153,7 +153,7 @@ def merged_images(members: Sequence[Member], images: Sequence[Tensor], sizes) ->
         for index, image in enumerate(images)
         for place in windows(*image.shape[1:], first.window, first.stride)
     ]
-    image_features = _WholeImages(members, images)
+    image_features = _WholeImages(images)
     queries = max(len(member.text.rows) for member in members)
     most = first.batch_size(
         lambda: list(window_results(members, [max(crops, key=lambda crop: crop.size)], image_features)), queries
@@ -205,7 +205,7 @@ def window_results(
         crops: the windows.
         image_features: the VFMs' features of whole images.
     """
-    image_features = image_features or _WholeImages(members, {crop.index: crop.image for crop in crops})
+    image_features = image_features or _WholeImages({crop.index: crop.image for crop in crops})
     batch = _Batch([member.segmentor for member in members], crops)
     groups = {}
     for i, (segmentor, text) in enumerate(members):  # members that share the last block, but for their feedback
@@ -215,20 +215,15 @@ def window_results(
         groups.setdefault(key, []).append(i)
     for group in groups.values():
         segmentor, text = members[group[0]]
-        block = batch.last_block(
-            segmentor,
-            {
-                role: [image_features.of(segmentor, role, c.index) for c in crops]
-                for role in image_features.roles(segmentor)
-            },
-        )
+        of_crops = [image_features.features(segmentor, crop.index) for crop in crops]
+        block = batch.last_block(segmentor, {role: [seen[role] for seen in of_crops] for role in of_crops[0]})
         cosines = WindowCosines(segmentor.method, block, text.rows)
+        kept = _kept(segmentor.method, block, len(crops))
         for i in group:
             finite = []
             for z in cosines.rounds(members[i].segmentor.feedback):
                 finite.append(_finite(z))
             flags = torch.stack([*batch.finite(segmentor), torch.stack(finite).all(0)], 1)
-            kept = _kept(segmentor.method, block, len(crops))
             for crop, window_cosines, window_flags, window_kept in zip(crops, z, flags, kept):
                 window = Window(crop.rows, crop.columns, window_cosines, cosines.grid, window_kept)
                 yield i, window, window_flags, crop.index
@@ -296,18 +291,13 @@ class _Batch:
 class _WholeImages:
     """The features of VFMs that see whole images, each computed once while the image's windows are worked on."""
 
-    def __init__(self, members, images):
+    def __init__(self, images):
         self._images, self._features = images, {}
 
-    def roles(self, segmentor) -> list[str]:
-        return [role for role, scope in segmentor.method.roles.items() if scope == 'image']
-
-    def of(self, segmentor, role: str, index: int) -> Tensor:
-        return self.features(segmentor, index)[role]
-
     def features(self, segmentor, index: int) -> dict[str, Tensor]:
+        """Return the features (1, C, I, J) of an image, by role."""
         features = {}
-        for role in self.roles(segmentor):
+        for role in [role for role, scope in segmentor.method.roles.items() if scope == 'image']:
             key = id(segmentor.vfms[role]), index
             if key not in self._features:
                 image = self._images[index]

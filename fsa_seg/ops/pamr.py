@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsa_seg.errors import UserError
+from fsa_seg.settings import list_of, whole
 
 BLOCK_VALUES = dict(cpu=2**21, cuda=2**26)  # values of the queries that are refined at once: 8 MiB, 256 MiB
 STEPS = 10  # NACLIP's published setting
@@ -34,9 +35,9 @@ class PAMR:
     refines = 'cosines'
 
     def __init__(self, steps: int = STEPS, dilations: Sequence[int] = DILATIONS):
-        if not _is_whole(steps, 0):
+        if not whole(0).fits(steps):
             raise UserError(f'PAMR: steps is {steps!r}; it has to be a whole number, 0 or more (published: {STEPS})')
-        if not isinstance(dilations, (list, tuple)) or not dilations or not all(_is_whole(d, 1) for d in dilations):
+        if not list_of(whole(1), least=1).fits(dilations):
             raise UserError(
                 f'PAMR: dilations is {dilations!r}; it has to be a list of whole numbers, each at least 1 '
                 f'(published: {list(DILATIONS)})'
@@ -110,7 +111,3 @@ def _shifted(values: Tensor, offsets: list):
     for row, column in offsets:
         top, left = margin + row, margin + column
         yield padded[:, top : top + height, left : left + width]
-
-
-def _is_whole(value, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

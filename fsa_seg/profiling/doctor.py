@@ -18,6 +18,7 @@ from typing import NamedTuple
 from fsa_seg.profiling.self_checks import (
     LABELS,
     MINI,
+    Finding,
     Skip,
     dense,
     golden,
@@ -35,7 +36,6 @@ from fsa_seg.system.machine import BF16_UNITS, amount, cpu_flags, memory, one_li
 BACKBONES = {'clip_vit-b16': 2, 'clip_vit-l14': 3, 'openclip_vit-h14': 5}  # name -> GiB that the model takes
 VFM = 'dino_vit-b8'
 LIMIT = 90  # seconds that two processes may take to add two tensors
-Finding = tuple[str, object, str]  # part, verdict and detail, see `self_checks`
 PROCESS = """
 import datetime, os, sys, torch, torch.distributed as dist
 backend, rank = sys.argv[1], int(os.environ['LOCAL_RANK'])
