@@ -187,7 +187,7 @@ class WindowCosines:
         )
         return self.cosines(uniform)
 
-    def rounds(self, feedback=None) -> Iterator[Tensor]:
+    def rounds(self, feedback: Any = None) -> Iterator[Tensor]:
         """Yield the cosines (B, N, Q) without feedback, and with it those after each of its rounds."""
         yield self.first
         if feedback is not None:

@@ -46,7 +46,7 @@ MODELS.register_module(module=FSA)
 MODELS.register_module(module=PAMR)
 
 
-def resolve_precision(precision, device=None):
+def resolve_precision(precision: str, device: str | torch.device | None = None) -> str:
     """Return 'fp32', 'fp16' or 'bf16'; 'auto' is half precision on a GPU and float32 without one.
 
     Args:
@@ -81,7 +81,7 @@ def check_settings(settings: dict, method: Method | None = None) -> None:
 
 
 @functools.lru_cache
-def check_compiler():
+def check_compiler() -> None:
     """Raise a UserError if `torch.compile` does not work here."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=get_device()))
@@ -253,7 +253,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         """Where the segmentor is."""
         return self.text_rows.device
 
-    def encode(self, words) -> Text:
+    def encode(self, words: list[list[str]]) -> Text:
         """Return the text of other words, on the segmentor's device; it has to be built without words.
 
         Args:
@@ -315,7 +315,9 @@ class TrainingFreeSegmentor(BaseSegmentor):
         return samples
 
     @torch.no_grad()
-    def labels(self, cosines, text: Text, image: torch.Tensor, prob_thd=None, keep_scores=None):
+    def labels(
+        self, cosines, text: Text, image: torch.Tensor, prob_thd: float | None = None, keep_scores: bool | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the labels (height, width) of an image, and its scores (K, height, width) or None.
 
         Scores are made tile by tile, and held whole only where they are asked for or refined.
@@ -347,7 +349,9 @@ class TrainingFreeSegmentor(BaseSegmentor):
             kept = refine.refined['scores']
         return refine.values('labels', label_tiles(tiles, cosines.size, prob_thd, self.area_thd)), kept
 
-    def pixel_cosines(self, image: torch.Tensor, size=None, text: Text | None = None) -> torch.Tensor:
+    def pixel_cosines(
+        self, image: torch.Tensor, size: tuple[int, int] | None = None, text: Text | None = None
+    ) -> torch.Tensor:
         """Return the cosines of an image's pixels with the queries, (Q, height, width) float32, without refinement.
 
         Args:
@@ -409,7 +413,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         raise NotImplementedError('use predict')
 
 
-def method_of(name: str | None, method) -> Method:
+def method_of(name: str | None, method: str | dict | Method | None) -> Method:
     """Return the method of a segmentor: `method` as of `make_method`, or the settings of the method `name`."""
     if name is None:
         if method is None:

@@ -131,13 +131,15 @@ def finite_field(labels: str) -> str:
     return labels.replace(label_field('')[:-1], 'finite')
 
 
-def original_sizes(images, samples) -> list[tuple[int, int]]:
+def original_sizes(images: Sequence[Tensor], samples: Sequence[SegDataSample]) -> list[tuple[int, int]]:
     """Return the (height, width) of each image before it was resized; where a data sample does not tell, its own."""
     return [sample.metainfo.get('ori_shape', image.shape[1:])[:2] for image, sample in zip(images, samples)]
 
 
 @torch.no_grad()
-def merged_images(members: Sequence[Member], images: Sequence[Tensor], sizes) -> Iterator[list[Pixels]]:
+def merged_images(
+    members: Sequence[Member], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+) -> Iterator[list[Pixels]]:
     """Yield for each image, in order, the `Pixels` of each member, as soon as the image's last window is done.
 
     Windows go in batches of `window_batch`, across the images.
@@ -316,7 +318,7 @@ def _finite(values: Tensor) -> Tensor:
     return values.isfinite().flatten(1).all(1)
 
 
-def check_finite_stages(flags, image, settings):
+def check_finite_stages(flags: Tensor, image: str, settings: str) -> None:
     """Raise a UserError that names the first stage whose numbers are not finite.
 
     Args:

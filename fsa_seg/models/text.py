@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import open_clip
@@ -28,7 +28,13 @@ TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
 NOT_TEXT = ('visual.', 'logit_scale', 'logit_bias')  # what a model has beside its text tower
 
 
-def class_words(classes, rename=None, synonyms=None, background=None, join_spaces=False):
+def class_words(
+    classes: Sequence[str],
+    rename: dict[str, str] | None = None,
+    synonyms: dict[str, list[str]] | None = None,
+    background: list[str] | None = None,
+    join_spaces: bool = False,
+) -> list[list[str]]:
     """Return the query words of each class: a list with one list of strings per class.
 
     The rules stand in a protocol's ``words``; a class that no rule names is queried by its own name, or, where that is
@@ -58,7 +64,7 @@ def class_words(classes, rename=None, synonyms=None, background=None, join_space
     ]
 
 
-def read_words(path, classes):
+def read_words(path: str, classes: Sequence[str]) -> list[list[str]]:
     """Return the query words of each class from a text file: one line per class in label order, synonyms by ';'.
 
     Raises:
@@ -69,7 +75,7 @@ def read_words(path, classes):
     return words
 
 
-def read_classes(path, published=False):
+def read_classes(path: str, published: bool = False) -> list[str]:
     """Return the class names in a text file: one line per class in label order, synonyms by ';' ("cat; kitten").
 
     Args:
@@ -102,12 +108,12 @@ def _lines(path, what):
         raise UserError(f'the file of class {what} {path!r} cannot be read as UTF-8 text: {error}') from None
 
 
-def split_words(line):
+def split_words(line: str) -> list[str]:
     """Return the words of one class: 'cat; kitten' -> ['cat', 'kitten']."""
     return [word.strip() for word in line.split(';') if word.strip()]
 
 
-def check_words(words, classes, where, published=False):
+def check_words(words: Sequence[Sequence[str]], classes: Sequence[str], where: str, published: bool = False) -> None:
     """Raise a UserError unless every class has its list of words, and no word is that of two, see `check_distinct`."""
     if len(words) != len(classes):
         raise UserError(
@@ -120,7 +126,7 @@ def check_words(words, classes, where, published=False):
     check_distinct(words, classes, where, published)
 
 
-def check_distinct(words, classes, where, published=False):
+def check_distinct(words: Sequence[Sequence[str]], classes: Sequence[str], where: str, published: bool = False) -> None:
     """Raise a UserError if words of two classes are one text to CLIP, whose tokenizer lower-cases and cleans.
 
     Args:
@@ -159,7 +165,7 @@ class Text(NamedTuple):
     words_per_class: tuple[int, ...]
     queries: tuple[str, ...]
 
-    def to(self, device) -> 'Text':
+    def to(self, device: str | torch.device) -> 'Text':
         """Return the text with its rows on a device."""
         return self._replace(rows=self.rows.to(device))
 
@@ -249,7 +255,9 @@ class TextEncoder:
 
 
 @torch.no_grad()
-def embed_word(clip, tokenizer, word: str, device: str | torch.device = 'cpu') -> torch.Tensor:
+def embed_word(
+    clip: torch.nn.Module, tokenizer: Callable, word: str, device: str | torch.device = 'cpu'
+) -> torch.Tensor:
     """Return the unit embedding (E) float32 of a word: the mean over the templates, normalised.
 
     Args:
@@ -263,7 +271,7 @@ def embed_word(clip, tokenizer, word: str, device: str | torch.device = 'cpu') -
     return (mean / mean.norm()).float()
 
 
-def embed_prompts(clip, tokens: torch.Tensor) -> torch.Tensor:
+def embed_prompts(clip: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Return the embeddings (P, E) of prompts, before they are normalised.
 
     A causal tower that reads the end-of-text token needs no token behind it: the prompts are cut at the longest one's.
@@ -283,7 +291,7 @@ def embed_prompts(clip, tokens: torch.Tensor) -> torch.Tensor:
     return clip.text_projection(x) if isinstance(clip.text_projection, torch.nn.Linear) else x @ clip.text_projection
 
 
-def reads_end_of_text(clip) -> bool:
+def reads_end_of_text(clip: torch.nn.Module) -> bool:
     """Return whether a model's text tower is open_clip's causal one, pooled at the end-of-text token."""
     return (
         type(clip) is open_clip.CLIP
@@ -299,6 +307,6 @@ def _are_units(text):
     return bool(((text.norm(dim=-1) - 1).abs() < 1e-3).all())  # a comparison with NaN is false
 
 
-def templates_digest():
+def templates_digest() -> str:
     """Return the SHA-256 of the prompt templates, as a hexadecimal string."""
     return hashlib.sha256('\n'.join(template('{}') for template in TEMPLATES).encode()).hexdigest()

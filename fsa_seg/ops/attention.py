@@ -118,7 +118,7 @@ def self_map(name: str, projections: dict[str, Tensor], heads: int, bias: Tensor
     return AttentionMap(apply, float(len(pairs)), True)
 
 
-def neighbour_bias(grid: tuple[int, int], sigma: float, device=None) -> Tensor:
+def neighbour_bias(grid: tuple[int, int], sigma: float, device: torch.device | str | None = None) -> Tensor:
     """Return NACLIP's bias (1 + h·w, 1 + h·w): exp(−‖p_i − p_j‖² / 2σ²) of patches, 0 in CLS's row and column.
 
     Args:

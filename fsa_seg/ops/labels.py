@@ -3,14 +3,17 @@
 Shape legend: Q queries, K classes; height and width in pixels.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
+from torch import Tensor
 
 from fsa_seg.ops.device import count_labels
 
 BACKGROUND = 0  # the class of pixels whose best score is below `prob_thd`, and the one that `area_thd` leaves out
 
 
-def class_scores(cosines, words_per_class, logit_scale):
+def class_scores(cosines: Tensor, words_per_class: Sequence[int], logit_scale: float) -> Tensor:
     """Return the scores of the classes, (K, height, width): softmax over queries, then the best query of a class.
 
     Args:
@@ -24,7 +27,7 @@ def class_scores(cosines, words_per_class, logit_scale):
     return torch.stack([queries.amax(0) for queries in probs.split(list(words_per_class))])
 
 
-def label_map(scores, prob_thd=0.0, area_thd=None):
+def label_map(scores: Tensor, prob_thd: float = 0.0, area_thd: float | None = None) -> Tensor:
     """Return the label of each pixel, (height, width) int64.
 
     Args:
@@ -36,7 +39,9 @@ def label_map(scores, prob_thd=0.0, area_thd=None):
     return label_tiles(lambda: [((slice(None), slice(None)), scores)], scores.shape[1:], prob_thd, area_thd)
 
 
-def label_tiles(tiles, size, prob_thd=0.0, area_thd=None):
+def label_tiles(
+    tiles: Callable[[], Iterable], size: tuple[int, int], prob_thd: float = 0.0, area_thd: float | None = None
+) -> Tensor:
     """Return what `label_map` does, from scores that are made tile by tile.
 
     Args:

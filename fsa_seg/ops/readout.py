@@ -4,9 +4,10 @@ Shape legend: B images, T tokens, D width, E embedding.
 """
 
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def readout(visual, attended, tokens=None, mlp=False):
+def readout(visual, attended: Tensor, tokens: Tensor | None = None, mlp: bool = False) -> Tensor:
     """Return unit embeddings (B, T, E): optional residual and MLP, then `ln_post @ proj`.
 
     Args:
