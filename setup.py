@@ -1,17 +1,32 @@
-from setuptools import find_packages, setup
+"""pyproject.toml describes the package. One step is code: a wheel gets a copy of what ships beside the package."""
 
-with open('requirements.txt', encoding='utf-8') as f:
-    requirements = [line.split('#')[0].strip() for line in f]
+import os
+import shutil
 
-# what tools/prepare_dataset.py reads annotations with; cityscapesscripts 2 needs PyPI's `typing`, which hides Python's
-data = ['pycocotools>=2.0.8', 'cityscapesscripts>=1.5,<2', 'scipy>=1.15.3']
-setup(
-    name='fsa_seg',
-    version='0.1.0',
-    description='Benchmark suite for training-free open-vocabulary segmentation with CLIP, on MMSegmentation',
-    license='Apache-2.0',
-    python_requires='>=3.10',
-    packages=find_packages(include=['fsa_seg', 'fsa_seg.*']),
-    install_requires=[line for line in requirements if line],
-    extras_require=dict(data=data, test=['pytest>=7.4', 'pytest-xdist>=3.6.1', 'ruff>=0.17.6,<0.18', *data]),
-)
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+SHIPPED = (
+    'configs',
+    'data/mini',
+    'tests/golden',
+    'requirements.txt',
+)  # -> fsa_seg/shipped/, where system.machine looks
+
+
+class BuildWithShipped(build_py):
+    """The usual build, and the copy; an editable installation reads the clone itself."""
+
+    def run(self):
+        super().run()
+        for path in () if self.editable_mode else SHIPPED:
+            target = os.path.join(self.build_lib, 'fsa_seg', 'shipped', path)
+            if os.path.isdir(path):
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.copytree(path, target, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+            else:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                shutil.copy(path, target)
+
+
+setup(cmdclass=dict(build_py=BuildWithShipped))

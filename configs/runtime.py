@@ -1,9 +1,9 @@
 # How a run is carried out. Nothing here changes what is computed; batches and `compile` move its rounding.
 default_scope = 'mmseg'
 launcher = 'none'
-log_level = 'INFO'
+log_level = 'WARNING'  # of the console; the log file in WORK_DIR/logs has everything from INFO on
 work_dir = 'work_dirs'
-workers = 4  # processes that load images, per GPU
+workers = 'auto'  # processes that load images, per GPU: the cores, at most 4
 batch_size = 'auto'  # images per step and process; they may differ in size. 1 on a CPU, 8 on a GPU
 window_batch = (
     'auto'  # windows, of the step's images, that go through the models at once. 1 on a CPU; by free memory on a GPU

@@ -33,17 +33,17 @@ def run_tool(monkeypatch, tmp_path, capsys):
     """Run a tool's main in this process, from an empty folder: returns (exit status, everything printed)."""
     import importlib
 
+    from fsa_seg.cli.main import TOOLS
+    from fsa_seg.cli.tool import run_tool
     from fsa_seg.evaluation.passes import _checked_images
-
-    import cli
 
     def run(name, *argv):
         monkeypatch.chdir(tmp_path)
         _checked_images.cache_clear()  # as in a process of its own
-        module = importlib.import_module(name)
+        module = importlib.import_module(f'fsa_seg.cli.{name}' if name in TOOLS else name)
         status = 0
         try:
-            cli.main_wrapper(lambda: module.main([str(arg) for arg in argv]))
+            run_tool(lambda: module.main([str(arg) for arg in argv]))
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
             if not isinstance(error.code, int):

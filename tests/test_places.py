@@ -44,7 +44,7 @@ TEST = ('test', 'voc21', '--mini', '--method', 'clip', '--no-fsa', '--limit', 1)
             ('benchmark', '--suite', 'architectures', '--mini', '--work-dir', 'taken'),
             'table_architectures.md is a folder',
         ),
-        (('prepare_dataset', '--check', MINI, '--out', 'file/x'), 'cannot be made'),
+        (('prepare', '--check', MINI, '--out', 'file/x'), 'cannot be made'),
     ],
 )
 def test_places_are_checked_before_a_run(run_tool, tmp_path, monkeypatch, command, message):
@@ -159,15 +159,11 @@ def interrupted(body, signals):
         The process's status, and its standard error.
     """
     code = (
-        'import sys, time, types; sys.path.insert(0, sys.argv[1]); import cli\n'
-        'sys.modules["fsa_seg.errors"] = types.SimpleNamespace(UserError=ValueError)\n'
-        f'def main():\n{body}\ncli.main_wrapper(main)'
+        'import sys, time; sys.path.insert(0, sys.argv[1]); from fsa_seg.cli.tool import run_tool\n'
+        f'def main():\n{body}\nrun_tool(main)'
     )
     process = subprocess.Popen(
-        [sys.executable, '-c', code, os.path.join(ROOT, 'tools')],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, '-c', code, ROOT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for _ in range(signals):
         assert process.stdout.readline() == 'ready\n'

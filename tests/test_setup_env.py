@@ -1,11 +1,13 @@
 """The set-up of quickstart.sh and run_tests.sh, with stand-ins for Python and pip: messages and installations."""
 
+import glob
 import importlib.metadata
 import os
 import re
 import shutil
 import stat
 import subprocess
+import sys
 
 import pytest
 
@@ -14,14 +16,14 @@ from conftest import ROOT
 PYTHON = """#!/bin/sh
 case "$1" in
   --version) echo "Python $VERSION" ;;
-  -c) [ "$VERSION" != 3.8.1 ] ;;
-  -m) rm -rf .venv && mkdir -p .venv/bin && cp venv_python.sh .venv/bin/python && echo made >> venvs ;;
+  -c) exec "$REAL" -c "import sys; sys.version_info = tuple(map(int, '$VERSION'.split('.'))); $2" ;;
+  -m) mkdir -p "$3/bin" && cp venv_python.sh "$3/bin/python" && echo made >> venvs ;;
 esac
 """
 
 VENV_PYTHON = """#!/bin/sh
 case "$*" in
-  --version) echo "Python $MADE_BY" ;;
+  --version) echo "Python ${MADE_BY:-3.11.7}" ;;
   "-m pip --version") ;;
   "-m pip install"*)
     [ -z "$PIP_FAILS" ] || { echo "ERROR: no route to the registry"; exit 1; }
@@ -44,7 +46,7 @@ def repository(tmp_path):
     (tmp_path / 'tools').mkdir()
     for name in ('setup_env.sh', 'quickstart.sh', 'run_tests.sh'):
         shutil.copy(os.path.join(ROOT, 'tools', name), tmp_path / 'tools')
-    for name in ('requirements.txt', 'setup.py'):
+    for name in ('pyproject.toml', 'requirements.txt', 'setup.py'):
         (tmp_path / name).write_text(name)
     script(tmp_path / 'fake_python', PYTHON)
     script(tmp_path / 'venv_python.sh', VENV_PYTHON)
@@ -52,9 +54,8 @@ def repository(tmp_path):
 
 
 def run(repository, name='quickstart.sh', version='3.11.7', **environment):
-    environment = dict(
-        os.environ, PYTHON=str(repository / 'fake_python'), VERSION=version, MADE_BY='3.11.7', **environment
-    )
+    default = dict(PYTHON=str(repository / 'fake_python'), VERSION=version, REAL=sys.executable)
+    environment = {**os.environ, **default, **environment}
     return subprocess.run(['bash', str(repository / 'tools' / name)], env=environment, capture_output=True, text=True)
 
 
@@ -63,6 +64,50 @@ def test_python_too_old(repository, name):
     done = run(repository, name, version='3.8.1')
     assert done.returncode == 1
     assert 'error: Python 3.8.1 is too old; Python 3.10 or newer is needed' in done.stderr
+
+
+def old_pythons():
+    """Return the interpreters of this machine that are older than 3.10."""
+    names = ('python2.7', *(f'python3.{minor}' for minor in range(6, 10)))
+    found = [shutil.which(name) for name in names] + glob.glob(os.path.expanduser('~/.pyenv/versions/*/bin/python'))
+    ask = 'import sys; sys.exit(sys.version_info >= (3, 10))'
+    return sorted({path for path in filter(None, found) if subprocess.run([path, '-c', ask]).returncode == 0})
+
+
+@pytest.mark.parametrize('python', old_pythons() or [pytest.param(None, marks=pytest.mark.skip('no old Python'))])
+def test_a_real_python_that_is_too_old(repository, python):
+    done = run(repository, PYTHON=python)
+    assert done.returncode == 1 and 'is too old; Python 3.10 or newer is needed' in done.stderr
+    assert not (repository / '.venv').exists()
+
+
+def foreign(repository, pip):
+    """Make an environment as other tools do: with or without pip, and with a file of its own."""
+    folder = repository / '.venv'
+    (folder / 'bin').mkdir(parents=True)
+    script(folder / 'bin' / 'python', VENV_PYTHON if pip else '#!/bin/sh\necho "No module named pip" >&2; exit 1\n')
+    (folder / 'pyvenv.cfg').write_text('uv = 0.9\n')
+    return folder
+
+
+@pytest.mark.parametrize('pip', [True, False])
+def test_an_environment_that_the_script_did_not_make_stays(repository, pip):
+    folder = foreign(repository, pip)
+    done = run(repository)
+    assert done.returncode == 1
+    assert '.venv was not made by this script and stays as it is' in done.stderr, done.stderr
+    assert 'VENV=.venv-fsa_seg bash tools/quickstart.sh;' in done.stderr and 'uv pip install --python' in done.stderr
+    assert sorted(os.listdir(folder)) == ['bin', 'pyvenv.cfg'] and not (repository / 'pip_calls').exists()
+    assert run(repository, VENV='other').returncode == 0
+    assert (repository / 'other' / 'installed').exists() and sorted(os.listdir(folder)) == ['bin', 'pyvenv.cfg']
+
+
+def test_a_half_made_environment_is_made_again(repository):
+    """It was interrupted before it had an interpreter; the script's mark stands first."""
+    (repository / '.venv').mkdir()
+    (repository / '.venv' / 'made_by_setup_env').touch()
+    done = run(repository)
+    assert done.returncode == 0 and (repository / '.venv' / 'installed').exists(), done.stderr
 
 
 def test_no_python(repository):
@@ -128,11 +173,11 @@ def test_constraints_name_every_floor():
         name: dict(re.findall(r'^([\w-]+)==(\S+)', open(os.path.join(ROOT, 'constraints', name)).read(), re.M))
         for name in ('oldest.txt', 'newest.txt')
     }
-    text = open(os.path.join(ROOT, 'requirements.txt')).read() + open(os.path.join(ROOT, 'setup.py')).read().replace(
-        "'", '\n'
-    )
-    floors = dict(re.findall(r'^([\w-]+)>=([\d.]+)', text, re.M))
-    floors.pop('python_requires', None)
+    with open(os.path.join(ROOT, 'requirements.txt'), encoding='utf-8') as f:
+        floors = dict(re.findall(r'^([\w-]+)>=([\d.]+)', f.read(), re.M))
+    with open(os.path.join(ROOT, 'pyproject.toml'), encoding='utf-8') as f:
+        extras = f.read().split('[project.optional-dependencies]')[1].split('\n[')[0]
+    floors.update(re.findall(r'"([\w-]+)>=([\d.]+)', extras))
     assert set(floors) == set(sets['oldest.txt']) == set(sets['newest.txt'])
     for name, floor in floors.items():
         assert (sets['oldest.txt'][name] + '.0.0').startswith(floor + '.'), name

@@ -87,15 +87,13 @@ def test_processes_leave_their_group_before_python_ends():
     """A thread of gloo that frees a tensor after Python's end aborts the process."""
     code = (
         'import atexit, sys; sys.path.insert(0, sys.argv[1]); import torch.distributed as d; '
-        'atexit.register(lambda: print(d.is_initialized())); import test; test.start_processes("pytorch"); '
-        'print(d.is_initialized())'
+        'atexit.register(lambda: print(d.is_initialized())); from fsa_seg.cli import test; '
+        'test.start_processes("pytorch"); print(d.is_initialized())'
     )
     environment = dict(
         os.environ, RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='29612'
     )
-    process = subprocess.run(
-        [sys.executable, '-c', code, os.path.join(ROOT, 'tools')], env=environment, capture_output=True, text=True
-    )
+    process = subprocess.run([sys.executable, '-c', code, ROOT], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
     assert process.stdout.split()[-2:] == ['True', 'False'], process.stdout + process.stderr
 

@@ -1,42 +1,10 @@
-"""Run torchrun, and print the tool's error in place of torchrun's report; tools/dist_test.sh starts this tool.
-
-python tools/launch.py --nproc_per_node=2 tools/test.py voc21 --mini --launcher pytorch
-"""
+"""`fsa-seg launch` of this clone, installed or not."""
 
 import os
 import sys
-import tempfile
-from collections.abc import Sequence
 
-from cli import import_hint
-
-try:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main
-except ImportError as error:
-    sys.exit(f'error: {error}{import_hint(error)}')
-
-
-def launch(arguments: Sequence[str]) -> None:
-    """Run torchrun, and exit with an error if a process fails.
-
-    The status is 1, with the error of the first process that failed, or 128 + the signal that ended the processes.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.environ['FSA_SEG_ERROR_FILE'] = os.path.join(folder, 'error')
-        try:
-            main(arguments)
-        except ChildFailedError as error:
-            if os.path.exists(path):
-                with open(path, encoding='utf-8') as f:
-                    sys.exit(f.read())
-            sys.exit(f'error: a process ended without a message: {error.get_first_failure()[1].message}')
-        except (KeyboardInterrupt, SignalException) as error:
-            number = getattr(error, 'sigval', 2)
-            print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
-            sys.exit(128 + int(number))
-
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from fsa_seg.cli.main import main  # noqa: E402
 
 if __name__ == '__main__':
-    launch(sys.argv[1:])
+    main(['launch', *sys.argv[1:]])

@@ -10,14 +10,17 @@ data/mini/README.md describes the outcome.
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 
-from cli import ROOT, main_wrapper
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(1, ROOT)
+from fsa_seg.cli.tool import run_tool  # noqa: E402
 
 PARTS = ('splits', 'clip', 'vfm')
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('parts', nargs='*', metavar='splits|clip|vfm', help='the parts to make (default: all)')
     parser.add_argument(
@@ -28,7 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     from toy_world.splits import benchmark_words, draw_splits
     from toy_world.train import train_clip, train_vfm
@@ -51,4 +54,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main_wrapper(main)
+    run_tool(lambda: main(sys.argv[1:]))

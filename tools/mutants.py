@@ -21,7 +21,9 @@ import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cli import ROOT, main_wrapper
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(1, ROOT)
+from fsa_seg.cli.tool import run_tool  # noqa: E402
 
 PROCESSES = multiprocessing.get_context('forkserver')  # the libraries are imported once, for the tests of all mutants
 PROCESSES.set_forkserver_preload(
@@ -296,17 +298,17 @@ MUTANTS = [
         ('runs_ignore_force', '{} if force else _kept_results(cells)', '_kept_results(cells)'),
     ),
     *of(
-        'tools/benchmark.py',
+        'fsa_seg/cli/benchmark.py',
         'test_tools.py::test_benchmark_skips_what_is_there_but_by_force',
         ('force_is_not_passed_on', 'configs, progress, args.force', 'configs, progress, False'),
     ),
     *of(
-        'tools/test.py',
+        'fsa_seg/cli/test.py',
         'test_tools.py::test_one_cell',
         ('limit_is_ignored', '**options, limit=args.limit', '**options, limit=None'),
     ),
     *of(
-        'tools/cli.py',
+        'fsa_seg/cli/tool.py',
         'test_tools.py::test_an_interrupted_run_goes_on_where_it_was',
         ('an_interrupt_ends_well', 'INTERRUPTED = 130', 'INTERRUPTED = 0'),
     ),
@@ -504,7 +506,7 @@ MUTANTS = [
 ]
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='+', metavar='NAME', help='these mutants alone')
     parser.add_argument(
@@ -518,7 +520,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     from fsa_seg.errors import UserError, one_of
 
@@ -653,10 +655,11 @@ def in_process(folder: str, tests: Sequence[str], out: str) -> None:
     torch.set_num_threads(1)
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     sys.path = [path for path in sys.path if path not in ('', ROOT, os.path.join(ROOT, 'tools'))]
-    del sys.modules['cli']
+    for name in [name for name in sys.modules if name.split('.')[0] == 'fsa_seg']:
+        del sys.modules[name]  # this script's imports
     sys.dont_write_bytecode = True
     sys.exit(int(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *tests])))
 
 
 if __name__ == '__main__':
-    main_wrapper(main)
+    run_tool(lambda: main(sys.argv[1:]))

@@ -256,7 +256,7 @@ def _how_to_mend(name, root):
     for key, preparation in PREPARATIONS.items():
         if name in preparation.benchmarks:
             return (
-                f'remove the wrong files, and run tools/prepare_dataset.py {key} --from DOWNLOADS --to {root} '
+                f'remove the wrong files, and run fsa-seg prepare {key} --from DOWNLOADS --to {root} '
                 f'({preparation.sources})'
             )
     return "mend the files, or the data set's config"

@@ -67,7 +67,8 @@ def component_names(kind: str) -> list[str]:
     """Return the names of all components of a kind ('dataset', 'method', ...), sorted."""
     if not os.path.isdir(CONFIGS):
         raise UserError(
-            f'{CONFIGS} is missing: run from a clone of the repository (pip install -e), which has configs/'
+            f'{CONFIGS} is missing, which ships with the package: install the package again, or '
+            'run from a whole clone of the repository'
         )
     return method_names() if kind == 'method' else sorted(component_files(KINDS[kind]))
 
@@ -302,7 +303,7 @@ def with_classes(dataset: ConfigDict, data_root: str) -> ConfigDict:
     if not os.path.isfile(path):
         raise UserError(
             f'the file {path} does not exist, from which the data set {dataset["name"]!r} has its classes: give '
-            'the right --data-root; for a data set that ships with the suite, tools/prepare_dataset.py writes the '
+            'the right --data-root; for a data set that ships with the suite, fsa-seg prepare writes the '
             'file (data/README.md)'
         )
     names = read_classes(path, shipped('dataset', dataset['name']))

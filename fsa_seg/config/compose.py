@@ -47,6 +47,7 @@ from fsa_seg.models.segmentor import (
 from fsa_seg.models.text import check_words, class_words, read_words
 from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, check_values, whole
 from fsa_seg.settings import RUNTIME as RUNTIME_RULES
+from fsa_seg.system.machine import usable_cores
 from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
@@ -362,9 +363,16 @@ def set_runtime(config: Config, runtime: Mapping[str, object]) -> None:
     for key in ('window_batch', 'compile'):
         if key in runtime or key not in config.model:
             config.model[key] = config[key]
-    config.test_dataloader.num_workers = config.workers
-    config.test_dataloader.persistent_workers = config.workers > 0
+    workers = _share_of_cores() if config.workers == 'auto' else config.workers
+    config.test_dataloader.num_workers = workers
+    config.test_dataloader.persistent_workers = workers > 0
     config.default_hooks.logger.interval = config.log_interval
+
+
+def _share_of_cores(most: int = 4) -> int:
+    """Return the usable cores of a process, at most `most`; the processes of a machine share its cores."""
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE') or 1)  # set by torchrun
+    return min(most, usable_cores() // processes)
 
 
 def _is_toy(components, data_root):

@@ -81,7 +81,7 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
             'run the cell anew'
         )
     if not isinstance(data, dict) or not set(data) >= COMPOSED:
-        raise UserError(f'{path} holds no composed config; give a result of tools/test.py, or a config file')
+        raise UserError(f'{path} holds no composed config; give a result of fsa-seg test, or a config file')
     for key in data:
         one_of(key, KEYS, f'key in the config of {path}')
     imports = _imports(data, path)

@@ -13,13 +13,13 @@ from mmcv.transforms import BaseTransform
 from mmengine import list_from_file
 from mmseg.datasets import BaseSegDataset, COCOStuffDataset, PascalVOCDataset
 from mmseg.registry import DATASETS, TRANSFORMS
-from tqdm import tqdm
 
 from fsa_seg.datasets.images import image_size, open_image, read_image
 from fsa_seg.datasets.label_images import VOID, check_range, check_rule, check_seen, check_sizes, read_labels
 from fsa_seg.errors import UserError, built, warn_once
 from fsa_seg.system.files import walk_folders
 from fsa_seg.system.paths import file_digest
+from fsa_seg.system.progress import Bar
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 LABEL_SUFFIXES = ('.png', '.tif', '.tiff')
@@ -348,7 +348,7 @@ def scan_images(
     with ThreadPoolExecutor() as pool:
         try:
             scans = pool.map(lambda entry: _scan(entry, label_map, image_max, decode), entries)
-            yield from tqdm(scans, desc=title, total=len(entries), delay=2, leave=False)
+            yield from Bar(scans, desc=title, total=len(entries), delay=2, leave=False)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -112,6 +112,8 @@ class ExactIoUMetric(IoUMetric):
             file.
     """
 
+    default_prefix = ''
+
     def __init__(self, ignore_index: int = 255, prefix: str | None = None, root: str = '', field: str = 'pred_sem_seg'):
         super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix)
         self.images, self.confusions, self.done, self.journal = [], [], {}, None

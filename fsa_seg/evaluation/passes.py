@@ -5,6 +5,7 @@ import copy
 import functools
 import inspect
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,11 +17,10 @@ from mmengine import Config
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
-from tqdm import tqdm
 
 from fsa_seg.config.components import known_images
 from fsa_seg.config.fingerprint import Data, differences, fingerprint, shared_key, with_files
@@ -43,6 +43,7 @@ from fsa_seg.models.shared_pass import label_field
 from fsa_seg.models.vfm import check_vfm
 from fsa_seg.ops.device import device_name, exact_float32
 from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
+from fsa_seg.system.progress import Bar, note
 from fsa_seg.visualization.pictures import picture_grid, picture_path
 
 LIMIT_SEED = 0
@@ -138,7 +139,7 @@ def run_pass(cells: Sequence[Cell], paths: Sequence[str] | None = None) -> list[
         complete = [all(results)]
         broadcast_object_list(complete)
         if complete[0]:
-            print_log('another process has written the results meanwhile; this process takes them', 'current')
+            note('another process has written the results meanwhile; this process takes them')
             return results if is_main_process() else None
         return _run_locked_pass(cells, paths, folders)
 
@@ -172,7 +173,7 @@ def _run_locked_pass(cells, paths, folders):
         journal.weights = cell.weights
         metric.done, metric.journal = counts_of_cell, journal
         metric.settings = f'{row_name(cell.config.cell)}, {cell.config.model.precision}'
-    if run.log_level == 'ERROR':  # mmengine shows no progress
+    if logging.getLevelName(run.log_level) > logging.INFO:  # else the console has the log's lines of progress
         runner.register_hook(ImageBar())
     start = time.perf_counter()
     runner.test()
@@ -222,7 +223,20 @@ def _runner(config):
     """Return mmengine's runner of a config. The runner logs and writes the config with its long lists cut."""
     shown = Config(_shortened(config.to_dict()), format_python_code=False)
     options = {key: config[key] for key in inspect.signature(Runner.__init__).parameters if key in config}
-    return Runner(**options, cfg=shown)
+    return LoggedRunner(**options, cfg=shown)
+
+
+class LoggedRunner(Runner):
+    """mmengine's runner, whose log file has everything from INFO on; the config's `log_level` is the console's."""
+
+    def build_logger(self, log_level: int | str = 'INFO', log_file: str | None = None, **options) -> MMLogger:
+        """Return the logger, see mmengine's `Runner`."""
+        logger = super().build_logger('INFO', log_file, **options)
+        least = logging.getLevelName(log_level) if isinstance(log_level, str) else log_level
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(max(handler.level, least))
+        return logger
 
 
 def _shortened(value):
@@ -255,7 +269,7 @@ def run_cells(
 
     Args:
         configs: composed configs.
-        progress: function that shows progress over the passes, such as `tqdm`; a pass is a list of cells.
+        progress: function that shows progress over the passes, such as `Bar`; a pass is a list of cells.
         force: run the cells with a kept result too.
         most: largest number of cells in a pass; each cell holds its own cosines of the images in a batch.
 
@@ -273,10 +287,9 @@ def run_cells(
         for group in passes
         if len(group) > 1
     ]
-    print_log(
+    note(
         f'{len(cells)} cells: {len(kept_results)} are there, {sum(map(len, passes))} run in {len(passes)} passes '
-        'over the data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else ''),
-        'current',
+        'over the data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else '')
     )
     for group in progress(passes):
         results.update((cell.hash, result) for cell, result in zip(group, run_pass(group)))
@@ -340,7 +353,7 @@ class ImageBar(Hook):
     """A bar that shows how many images of a pass are evaluated."""
 
     def before_test(self, runner: Runner) -> None:
-        self.bar = tqdm(
+        self.bar = Bar(
             total=len(runner.test_dataloader.dataset),
             desc='images',
             unit='image',
@@ -463,7 +476,7 @@ def _skip_counted(config, journals, names):
             name for name in counted if os.path.exists(picture_path(pictures.folder, os.path.join(root, name), root))
         }
     if counted:
-        print_log(f'{len(counted)} of {len(names)} images were counted by an interrupted run', 'current')
+        note(f'{len(counted)} of {len(names)} images were counted by an interrupted run')
         indices = dataset.get('indices') or range(len(names))
         dataset.indices = [index for index, name in zip(indices, names) if name not in counted]
     return [{name: counts for name, counts in reading.items() if name in counted} for reading in readings[0]]

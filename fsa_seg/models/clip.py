@@ -16,11 +16,11 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
-from mmengine.logging import print_log
 from torch import nn
 
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.system.paths import local_path
+from fsa_seg.system.progress import note
 
 CONFIG_FILE = 'open_clip_config.json'
 ARCHIVE_KEYS = ('input_resolution', 'context_length', 'vocab_size')  # of OpenAI's archives, beside the weights
@@ -108,10 +108,9 @@ def loading_weights(subject: str, source: str, cache_dir: str | None = None) -> 
         UserError: the weights are absent and cannot be downloaded, or do not fit (the message names the keys).
     """
     if not os.path.exists(source):
-        print_log(
+        note(
             f'loading {subject}, {source} (downloaded where it is not cached; without a network that gives up after a '
-            'minute, with HF_HUB_OFFLINE=1 at once)',
-            'current',
+            'minute, with HF_HUB_OFFLINE=1 at once)'
         )
     try:
         with _quiet():

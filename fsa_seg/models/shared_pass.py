@@ -331,7 +331,7 @@ def check_finite_stages(flags: Tensor, image: str, settings: str) -> None:
         raise UserError(
             f'{image}: {wrong[0]} under {settings} gave numbers that are not finite (NaN or infinite), so that there '
             'are no labels. In half precision use --precision fp32 or bf16; else look at the weights '
-            '(tools/weights.py check) '
+            '(fsa-seg weights check) '
             'and at settings far from the published ones'
         )
 

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -13,16 +12,15 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from mmengine.dist import is_main_process
-from mmengine.logging import print_log
 from open_clip.tokenizer import get_clean_fn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from fsa_seg.errors import UserError, warn_once
 from fsa_seg.models.clip import architecture_digest, weights_digest
 from fsa_seg.ops.device import trim_memory
 from fsa_seg.system.paths import new_file
+from fsa_seg.system.progress import Bar
 
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
 NOT_TEXT = ('visual.', 'logit_scale', 'logit_bias')  # what a model has beside its text tower
@@ -213,10 +211,9 @@ class TextEncoder:
 
     def _embed(self, words: list[str], device) -> None:
         """Embed words, and keep their rows in memory and on disk."""
-        print_log(f'embedding {len(words)} words with {len(TEMPLATES)} templates', 'current')
         self._clip.to(device)
         hidden = not is_main_process()
-        for word in tqdm(words, 'embedding words', unit='word', delay=2, leave=False, disable=hidden):
+        for word in Bar(words, 'embedding words', unit='word', delay=2, leave=False, disable=hidden):
             row = embed_word(self._clip, self._tokenizer, word, device).cpu()
             if not _are_units(row[None]):
                 raise UserError(
@@ -243,7 +240,7 @@ class TextEncoder:
         except (SafetensorError, KeyError, OSError):
             row = 'damaged'
         if row is not None:
-            print_log(f'{path} is damaged; the word {word!r} is embedded again', 'current', logging.WARNING)
+            warn_once(f'{path} is damaged; the word {word!r} is embedded again')
         return False
 
     def _write(self, word: str, row: torch.Tensor) -> None:

@@ -15,12 +15,12 @@ from mmengine import ConfigDict
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained
 from safetensors import safe_open
-from tqdm import tqdm
 
 from fsa_seg.errors import UserError
 from fsa_seg.models.clip import loading_weights
 from fsa_seg.system.files import hash_file
 from fsa_seg.system.paths import local_path
+from fsa_seg.system.progress import Bar
 
 TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')  # names that timm looks for in a hub's repository, in order
 CLIP_FILES = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)  # names that open_clip looks for, in order
@@ -196,5 +196,5 @@ def _check_file(path, expected):
 def _sha256(path):
     """Return the SHA-256 of a file, and show how much of it is read."""
     size, title = os.path.getsize(path), os.path.basename(path)[:16]
-    with tqdm(total=size, unit='B', unit_scale=True, leave=False, desc=title) as bar:
+    with Bar(total=size, unit='B', unit_scale=True, leave=False, desc=title) as bar:
         return hash_file(path, progress=bar.update)

@@ -86,7 +86,7 @@ def gpu_peak(function: Callable[[], Any], device: torch.device | str) -> tuple[A
 def batch_that_fits(run: Callable[[], Any], device: torch.device, most: int = 64) -> int:
     """Return how many windows fit at once into half of a GPU's free memory: a power of two; 1 on a CPU.
 
-    On a CPU batches of windows are no faster (`tools/measure.py`): one window fills its caches.
+    On a CPU batches of windows are no faster (`fsa-seg measure`): one window fills its caches.
 
     Args:
         run: function that computes one window, and returns what is held of it.

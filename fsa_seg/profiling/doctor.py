@@ -1,4 +1,4 @@
-"""The doctor, behind `tools/doctor.py`: `CHECKS` names the checks, `run_check` runs a check and returns its verdicts.
+"""The doctor, behind `fsa-seg doctor`: `CHECKS` names the checks, `run_check` runs a check and returns its verdicts.
 
 This file has the checks of speed and memory. `fsa_seg.profiling.self_checks` has the checks of computed values, and
 defines what a check is.

@@ -311,10 +311,10 @@ def used_device() -> str:
 
 
 def needs(*paths: str) -> None:
-    """Raise a Skip unless all paths exist; a clone of the repository has the files, an installed package lacks them."""
+    """Raise a Skip unless all paths exist, which ship with the package."""
     for path in paths:
         if not os.path.exists(path):
-            raise Skip(f'{os.path.relpath(path, ROOT)} is missing: run it from a clone of the repository')
+            raise Skip(f'{os.path.relpath(path, ROOT)} is missing, which ships with the package: install it again')
 
 
 def _toy_config(method, feedback, precision):

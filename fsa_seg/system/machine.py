@@ -12,7 +12,10 @@ import shutil
 import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_COPY = os.path.join(PACKAGE, 'shipped')
+# the repository; in an installed package the copy of its configs, mini splits, toy models and golden tensors
+ROOT = _COPY if os.path.isdir(_COPY) else os.path.dirname(PACKAGE)
 PACKAGES = (  # distributions whose versions the report gives
     'torch',
     'torchvision',
@@ -103,7 +106,7 @@ def software() -> list[tuple[str, str]]:
         ('system', platform.platform()),
         ('Python', f'{platform.python_version()}, {_short(sys.executable)}'),
         ('libraries', ', '.join(libraries)),
-        ('fsa_seg', f'{_short(ROOT)}, sources {_sources()}'),
+        ('fsa_seg', f'{_short(PACKAGE)}, sources {_sources()}'),
     ]
     with contextlib.suppress(ImportError):
         import torch
@@ -119,7 +122,7 @@ def processor() -> list[tuple[str, str]]:
     lines = _lines('/proc/cpuinfo')
     sockets, numbers = ([value for key, value in lines if key == name] for name in ('physical id', 'core id'))
     cores = len(set(zip(sockets, numbers)))
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    usable = usable_cores()
     threads, capability = '–', '–'
     with contextlib.suppress(ImportError):
         import torch
@@ -132,6 +135,11 @@ def processor() -> list[tuple[str, str]]:
         ('cores', counts),
         ('instruction sets', f'{", ".join(flags) or "unknown"}; torch uses {capability}'),
     ]
+
+
+def usable_cores() -> int:
+    """Return the number of logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

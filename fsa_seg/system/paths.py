@@ -1,4 +1,4 @@
-"""Paths: the repository's files, folders of components, locks, and files that appear when they are complete."""
+"""Paths: the files that ship, folders of components, locks, and files that appear when they are complete."""
 
 import contextlib
 import errno
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 
 from fsa_seg.errors import UserError, warn_once
 from fsa_seg.system.files import hash_file
+from fsa_seg.system.machine import PACKAGE, ROOT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CONFIGS = os.path.join(ROOT, 'configs')
 MAX_NAME = 255  # bytes of a file's name
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk that takes no more files
@@ -24,7 +24,7 @@ TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 
 
 def local_path(path: str | None, subject: str) -> str:
-    """Return an existing path, relative to the working directory or else to the repository.
+    """Return an existing path, relative to the working directory or else to what ships.
 
     Args:
         path: the path.
@@ -41,7 +41,7 @@ def local_path(path: str | None, subject: str) -> str:
 
 
 def find_root(path: str) -> str:
-    """Return a folder of data: in the working directory, or else in the repository."""
+    """Return a folder of data: in the working directory, or else among what ships."""
     shipped = os.path.join(ROOT, path)
     return shipped if not os.path.isdir(path) and os.path.isdir(shipped) else path
 
@@ -69,8 +69,13 @@ def _file_digest(path, size, modified, inode):
 
 @functools.cache
 def sources_digest() -> str:
-    """Return the SHA-256 of the package's source files as this process first saw them, as a hexadecimal string."""
-    return files_digest(sorted(glob.glob(os.path.join(ROOT, 'fsa_seg', '**', '*.py'), recursive=True)))
+    """Return the SHA-256 of the package's source files as this process first saw them, as a hexadecimal string.
+
+    Left out are `cli`, whose options are in the config, and `shipped`, which an installed package alone has.
+    """
+    left_out = tuple(os.path.join(PACKAGE, folder) + os.sep for folder in ('cli', 'shipped'))
+    files = sorted(glob.glob(os.path.join(PACKAGE, '**', '*.py'), recursive=True))
+    return files_digest(file for file in files if not file.startswith(left_out))
 
 
 def files_digest(paths: Iterable[str]) -> str:
@@ -160,7 +165,7 @@ def cut_name(name: str, max_bytes: int = 160) -> str:
 
 
 def config_folders() -> list[str]:
-    """Return the folders of parts: the repository's configs/, then the folders that FSA_SEG_CONFIGS names."""
+    """Return the folders of parts: the configs/ that ships, then the folders that FSA_SEG_CONFIGS names."""
     extra = [os.path.expanduser(folder) for folder in os.environ.get('FSA_SEG_CONFIGS', '').split(os.pathsep) if folder]
     for folder in extra:
         if not os.path.isdir(folder):
@@ -168,17 +173,18 @@ def config_folders() -> list[str]:
     return [CONFIGS, *extra]
 
 
-def component_files(subfolder: str) -> dict[str, str]:
+def component_files(subfolder: str, users: bool = True) -> dict[str, str]:
     """Return the files of one kind of component: name -> path.
 
     Args:
         subfolder: 'backbones', 'vfms', ...
+        users: whether to list a user's own too.
 
     Raises:
         UserError: a folder of FSA_SEG_CONFIGS is missing, or two files have one name.
     """
     paths = {}
-    for folder in config_folders():
+    for folder in config_folders() if users else [CONFIGS]:
         folder = os.path.join(folder, subfolder)
         for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             name, extension = os.path.splitext(file)

@@ -70,7 +70,7 @@ def test_a_known_number_of_images(root):
         'another `name`, '
         'in a config of its own'
     ]
-    assert 'tools/prepare_dataset.py voc --from' in report['mend'] and '| WRONG |' in report_table([report])
+    assert 'fsa-seg prepare voc --from' in report['mend'] and '| WRONG |' in report_table([report])
     (root / 'TOY_WORLD').touch()
     assert not check_data(str(root), ['voc21'])[0]['problems']
 
@@ -188,34 +188,34 @@ def test_names(tmp_path):
 
 
 def test_the_tool(run_tool, root, tmp_path):
-    status, printed = run_tool('prepare_dataset', '--check', MINI, 'voc', 'ade20k')
+    status, printed = run_tool('prepare', '--check', MINI, 'voc', 'ade20k')
     assert status == 0 and '| voc21 | 10 | – | 0 to 20 | P | 21 of 21 |' in printed, printed
     reports = json.loads((tmp_path / 'work_dirs/data_check/report.json').read_text())
     assert [report['dataset'] for report in reports] == ['voc21', 'voc20', 'ade20k']
     assert os.path.exists(reports[0]['pictures'][0])
-    status, printed = run_tool('prepare_dataset', '--check', root, '--out', 'out')
+    status, printed = run_tool('prepare', '--check', root, '--out', 'out')
     assert status == 1 and 'WRONG' in printed
-    status, printed = run_tool('prepare_dataset', 'voc', '--check', root, '--to', root)
+    status, printed = run_tool('prepare', 'voc', '--check', root, '--to', root)
     assert status == 2 and '--check takes data sets and --out alone' in printed
-    assert run_tool('prepare_dataset', '--check', root, '--link')[0] == 2
-    status, printed = run_tool('prepare_dataset', 'voc', '--from', root)
+    assert run_tool('prepare', '--check', root, '--link')[0] == 2
+    status, printed = run_tool('prepare', 'voc', '--from', root)
     assert status == 2 and 'give NAME --from DOWNLOADS --to DATA_ROOT, or --check DATA_ROOT' in printed
 
 
 def test_the_tool_prepares_and_checks(run_tool, tmp_path):
     sources.voc(str(tmp_path / 'downloads'))
-    command = ('prepare_dataset', 'voc', '--from', 'downloads', '--to', 'root', '--workers', 1)
+    command = ('prepare', 'voc', '--from', 'downloads', '--to', 'root', '--workers', 1)
     status, printed = run_tool(*command)
     assert status == 1 and 'the split has 2 images, the data set voc21 1449' in printed  # a small VOC is not VOC
     (tmp_path / 'root' / 'TOY_WORLD').touch()
     status, printed = run_tool(*command)
     assert status == 0 and '| voc20 | 2 | – | 0 to 15 | P | 3 of 20 |' in printed, printed
-    status, printed = run_tool('prepare_dataset', 'cityscapes', '--from', 'downloads', '--to', 'root', '--download')
+    status, printed = run_tool('prepare', 'cityscapes', '--from', 'downloads', '--to', 'root', '--download')
     assert status == 1 and 'cityscapes cannot be downloaded without a login: log in at' in printed
     (tmp_path / 'file').touch()
-    status, printed = run_tool('prepare_dataset', 'ade20k', '--from', 'downloads', '--to', 'root2', '--out', 'file')
+    status, printed = run_tool('prepare', 'ade20k', '--from', 'downloads', '--to', 'root2', '--out', 'file')
     assert status == 1 and 'the folder file cannot be made' in printed and not (tmp_path / 'root2').exists()
-    status, printed = run_tool('prepare_dataset', 'cityscapes', '--from', 'downloads', '--to', 'root')
+    status, printed = run_tool('prepare', 'cityscapes', '--from', 'downloads', '--to', 'root')
     assert (
         status == 1 and 'lacks images of leftImg8bit/val' in printed and 'fetch leftImg8bit_trainvaltest.zip' in printed
     )

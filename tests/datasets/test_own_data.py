@@ -95,7 +95,7 @@ def test_a_config_of_ten_lines(run_tool, user_data, tmp_path):
     assert [image['name'] for image in result['images']] == ['images/more/b.x.jpeg']
     words = compose(str(tmp_path / 'mine.py'), 'sclip', backbone='toy', data_root=str(tmp_path)).model.words
     assert words[NAMES.index('cat')] == ['cat', 'kitten'] and words[0] == ['background']
-    status, printed = run_tool('prepare_dataset', '--check', tmp_path, 'mine.py')
+    status, printed = run_tool('prepare', '--check', tmp_path, 'mine.py')
     assert status == 0 and '| mine | 1 | – | 0 to' in printed, printed
     (user_data / 'classes.txt').unlink()
     status, printed = run_tool('test', 'mine.py', *TOY, '--data-root', tmp_path)
@@ -300,7 +300,7 @@ def test_the_same_pixels_in_other_files(run_tool, tmp_path):
         "dataset = dict(name='mine', type='ImageFolderDataset', data_root='bits12', classes='classes.txt', "
         "image_max=4095, data_prefix=dict(img_path='images', seg_map_path='labels'))"
     )
-    assert run_tool('prepare_dataset', '--check', tmp_path, 'mine.py')[0] == 0
+    assert run_tool('prepare', '--check', tmp_path, 'mine.py')[0] == 0
     status, printed = run_tool('test', 'mine.py', *TOY, '--no-fsa', '--data-root', tmp_path, '--out', 'config.json')
     assert json.loads((tmp_path / 'config.json').read_text())['confusion'] == expected, printed
     (tmp_path / 'mine.py').write_text((tmp_path / 'mine.py').read_text().replace('4095', '"white"'))
@@ -330,7 +330,7 @@ def test_masks_of_0_and_255(run_tool, tmp_path):
     )
     for key, status in (('', 1), ("label_map='../map.txt', ", 0), ('label_map={255: 1}, ignore_index=254, ', 0)):
         (tmp_path / 'm.py').write_text(config % key)
-        check_status, printed = run_tool('prepare_dataset', '--check', tmp_path, 'm.py')
+        check_status, printed = run_tool('prepare', '--check', tmp_path, 'm.py')
         assert check_status == status and ('--label-map 255:1' in printed) == bool(status), printed
     status, printed = run_tool('test', 'm.py', *TOY, '--no-fsa', '--data-root', tmp_path, '--out', 'config.json')
     assert json.loads((tmp_path / 'config.json').read_text())['confusion'] == expected, printed
@@ -394,7 +394,7 @@ def test_unused_files_are_listed(run_tool, tmp_path):
         "dataset = dict(name='mixed', type='ImageFolderDataset', data_root='mixed', classes='classes.txt', %s"
         "data_prefix=dict(img_path='images', seg_map_path='labels'))"
     )
-    command = ('prepare_dataset', '--check', tmp_path, 'mixed.py')
+    command = ('prepare', '--check', tmp_path, 'mixed.py')
     (tmp_path / 'mixed.py').write_text(config % '')
     status, printed = run_tool(*command)
     assert status == 0 and '- not used: 2 files of other suffixes' in printed
@@ -414,7 +414,7 @@ def test_pictures_keep_the_folders_of_their_images(run_tool, tmp_path):
         "dataset = dict(name='stems', type='ImageFolderDataset', data_root='stems', classes='classes.txt',"
         "data_prefix=dict(img_path='images', seg_map_path='labels'))"
     )
-    run_tool('prepare_dataset', '--check', tmp_path, 'stems.py', '--out', 'checked')
+    run_tool('prepare', '--check', tmp_path, 'stems.py', '--out', 'checked')
     assert len(list((tmp_path / 'checked').rglob('*.png'))) == 2
     assert picture_path('out', '/data/a/../../x.jpg', '/data/b') == os.path.join('out', 'x.png')
 
@@ -433,7 +433,7 @@ def test_a_part_under_a_known_name(run_tool, tmp_path):
         status, printed = run_tool(*command)
         assert status == 1 and 'the split has 1 images, the data set voc21 1449' in printed
         assert '--limit N, which marks the result as partial' in printed and 'another `name`' in printed
-    assert run_tool('prepare_dataset', '--check', tmp_path, 'part.py')[0] == 1
+    assert run_tool('prepare', '--check', tmp_path, 'part.py')[0] == 1
     status, printed = run_tool(*command, '--limit', 9, '--out', 'one.json')
     result = json.loads((tmp_path / 'one.json').read_text())
     assert status == 0 and result['partial'] and len(result['images']) == 1 and 'partial: 1 images' in printed

@@ -115,7 +115,7 @@ def test_twelve_rows_on_two_data_sets(run_tool, tmp_path):
     assert re.search(r'^23 of 25 as expected, largest difference 0\.20$', printed, re.M)
     new = json.loads((tmp_path / 'new.json').read_text())
     assert new['command'] == (
-        'python tools/benchmark.py --mini --datasets voc21 context59 --golden other.json --write-golden new.json'
+        'fsa-seg benchmark --mini --datasets voc21 context59 --golden other.json --write-golden new.json'
     )
     assert len(new['cells']) == 12 and all(set(values) == set(TWO) for values in new['cells'].values())
 

@@ -77,7 +77,7 @@ def test_long_lists_of_a_config_are_in_no_log(tmp_path, monkeypatch):
         data_prefix=dict(img_path='a', seg_map_path='b'),
         metainfo=dict(classes=names, palette=[[0, 0, 0]] * 1000),
     )
-    monkeypatch.setattr(passes, 'Runner', Recorder)
+    monkeypatch.setattr(passes, 'LoggedRunner', Recorder)
     for classes, cut in ((1000, True), (21, False)):
         data['metainfo'] = {key: values[:classes] for key, values in data['metainfo'].items()}
         full = config(tmp_path, dataset=data)

@@ -94,7 +94,7 @@ def test_get_check_and_list(hub, tmp_path):
     assert '100%' in printed  # a progress bar
     status, printed = hub('check', 'dino_vit-s16', 'dino_vit-b8')
     assert status == 1 and 'vfm dino_vit-s16: whole' in printed
-    assert 'vfm dino_vit-b8: absent, get it by tools/weights.py get dino_vit-b8' in printed
+    assert 'vfm dino_vit-b8: absent, get it by fsa-seg weights get dino_vit-b8' in printed
     status, printed = hub('list')
     line = next(line for line in printed.splitlines() if 'dino_vit-s16' in line)
     assert line.split()[2:6] == ['12', 'MB', 'here', 'apache-2.0'], line

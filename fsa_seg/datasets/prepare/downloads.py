@@ -16,10 +16,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from fsa_seg.errors import UserError
 from fsa_seg.system.files import check_memory, check_regular, hash_file, read_file, walk
+from fsa_seg.system.progress import Bar
 
 ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # methods of zip whose output can be bounded
@@ -76,7 +75,7 @@ class Downloads:
                     archives.append(file)
                 else:
                     self._files.append((os.path.abspath(file).replace(os.sep, '/'), file, None))
-        for path in tqdm(archives, desc='looking into archives', unit='archive', delay=2, leave=False):
+        for path in Bar(archives, desc='looking into archives', unit='archive', delay=2, leave=False):
             self._add_archive(path)
 
     def _add_archive(self, path):
@@ -316,7 +315,7 @@ def _receive(url, part):
         total = int(response.headers['Content-Length']) + start if response.headers.get('Content-Length') else None
         with (
             open(part, 'r+b' if start else 'wb') as f,
-            tqdm(desc=os.path.basename(url), initial=start, total=total, unit='B', unit_scale=True) as bar,
+            Bar(desc=os.path.basename(url), initial=start, total=total, unit='B', unit_scale=True) as bar,
         ):
             f.seek(start)
             while block := response.read(BLOCK):

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 from PIL import Image
-from tqdm import tqdm
 
 from fsa_seg.datasets.images import image_size
 from fsa_seg.datasets.label_images import check_sizes
@@ -25,6 +24,7 @@ from fsa_seg.datasets.prepare.downloads import Downloads, Missing, fetch
 from fsa_seg.datasets.prepare.preparations import PREPARATIONS
 from fsa_seg.errors import UserError, one_of
 from fsa_seg.system.paths import make_folder, new_file
+from fsa_seg.system.progress import Bar
 
 SPLITS = dict(val=('val',), all=('train', 'val'))  # of --images
 CHUNK = 64  # annotations that are read before they are converted
@@ -162,7 +162,7 @@ def _place_images(plan, jobs, folder, link):
             'images that lie in folders'
         )
     absent.sort(key=lambda item: plan.downloads.position(item[0]))
-    for file, path in tqdm(absent, desc='images', unit='file', delay=1):
+    for file, path in Bar(absent, desc='images', unit='file', delay=1):
         if link and file.member is None:
             with new_file(path) as part:
                 os.symlink(os.path.abspath(file.container), part)
@@ -174,7 +174,7 @@ def _make_labels(plan, jobs, folder, workers, lock):
     """Make the label images of the jobs, in processes; a UserError at the end lists the wrong annotations."""
     jobs = sorted(jobs, key=lambda job: plan.downloads.position(job.source))
     problems = []
-    bar = tqdm(desc='labels', unit='image', total=len(plan.labels), initial=len(plan.labels) - len(jobs), delay=1)
+    bar = Bar(desc='labels', unit='image', total=len(plan.labels), initial=len(plan.labels) - len(jobs), delay=1)
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
         run = _start_pool(stack, workers, lock).map if workers > 1 and len(jobs) > 1 else map

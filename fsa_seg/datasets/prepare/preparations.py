@@ -1,4 +1,4 @@
-"""The preparation of every data set, by the name that tools/prepare_dataset.py takes."""
+"""The preparation of every data set, by the name that fsa-seg prepare takes."""
 
 from fsa_seg.datasets.prepare.ade20k import ADE20K, ADE20K847
 from fsa_seg.datasets.prepare.cityscapes import CITYSCAPES

@@ -1,0 +1,105 @@
+"""The options that several tools have in common. Heavy libraries load when an option is used, not with the parser."""
+
+import argparse
+from typing import Any
+
+RAW = argparse.RawDescriptionHelpFormatter
+MINI = dict(data_root='data/mini', backbone='toy', vfm='toy')
+
+
+def tool_parser(name: str, text: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a tool, without options.
+
+    Args:
+        name: the tool's name behind `fsa-seg`.
+        text: the help text above the options, printed as it stands.
+    """
+    return argparse.ArgumentParser(f'fsa-seg {name}', description=text, formatter_class=RAW)
+
+
+def place(text: str) -> str:
+    """Return the path that an option names; an empty path is an error of the parser."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError('is empty; name a file or folder')
+    return text
+
+
+class SetEntries(argparse.Action):
+    """Reads the KEY=VALUE pairs of --cfg-options into a dict, by mmengine's rules."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Add the pairs to the dict that earlier options of this name have made."""
+        for text in values:
+            if '=' not in text or not text.split('=')[0].strip('.'):
+                parser.error(f'{option_string}: {text!r} is not KEY=VALUE, such as model.stride=56')
+        from mmengine.config import DictAction
+
+        try:
+            DictAction(self.option_strings, self.dest, nargs='+')(parser, namespace, values, option_string)
+        except Exception as error:  # DictAction raises various errors, such as for an open bracket
+            parser.error(f'{option_string}: {" ".join(values)} cannot be read ({error}); write lists as [a,b]')
+
+
+def add_model_options(parser: argparse.ArgumentParser, one_method: bool = True) -> None:
+    """Add the options that choose a cell's parts; `one_method` tells whether --method is an option."""
+    if one_method:
+        parser.add_argument('--method', metavar='M', help='name or file of a method (default: proxyclip)')
+    parser.add_argument('--fsa', action='store_true', default=None, help='FSA feedback on (default)')
+    parser.add_argument('--no-fsa', dest='fsa', action='store_false', help='the bare method')
+    parser.add_argument('--backbone', metavar='B', help='CLIP image tower (default: clip_vit-b16)')
+    parser.add_argument('--vfm', metavar='V', help='VFM (default: dino_vit-b8); of several roles: role=name,role=name')
+    parser.add_argument('--protocol', metavar='own|NAME', help="evaluation settings (default: own, the publication's)")
+    parser.add_argument('--precision', metavar='P', help='auto, fp32, fp16 or bf16 (default: auto)')
+    parser.add_argument('--mini', action='store_true', help='the toy models on the mini splits that ship with the code')
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a cell on a data set."""
+    parser.add_argument('--data-root', type=place, metavar='DIR', help='folder of all data sets (default: data)')
+    parser.add_argument(
+        '--words',
+        type=place,
+        metavar='FILE',
+        help="class words in place of the protocol's: a line per class, synonyms by ';'",
+    )
+    parser.add_argument(
+        '--random-weights',
+        type=int,
+        metavar='SEED',
+        help='random weights in place of trained weights; the result is marked, and enters no table',
+    )
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the model's and data's options on the command line, as arguments of `fsa_seg.config.compose`."""
+    names = ('method', 'backbone', 'vfm', 'protocol', 'data_root', 'precision', 'words', 'random_weights')
+    options = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if getattr(args, 'fsa', None) is not None:
+        options['feedback'] = 'fsa' if args.fsa else None
+    return {**(MINI if args.mini else {}), **options}
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change no number; batches and compilation may move the last digits."""
+    parser.add_argument('--work-dir', type=place, metavar='W', help='folder of results and logs (default: work_dirs)')
+    parser.add_argument(
+        '--workers', type=int, metavar='N', help='processes that load images (default: the cores, at most 4; mini: 0)'
+    )
+    parser.add_argument(
+        '--batch-size', type=int, metavar='N', help='images per step and process (default: 1, on a GPU 8)'
+    )
+    parser.add_argument(
+        '--window-batch',
+        metavar='N',
+        help="windows at once, of a step's images (default: auto, by free memory; on a CPU 1)",
+    )
+    parser.add_argument('--compile', action='store_true', default=None, help='torch.compile for trunk and VFM')
+
+
+def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `add_run_options` on the command line, as entries of configs/runtime.py."""
+    names = ('work_dir', 'workers', 'batch_size', 'window_batch', 'compile')
+    options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if options.get('window_batch', '').isdecimal():
+        options['window_batch'] = int(options['window_batch'])
+    return {**(dict(workers=0, log_interval=5) if args.mini else {}), **options}
