@@ -59,6 +59,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar='MODULE',
         help='your own modules that a saved result may import',
     )
+    parser.add_argument(
+        '--export', type=place, metavar='FILE.py', help="write the config for mmsegmentation's tools, and end"
+    )
     parser.add_argument('--launcher', choices=['none', *RANK_VARIABLES], default='none')
     parser.add_argument(
         '--cfg-options',
@@ -118,12 +121,17 @@ def check_folder_options(parser: argparse.ArgumentParser, args: argparse.Namespa
 
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
+    from fsa_seg.errors import UserError
     from fsa_seg.evaluation.passes import check_out, prepare, result_path, run_cell
     from fsa_seg.evaluation.results import TOY_NOTE, row_name
     from fsa_seg.system.paths import make_folder
 
+    if args.export and not args.export.endswith('.py'):
+        raise UserError(f'--export {args.export}: the name has to end in .py')
     start_processes(args.launcher)
     config = build_config(args)
+    if args.export:
+        return export(config, args.export)
     cell = prepare(config)
     path = args.out or result_path(cell)
     make_folder(config.work_dir)
@@ -134,7 +142,8 @@ def main(argv: Sequence[str]) -> None:
         return
     names = result['cell']
     figures = '  '.join(f'{key} {"–" if value is None else f"{value:.2f}"}' for key, value in result['metrics'].items())
-    print(f'{row_name(names)} on {names["dataset"]} ({names["protocol"]}): {figures}')
+    settings = ', '.join([names['protocol'], *names['changed']])
+    print(f'{row_name(names)} on {names["dataset"]} ({settings}): {figures}')
     if names['toy']:
         print(TOY_NOTE)
     if names.get('random_weights') is not None:
@@ -144,10 +153,21 @@ def main(argv: Sequence[str]) -> None:
     print(f'result: {path}')
 
 
+def export(config: 'Config', path: str) -> None:
+    """Write a composed config for mmsegmentation's tools, and print how it is run."""
+    from fsa_seg.config.export import export_config
+    from fsa_seg.evaluation.results import row_name
+
+    cell = config.cell
+    checkpoint = export_config(config, path, f'{row_name(cell)} on {cell.dataset} ({cell.protocol})')
+    print(f'config: {path}\nclass names, no weights: {checkpoint}\nits first lines say how it is run')
+
+
 def build_config(args: argparse.Namespace) -> 'Config':
     """Return the complete config of the arguments."""
     from fsa_seg.config.components import load_file
     from fsa_seg.config.compose import compose, is_complete, merge_options, set_runtime
+    from fsa_seg.config.export import mark_changes
     from fsa_seg.datasets.data_sets import folder_dataset
     from fsa_seg.datasets.label_images import read_label_map
     from fsa_seg.errors import UserError
@@ -166,6 +186,7 @@ def build_config(args: argparse.Namespace) -> 'Config':
     )
     config = load_file(args.config, args.allow_modules) if args.config and os.path.isfile(args.config) else {}
     if is_complete(config):
+        mark_changes(config)
         options.update({} if args.limit is None else dict(limit=args.limit))
         if options:
             raise UserError(

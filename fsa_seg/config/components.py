@@ -147,6 +147,8 @@ def load_file(path: str, modules: Sequence[str] = ()) -> Config:
         return Config.fromfile(path, format_python_code=False)
     except UserError:
         raise
+    except RecursionError:
+        raise UserError(f'the config {path} cannot be read: its _base_ files name each other in a cycle') from None
     except Exception as error:  # the file is a program, and can raise any error
         raise UserError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
 

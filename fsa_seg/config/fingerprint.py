@@ -46,6 +46,7 @@ SPELT_OUT = ('method', 'backbone', 'vfm', 'feedback', 'refinement')  # settings 
 MODEL_LEVELS = dict(
     window_batch='rounding', compile='rounding', keep_scores='none', text_cache='none'
 )  # other keys: number
+MODEL_IGNORED = ('models', 'members', 'pretrained', 'train_cfg')
 DATASET_IGNORED = (
     'data_root',
     'pipeline',
@@ -57,7 +58,7 @@ DATASET_IGNORED = (
     'backend_args',
     'metainfo',
 )  # arguments of a data set that other entries cover, or that change no number
-METRIC_IGNORED = ('root', 'collect_device', 'output_dir', 'prefix', 'field')
+METRIC_IGNORED = ('root', 'collect_device', 'output_dir', 'keep_results', 'prefix', 'field')
 MEMBER_KEYS = (
     'method',
     'model.feedback',
@@ -244,7 +245,7 @@ def _model(model):
     if not arguments.get('window', 1):
         arguments['stride'] = None  # a whole image has no stride
     for key, value in arguments.items():
-        if key not in (*SPELT_OUT, 'models', 'members'):
+        if key not in (*SPELT_OUT, *MODEL_IGNORED):
             entries.append(Entry(f'model.{key}', value, MODEL_LEVELS.get(key, 'number')))
     entries += [entry for role, vfm in _vfms(model).items() for entry in _vfm(role, vfm)]
     entries += [

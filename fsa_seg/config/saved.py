@@ -82,6 +82,8 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
         )
     if not isinstance(data, dict) or not set(data) >= COMPOSED:
         raise UserError(f'{path} holds no composed config; give a result of fsa-seg test, or a config file')
+    for key in ('exported', 'test_pipeline', 'visualizer'):  # for mmsegmentation's tools
+        data.pop(key, None)
     for key in data:
         one_of(key, KEYS, f'key in the config of {path}')
     imports = _imports(data, path)
@@ -96,6 +98,7 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
     methods = _methods(data['model'], path)
     _check(data, path, _allowed(imports) | methods)
     hooks = data.setdefault('default_hooks', {})
+    hooks.pop('visualization', None)
     hooks.pop('pictures', None)  # --show-dir alone names the folder of the pictures
     hooks['logger'] = {key: value for key, value in (hooks.get('logger') or {}).items() if key in LOGGER}
     data['model'].pop('text_cache', None)

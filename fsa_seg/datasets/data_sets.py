@@ -176,7 +176,12 @@ class LoadImage(BaseTransform):
         self.image_max = image_max
 
     def transform(self, results: dict) -> dict:
-        """Add `img`, `img_shape` and `ori_shape`, both (height, width), to the results."""
+        """Add `img`, `img_shape` and `ori_shape`, both (height, width), to the results.
+
+        Results without a path hold an array already, as mmseg's inferencers give it: uint8 BGR.
+        """
+        if results.get('img_path') is None:
+            return results
         image = read_image(results['img_path'], self.image_max, 'bgr')
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         return results

@@ -39,7 +39,9 @@ class LoadLabels(BaseTransform):
         self.void, self.label_map = void, label_map
 
     def transform(self, results: dict) -> dict:
-        """Add `gt_seg_map` to the results."""
+        """Add `gt_seg_map` to the results; an image without labels, as mmseg's inferencers give it, has none."""
+        if results.get('seg_map_path') is None:
+            return results
         labels = read_labels(results['seg_map_path'], self.label_map)
         check_sizes(results['seg_map_path'], labels.shape, results['img_path'], results['ori_shape'])
         if results['reduce_zero_label']:

@@ -18,10 +18,12 @@ from mmengine.dist import all_gather_object, get_rank, is_main_process
 from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
+from PIL import Image
 
 from fsa_seg.errors import UserError
 from fsa_seg.models.shared_pass import check_finite_stages, finite_field
 from fsa_seg.ops.device import count_labels, to_device, to_host
+from fsa_seg.system.paths import new_file
 
 MOST_LOGGED = 200  # classes whose IoU the log shows; the result has all classes
 
@@ -99,6 +101,9 @@ class ExactIoUMetric(IoUMetric):
         prefix: head of the metrics' names, see mmengine's `BaseMetric`.
         root: the data root; an image's name is its path below the root.
         field: field of the data samples that holds the predicted labels.
+        output_dir: folder of the predicted labels as PNG, named as the images; None writes none. Labels are those of
+            the files: with `reduce_zero_label` the first class is 1.
+        keep_results: mmseg's tools/test.py --out sets it; it changes nothing.
 
     Attributes:
         images (list of str): names of the images, sorted; filled by `evaluate`.
@@ -114,8 +119,16 @@ class ExactIoUMetric(IoUMetric):
 
     default_prefix = ''
 
-    def __init__(self, ignore_index: int = 255, prefix: str | None = None, root: str = '', field: str = 'pred_sem_seg'):
-        super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix)
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        prefix: str | None = None,
+        root: str = '',
+        field: str = 'pred_sem_seg',
+        output_dir: str | None = None,
+        keep_results: bool = False,
+    ):
+        super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix, output_dir=output_dir)
         self.images, self.confusions, self.done, self.journal = [], [], {}, None
         self.root, self.field, self.settings = root, field, 'the given settings'
         self._pending = []
@@ -127,6 +140,8 @@ class ExactIoUMetric(IoUMetric):
             predicted, truth = sample[self.field]['data'].squeeze(0), sample['gt_sem_seg']['data'].squeeze(0)
             if 'truth' not in sample:  # the metrics of a pass share one copy on the device
                 sample['truth'] = to_device(truth, predicted.device)
+            if self.output_dir:
+                self._write(sample, predicted)
             with _named(sample['seg_map_path']):
                 counts = _counting(sample['truth'], predicted, classes, self.ignore_index)
             finite = sample.get(finite_field(self.field))  # absent in the samples of other segmentors
@@ -134,6 +149,14 @@ class ExactIoUMetric(IoUMetric):
                 (sample['img_path'], sample['seg_map_path'], truth, counts, finite is not None and to_host(finite))
             )
         self._settle(before if predicted.is_cuda else len(self._pending))
+
+    def _write(self, sample, predicted):
+        """Write the predicted labels of a sample."""
+        labels = predicted.cpu().numpy() + bool(sample.get('reduce_zero_label'))
+        name = os.path.splitext(os.path.basename(sample['img_path']))[0] + '.png'
+        kind = np.uint8 if len(self.dataset_meta['classes']) < 255 else np.uint16
+        with new_file(os.path.join(self.output_dir, name)) as part:
+            Image.fromarray(labels.astype(kind)).save(part, 'PNG')
 
     def _settle(self, count):
         """Keep the counts of the first `count` pending images."""

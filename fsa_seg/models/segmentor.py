@@ -165,6 +165,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
             faster, and on a GPU what half of its free memory holds.
         compile (bool): whether trunk and VFM are compiled by `torch.compile`.
         models (dict): the models of segmentors that share theirs, see `fsa_seg.models.shared_pass.SharedPass`.
+        pretrained, train_cfg: None, which `mmseg.apis.init_model` gives every segmentor.
 
     Raises:
         UserError: a setting that cannot be used, or weights that are missing or do not fit.
@@ -191,6 +192,8 @@ class TrainingFreeSegmentor(BaseSegmentor):
         window_batch='auto',
         compile=False,
         models=None,
+        pretrained=None,
+        train_cfg=None,
     ):
         settings = dict(
             window=window,
@@ -207,6 +210,8 @@ class TrainingFreeSegmentor(BaseSegmentor):
             feedback=feedback,
             refinement=refinement,
         )
+        if pretrained is not None or train_cfg is not None:
+            raise UserError('model: pretrained and train_cfg have to be None; backbone and vfm name their weights')
         method = method_of(self.method_name, method)
         check_settings(settings, method)
         vfms = vfms_by_role(method, vfm)

@@ -1,0 +1,130 @@
+"""Write a composed config as a file that mmsegmentation's own tools run, and read such a file again.
+
+The file has absolute paths, and names one module of this package in `custom_imports`. Its entry `exported` holds
+digests of the settings, by which `mark_changes` knows what a user has changed.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import pprint
+
+import torch
+from mmengine import Config
+from mmseg.registry import DATASETS
+
+from fsa_seg import __version__
+from fsa_seg.config.components import class_names
+from fsa_seg.config.fingerprint import LOCAL, Entry, fingerprint, shown
+from fsa_seg.datasets.palette import even_palette
+from fsa_seg.errors import UserError
+from fsa_seg.system.paths import check_file, find_root, local_path, new_file
+
+READER = dict(type='LoadImageFromFile')  # mmseg's inferencer looks for this step; the suite's own step reads anew
+DIGEST = 12  # characters of a setting's digest
+HEAD = """\
+# {row}, written by fsa_seg {version}.
+# It runs where fsa_seg is installed, from any folder:
+#   fsa-seg test {name}.py
+#   python tools/test.py {name}.py {name}.pth          (mmsegmentation's own tool)
+#   mmseg.apis.init_model('{name}.py', '{name}.pth', device='cpu')
+# The .pth holds class names alone: backbone and VFM load their own weights, which mmengine then lists as missing.
+# A config of yours may start from it: _base_ = ['{name}.py'], and then what differs: model = dict(stride=56).
+"""
+
+
+def export_config(config: Config, path: str, row: str) -> str:
+    """Write a composed config to a file, and beside it a checkpoint without weights, which holds the class names.
+
+    Args:
+        config: complete, see `fsa_seg.config.compose.check_config`.
+        path: the file, whose name ends in .py.
+        row: what the config computes, in words.
+
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        UserError: a file cannot be written, a local file of weights does not exist, or the config has a `limit`.
+    """
+    if config.cell.limit:
+        raise UserError('--export writes a config of the whole data set: leave out --limit')
+    stem = os.path.splitext(path)[0]
+    checkpoint = f'{stem}.pth'
+    for file in (path, checkpoint):
+        check_file(file, '--export')
+    data = _for_mmseg(config)
+    data['exported'] = _digests(fingerprint(config))
+    text = HEAD.format(row=row, version=__version__, name=os.path.basename(stem))
+    for key, value in data.items():
+        text += f'{key} = {pprint.pformat(value, 1, 120, compact=True, sort_dicts=False)}\n'
+    with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
+        f.write(text)
+    meta = dict(zip(('classes', 'palette'), _classes(config.test_dataloader.dataset)))
+    with new_file(checkpoint) as part:
+        torch.save(dict(state_dict={}, meta=dict(dataset_meta=meta)), part)
+    return checkpoint
+
+
+def mark_changes(config: Config) -> None:
+    """Make the suite's own config of an exported config, and list in the cell's `changed` what a user has changed.
+
+    Args:
+        config: changed in place; another config than an exported config stays as it is.
+    """
+    digests = config._cfg_dict.pop('exported', None)
+    if digests is None:
+        return
+    for key in ('test_pipeline', 'visualizer'):
+        config._cfg_dict.pop(key, None)
+    config.default_hooks.pop('visualization', None)
+    pipeline = config.test_dataloader.dataset.pipeline
+    if pipeline and dict(pipeline[0]) == READER:
+        del pipeline[0]
+    entries = fingerprint(config)
+    now = _digests(entries)
+    changed = {
+        entry.key: shown(entry.key, entry.value) for entry in entries if digests.get(entry.key) != now.get(entry.key)
+    }
+    changed.update({key: f'{key}=none' for key in digests if key not in now})
+    earlier = [text for text in config.cell.changed if text.split('=')[0] not in changed]
+    config.cell.changed = sorted([*earlier, *changed.values()])
+
+
+def _digests(entries: list[Entry]) -> dict[str, str]:
+    """Return key -> digest of the value, of the entries that are part of a cell's hash."""
+    return {
+        entry.key: hashlib.sha256(json.dumps(entry.value).encode()).hexdigest()[:DIGEST]
+        for entry in entries
+        if entry.level == 'number'
+    }
+
+
+def _for_mmseg(config):
+    """Return a config as a dict, with absolute paths and with what mmseg's tools expect."""
+    data = copy.deepcopy(config.to_dict())
+    model, dataset, hooks = data['model'], data['test_dataloader']['dataset'], data['default_hooks']
+    model.pop('text_cache', None)
+    hooks.pop('pictures', None)
+    hooks['visualization'] = dict(type='SegVisualizationHook', draw=False)
+    data['visualizer'] = dict(type='SegLocalVisualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    dataset['data_root'] = os.path.abspath(find_root(dataset['data_root']))
+    dataset['pipeline'].insert(0, dict(READER))
+    data['test_pipeline'] = copy.deepcopy(dataset['pipeline'])
+    backbone = model['backbone']
+    if backbone['model'].startswith(LOCAL):
+        folder = local_path(backbone['model'].removeprefix(LOCAL), 'folder of a CLIP model')
+        backbone['model'] = LOCAL + os.path.abspath(folder)
+    vfms = model.get('vfm') or {}
+    for part in (backbone, *([vfms] if 'type' in vfms else vfms.values())):
+        if part.get('checkpoint'):
+            part['checkpoint'] = os.path.abspath(local_path(part['checkpoint'], 'checkpoint'))
+    return dict(data, log_level='INFO', launcher='none')
+
+
+def _classes(dataset):
+    """Return class names and palette of a data set's config."""
+    names = list(class_names(dataset))
+    palette = dataset.get('metainfo', {}).get('palette') or DATASETS.get(dataset['type']).METAINFO.get('palette')
+    return names, [list(map(int, color)) for color in palette or even_palette(len(names))]

@@ -1,0 +1,178 @@
+"""`--export`: mmsegmentation's own tools run the written config, and a config of a user may start from it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import mmseg
+import numpy as np
+import pytest
+from mmengine import Config
+from PIL import Image
+
+from fsa_seg.config.compose import compose
+from fsa_seg.config.export import export_config, mark_changes
+from fsa_seg.config.fingerprint import cell_hash, fingerprint
+from fsa_seg.errors import UserError
+
+from conftest import MINI
+
+MMSEG_TEST = os.path.join(os.path.dirname(mmseg.__file__), '.mim', 'tools', 'test.py')
+IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000227.jpg')
+
+
+def composed(dataset='voc21', method='sclip', **options):
+    runtime = dict(workers=0, work_dir='w')
+    return compose(dataset, method, 'fsa', 'toy', 'toy', data_root=MINI, runtime=runtime, **options)
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """An exported config of SCLIP + FSA on VOC21, its checkpoint, and the hash of the config."""
+    path = str(tmp_path_factory.mktemp('exported') / 'voc21.py')
+    config = composed()
+    return path, export_config(config, path, 'SCLIP + FSA'), cell_hash(fingerprint(config))
+
+
+@pytest.fixture(scope='module')
+def labels():
+    """The labels of IMAGE by the suite's own Segmenter, under the words and settings of voc21."""
+    from mmseg.registry import DATASETS, MODELS
+
+    config = composed()
+    model = MODELS.build(config.model)
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    paths = [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    data = dataset[paths.index(IMAGE)]
+    sample = model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0]
+    return sample.pred_sem_seg.data[0].numpy()
+
+
+@pytest.mark.parametrize('dataset, method', [('voc21', 'sclip'), ('ade20k', 'proxyclip'), ('coco_object', 'naclip')])
+def test_an_exported_config_is_the_same_cell(tmp_path, monkeypatch, dataset, method):
+    """From another folder too, since its paths are absolute."""
+    config = composed(dataset, method)
+    export_config(config, str(tmp_path / 'x.py'), 'row')
+    monkeypatch.chdir(tmp_path)
+    read = Config.fromfile('x.py')
+    assert os.path.isabs(read.test_dataloader.dataset.data_root)
+    mark_changes(read)
+    assert cell_hash(fingerprint(read)) == cell_hash(fingerprint(config)) and read.cell.changed == []
+    assert read.model.to_dict()['words'] == config.model.to_dict()['words']
+
+
+def test_mmsegs_own_test_tool_runs_it(exported, tmp_path):
+    path, checkpoint, _ = exported
+    done = subprocess.run(
+        [sys.executable, MMSEG_TEST, path, checkpoint, '--out', 'labels', '--show-dir', 'shown', '--work-dir', 'w'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed[-3000:]
+    with open(os.path.join(MINI, 'golden.json'), encoding='utf-8') as f:
+        golden = json.load(f)['cells']['SCLIP + FSA | toy | – | sclip']['voc21']
+    assert f'mIoU: {golden:.4f}' in printed, printed[-2000:]
+    assert len(os.listdir(tmp_path / 'labels')) == len(list(tmp_path.glob('shown/**/*.png'))) == 10
+
+
+def test_its_labels_are_written_as_the_files_have_them(tmp_path):
+    """With `reduce_zero_label` the first class is 1; more than 254 classes take 16 bits."""
+    import torch
+
+    from fsa_seg.evaluation.metric import ExactIoUMetric
+
+    for classes, reduce_zero in ((150, True), (300, False)):
+        metric = ExactIoUMetric(output_dir=str(tmp_path / 'o'), keep_results=True)
+        metric.dataset_meta = dict(classes=[str(i) for i in range(classes)])
+        data = dict(data=torch.tensor([[[0, classes - 1]]]))
+        sample = dict(pred_sem_seg=data, gt_sem_seg=data, img_path='a/b.jpg', seg_map_path='a/b.png')
+        metric.process(None, [dict(sample, reduce_zero_label=reduce_zero)])
+        written = np.array(Image.open(tmp_path / 'o' / 'b.png'))
+        assert written.tolist() == [[reduce_zero, classes - 1 + reduce_zero]]
+
+
+@pytest.mark.parametrize('as_array', [False, True])
+def test_mmsegs_init_model_and_inference_model(exported, labels, as_array, monkeypatch, tmp_path):
+    import cv2
+    from mmseg.apis import inference_model, init_model
+
+    monkeypatch.chdir(tmp_path)
+    model = init_model(*exported[:2], device='cpu')
+    assert model.dataset_meta['classes'][8] == 'cat' and len(model.dataset_meta['palette']) == 21
+    image = cv2.imread(IMAGE) if as_array else IMAGE
+    found = inference_model(model, image)
+    assert np.array_equal(found.pred_sem_seg.data[0].numpy(), labels)
+    assert len(inference_model(model, [image, image])) == 2
+
+
+@pytest.mark.parametrize('as_array', [False, True])
+def test_mmsegs_inferencer(exported, labels, as_array, tmp_path):
+    import cv2
+    from mmseg.apis import MMSegInferencer
+
+    inferencer = MMSegInferencer(exported[0], exported[1], device='cpu', show_progress=False)
+    found = inferencer(cv2.imread(IMAGE) if as_array else IMAGE, out_dir=str(tmp_path))
+    assert np.array_equal(found['predictions'], labels)
+    assert os.listdir(tmp_path / 'vis') and os.listdir(tmp_path / 'pred')
+
+
+def test_mmsegs_pretrained_is_refused():
+    from mmseg.registry import MODELS
+
+    with pytest.raises(UserError, match='pretrained and train_cfg have to be None'):
+        MODELS.build(dict(composed().model, pretrained='x.pth'))
+
+
+def test_a_users_config_on_an_exported_one(exported, run_tool, tmp_path):
+    """What it changes stands in the printed row and in the result; what it does not is the same cell."""
+    (tmp_path / 'same.py').write_text(f'_base_ = [{exported[0]!r}]\n')
+    (tmp_path / 'mine.py').write_text(f'_base_ = [{exported[0]!r}]\nmodel = dict(stride=224, feedback=dict(p=0.6))\n')
+    status, printed = run_tool('test', 'same.py', '--out', 'same.json')
+    assert status == 0 and 'SCLIP + FSA on voc21 (sclip): mIoU' in printed, printed
+    assert json.loads((tmp_path / 'same.json').read_text())['hash'] != ''
+    status, printed = run_tool('test', 'mine.py', '--out', 'mine.json')
+    assert status == 0, printed
+    assert 'SCLIP + FSA on voc21 (sclip, model.feedback.p=0.6, model.stride=224): mIoU' in printed
+    same, mine = (json.loads((tmp_path / name).read_text()) for name in ('same.json', 'mine.json'))
+    assert same['cell']['changed'] == [] and same['hash'] != mine['hash']
+    assert mine['cell']['changed'] == ['model.feedback.p=0.6', 'model.stride=224']
+    status, printed = run_tool('test', 'mine.json', '--out', 'again.json')  # and its result runs again
+    assert status == 0, printed
+    assert json.loads((tmp_path / 'again.json').read_text())['confusion'] == mine['confusion']
+
+
+def test_an_edited_export_says_what_was_edited(exported, tmp_path):
+    """Also what was taken away."""
+    with open(exported[0], encoding='utf-8') as f:
+        text = f.read()
+    (tmp_path / 'edited.py').write_text(text.replace("'prob_thd': 0.1", "'prob_thd': 0.2"))
+    config = Config.fromfile(str(tmp_path / 'edited.py'))
+    config.model.feedback = None
+    mark_changes(config)
+    changed = config.cell.changed
+    assert 'model.prob_thd=0.2' in changed and 'model.feedback=null' in changed and 'model.feedback.p=none' in changed
+
+
+def test_what_an_export_refuses(run_tool):
+    command = ('test', 'voc21', '--mini', '--method', 'sclip', '--export')
+    status, printed = run_tool(*command, 'x.json')
+    assert status == 1 and '--export x.json: the name has to end in .py' in printed
+    status, printed = run_tool(*command, 'x.py', '--limit', 3)
+    assert status == 1 and 'leave out --limit' in printed
+
+
+def test_a_cycle_of_bases(run_tool, tmp_path):
+    (tmp_path / 'a.py').write_text("_base_ = ['b.py']\n")
+    (tmp_path / 'b.py').write_text("_base_ = ['a.py']\n")
+    status, printed = run_tool('test', 'a.py')
+    assert status == 1 and 'its _base_ files name each other in a cycle' in printed, printed
+
+
+def test_an_exported_config_without_the_package(exported, tmp_path):
+    """mmengine names the module that is missing."""
+    code = 'import sys; sys.modules["fsa_seg"] = None\nfrom mmengine import Config\nConfig.fromfile(sys.argv[1])'
+    done = subprocess.run([sys.executable, '-c', code, exported[0]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and 'fsa_seg.register' in done.stderr
