@@ -4,14 +4,22 @@
 """
 
 import importlib
+import warnings
 
 __version__ = '0.1.0'
-__all__ = ['Segmenter', 'patch_logits']
-_PLACES = dict(Segmenter='fsa_seg.apps.segmenter', patch_logits='fsa_seg.models.window')
+__all__ = ['Segmenter', 'evaluate', 'load_results', 'patch_logits']
+_PLACES = dict(
+    Segmenter='fsa_seg.apps.segmenter',
+    evaluate='fsa_seg.apps.evaluate',
+    load_results='fsa_seg.evaluation.results',
+    patch_logits='fsa_seg.models.window',
+)
 
 
 def __getattr__(name: str):
     """Return a public name, whose module is imported when the name is first used."""
     if name not in _PLACES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Fail to import')  # mmcv without its compiled operators, unused here
+        return getattr(importlib.import_module(_PLACES[name]), name)

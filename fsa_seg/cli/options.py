@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
+from fsa_seg.system.paths import MINI
+
 RAW = argparse.RawDescriptionHelpFormatter
-MINI = dict(data_root='data/mini', backbone='toy', vfm='toy')
 
 
 def tool_parser(name: str, text: str | None) -> argparse.ArgumentParser:
@@ -94,6 +95,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="windows at once, of a step's images (default: auto, by free memory; on a CPU 1)",
     )
     parser.add_argument('--compile', action='store_true', default=None, help='torch.compile for trunk and VFM')
+    parser.add_argument('--verbose', action='store_true', help='the whole log on the console, too')
 
 
 def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,4 +104,5 @@ def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
     options = {name: value for name in names if (value := getattr(args, name)) is not None}
     if options.get('window_batch', '').isdecimal():
         options['window_batch'] = int(options['window_batch'])
-    return {**(dict(workers=0, log_interval=5) if args.mini else {}), **options}
+    level = dict(log_level='INFO') if args.verbose else {}
+    return {**(dict(workers=0, log_interval=5) if args.mini else {}), **level, **options}

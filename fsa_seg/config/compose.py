@@ -162,7 +162,9 @@ def compose(
         words=_words_name(words, queries) if words is not None else protocol.name,
         toy=_is_toy(components, data_root),
     )
-    runtime = dict(load_file(RUNTIME), **(runtime or {}))
+    defaults = load_file(RUNTIME)
+    check_keys(runtime or {}, defaults, 'the runtime')
+    runtime = dict(defaults, **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
     images = known_images(data.name, data.get('images'), find_root(data_root))
     config.merge_from_dict(dict(cell=cell, model=model, known_images=images))

@@ -1,5 +1,6 @@
 """Results: one JSON file per cell, the check whether a kept result can be used, and tables from such files alone."""
 
+import glob
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from mmengine import Config
 
 from fsa_seg.config.fingerprint import Data, Entry, cell_hash, differences, shown, sources_hash, weights_files
 from fsa_seg.config.saved import to_json
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, warn_once
 from fsa_seg.evaluation.metric import ExactIoUMetric, metrics, per_image_counts, sum_confusions
 from fsa_seg.system.markdown import markdown_table
 from fsa_seg.system.paths import cut_name, new_file
@@ -142,6 +143,59 @@ def read_result(path: str | os.PathLike) -> dict:
             raise
         raise UserError(f'{path} is not a result of this suite ({error!r}); remove it or run its cell again') from None
     return result
+
+
+def load_results(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return a row for each result in a folder, ordered by data set and file: `pandas.DataFrame` takes the list.
+
+    Args:
+        folder: holds result files, or is a work_dir, whose results lie in results/. Other files are left out with a
+            warning.
+
+    Returns:
+        Rows, see `result_row`.
+
+    Raises:
+        UserError: the folder does not exist, or holds no result.
+    """
+    folder = os.fspath(folder)
+    results = os.path.join(folder, 'results')
+    paths = sorted(glob.glob(os.path.join(glob.escape(results if os.path.isdir(results) else folder), '*.json')))
+    rows = []
+    for path in paths:
+        try:
+            rows.append(result_row(read_result(path), path))
+        except UserError as error:
+            warn_once(f'left out: {error}')
+    if not rows:
+        raise UserError(f'{folder} has no result; give the work_dir of a run, or the folder of its *.json')
+    return sorted(rows, key=lambda row: (row['dataset'], row['path']))
+
+
+def result_row(result: Mapping[str, Any], path: str | None = None) -> dict[str, Any]:
+    """Return a result as one flat row.
+
+    Args:
+        result: see `read_result`.
+        path: the result's file.
+
+    Returns:
+        dict: the row's name in tables (`row`), the names of the cell's components (`dataset`, `method`, ...), mIoU,
+        mAcc and aAcc in percent, what the result is worth (`partial`, `toy`, `random_weights`), `images` (their
+        number), `seconds`, `device`, `hash`, `path`, and every setting that can change the number, as it was: numbers
+        as numbers, such as `window`, `stride`, `feedback.lam`. Long values, such as the words, are left out.
+    """
+    cell = result['cell']
+    about = {key: cell.get(key) for key in ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words')}
+    worth = dict(partial=result['partial'], toy=cell['toy'], random_weights=cell.get('random_weights'))
+    run = dict(images=len(result['images']), **{key: result[key] for key in ('seconds', 'device', 'hash')}, path=path)
+    settings = {
+        key.removeprefix('model.'): value
+        for key, value, level in result['fingerprint']
+        if level == 'number' and not isinstance(value, (dict, list)) and not key.startswith('data.')
+    }
+    settings.pop('feedback', None)  # the class; the cell's entry has the component
+    return {**settings, 'row': row_name(cell), **about, **result['metrics'], **worth, **run}
 
 
 def stale(result: Mapping[str, Any], cell: Cell) -> list[str]:

@@ -20,6 +20,7 @@ CONFIGS = os.path.join(ROOT, 'configs')
 MAX_NAME = 255  # bytes of a file's name
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk that takes no more files
 UNWRITABLE = (*FULL, errno.EFBIG, errno.EACCES)  # of a new file that cannot be written
+MINI = dict(data_root='data/mini', backbone='toy', vfm='toy')  # what --mini stands for
 TOY_MARK = 'TOY_WORLD'  # a file of this name marks a data root of drawn scenes
 
 
