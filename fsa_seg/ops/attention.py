@@ -7,13 +7,14 @@ Shape legend: B images, H heads, T tokens (CLS included), N patches, D width, C 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fsa_seg.errors import UserError, one_of
+from fsa_seg.ops.types import pair
 
 PROXY_BETA = 1.2  # ProxyCLIP's published default
 PROXY_GAMMA = 3.0  # ProxyCLIP's published default
@@ -43,6 +44,21 @@ class AttentionMap(NamedTuple):
     grid: tuple[int, int] | None = None
 
 
+class Attended(Protocol):
+    """A block whose queries, keys and values (B, T, D) an attention map is made of; `heads` is H."""
+
+    heads: int
+
+    @property
+    def q(self) -> Tensor: ...
+
+    @property
+    def k(self) -> Tensor: ...
+
+    @property
+    def v(self) -> Tensor: ...
+
+
 def map_rows(apply: Callable[[Tensor], Tensor], index: int, values: Tensor, heads: int) -> Tensor:
     """Return row `index` of the matrix that an operator on values stands for: (H, T).
 
@@ -64,7 +80,7 @@ def map_rows(apply: Callable[[Tensor], Tensor], index: int, values: Tensor, head
     return torch.cat(rows, 1).float()
 
 
-def named_map(name: str, block, bias: Tensor | None = None) -> AttentionMap:
+def named_map(name: str, block: Attended, bias: Tensor | None = None) -> AttentionMap:
     """Return an attention map by its name.
 
     Args:
@@ -86,9 +102,9 @@ def check_map_name(name: str) -> None:
         return
     if not isinstance(name, str):
         raise UserError(f'the attention map is {name!r}; name it by a text, such as "qq"')
-    pairs = name.split('+')
-    for pair in pairs:
-        one_of(pair, {*PAIRS, *(['identity'] if len(pairs) == 1 else [])}, 'attention map')
+    terms = name.split('+')
+    for term in terms:
+        one_of(term, {*PAIRS, *(['identity'] if len(terms) == 1 else [])}, 'attention map')
 
 
 def self_map(name: str, projections: dict[str, Tensor], heads: int, bias: Tensor | None = None) -> AttentionMap:
@@ -102,7 +118,7 @@ def self_map(name: str, projections: dict[str, Tensor], heads: int, bias: Tensor
     """
     if name == 'identity':
         return AttentionMap(lambda values: values, 1.0, True)
-    pairs = [PAIRS[pair] for pair in name.split('+')]
+    pairs = [PAIRS[term] for term in name.split('+')]
 
     def apply(values: Tensor) -> Tensor:
         values = _split_heads(values, heads)
@@ -113,7 +129,7 @@ def self_map(name: str, projections: dict[str, Tensor], heads: int, bias: Tensor
             )
             for x, y in pairs
         )
-        return mixed.transpose(1, 2).flatten(2)
+        return cast(Tensor, mixed).transpose(1, 2).flatten(2)
 
     return AttentionMap(apply, float(len(pairs)), True)
 
@@ -152,7 +168,7 @@ def proxy_map(
     unit = F.normalize(features.float().flatten(2), dim=1)
     mean = unit.mean(2).square().sum(1)[:, None, None]
 
-    def rows(span):
+    def rows(span: slice) -> Tensor:
         similarity = torch.baddbmm(beta * mean, unit[:, :, span].transpose(1, 2), unit, beta=-gamma, alpha=gamma)
         diagonal = similarity.diagonal(span.start, 1, 2).clone()
         similarity.masked_fill_(similarity < 0, float('-inf'))
@@ -161,10 +177,10 @@ def proxy_map(
 
     count, kept = unit.shape[2], KEPT_ENTRIES if unit.device.type == 'cpu' else GPU_KEPT_ENTRIES
     operator = by_rows(rows, unit.transpose(1, 2), block or (count if len(unit) * count**2 <= kept else None))
-    return AttentionMap(lambda values: operator(values)[0], 1.0, False, True, tuple(features.shape[2:]))
+    return AttentionMap(lambda values: operator(values)[0], 1.0, False, True, pair(features.shape[2:]))
 
 
-def by_rows(rows: Callable, like: Tensor, block: int | None = None) -> Callable:
+def by_rows(rows: Callable[[slice], Tensor], like: Tensor, block: int | None = None) -> Callable[..., list[Tensor]]:
     """Return the operator (values (B, N, D), ...) -> [A·values, ...] of a map that is made in blocks of rows.
 
     A map of one block is made once and kept. Of a larger map one block is held at a time, made once for all values.
@@ -181,7 +197,7 @@ def by_rows(rows: Callable, like: Tensor, block: int | None = None) -> Callable:
         matrix = rows(slice(0, count))
         return lambda *values: [matrix.to(tensor.dtype) @ tensor for tensor in values]
 
-    def apply(*values):
+    def apply(*values: Tensor) -> list[Tensor]:
         products = [torch.empty_like(tensor) for tensor in values]
         for start in range(0, count, block):
             span = slice(start, min(start + block, count))
@@ -202,5 +218,5 @@ def resize_tokens(tokens: Tensor, grid: tuple[int, int], new_grid: tuple[int, in
     return image.flatten(2).transpose(1, 2)
 
 
-def _split_heads(x, heads):
+def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)

@@ -55,7 +55,7 @@ def to_host(tensor: Tensor) -> Callable[[], Tensor]:
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(tensor.device))
 
-    def wait():
+    def wait() -> Tensor:
         copied.synchronize()
         return host
 

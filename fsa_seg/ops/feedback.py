@@ -8,6 +8,7 @@ Shape legend: B images, N patches, T tokens attended, D width, Q queries.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +112,9 @@ def adapt(similarity: Tensor, lam: float, p: float) -> Tensor:
     return weighted.masked_fill_(similarity < threshold(similarity, p), float('-inf')).softmax(-1)
 
 
-def ensemble(attention: AttentionMap, apply_adapted: Callable, values: Tensor, terms: Sequence[str] = TERMS) -> Tensor:
+def ensemble(
+    attention: AttentionMap, apply_adapted: Callable[..., list[Tensor]], values: Tensor, terms: Sequence[str] = TERMS
+) -> Tensor:
     """Return Â·values with Â = (W·A + A·W + W)/3, without the product of two maps (FSA, step 5).
 
     Where A covers CLS, W is extended to it by the identity. Where A's rows sum to g ≠ 1, Â is that of A/g, times g.
@@ -135,7 +138,7 @@ def ensemble(attention: AttentionMap, apply_adapted: Callable, values: Tensor, t
         mixed.append(attention.apply(mixed[-1]) / attention.row_sum)
         if 'W' not in terms:
             del mixed[-2]
-    return sum(mixed) * (attention.row_sum / len(mixed))
+    return cast(Tensor, sum(mixed) * (attention.row_sum / len(mixed)))
 
 
 class FSA:
@@ -159,15 +162,15 @@ class FSA:
 
     def __init__(
         self,
-        lam=3.0,
-        p=0.45,
-        isolation=True,
-        scale=SCALE,
-        uniform_scale=UNIFORM_SCALE,
-        similarity='kl',
-        terms=TERMS,
-        rounds=1,
-        block=None,
+        lam: float = 3.0,
+        p: float = 0.45,
+        isolation: bool = True,
+        scale: float = SCALE,
+        uniform_scale: float = UNIFORM_SCALE,
+        similarity: str = 'kl',
+        terms: str | Sequence[str] = TERMS,
+        rounds: int = 1,
+        block: int | None = None,
     ):
         _check(
             is_number(lam) and 0 <= lam <= MAX_LAMBDA,
@@ -239,11 +242,11 @@ class FSA:
         """Return S (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform map."""
         return coherence(self._isolated(z, z_uniform), self.similarity)
 
-    def _isolated(self, z, z_uniform):
+    def _isolated(self, z: Tensor, z_uniform: Tensor | None) -> Tensor:
         """Return Δ without NaN, which pruning could not order; what came of NaN stays NaN in the values."""
         return isolate(z, z_uniform if self.isolation else None, self.scale, self.uniform_scale).nan_to_num_()
 
 
-def _check(fits, key, value, allowed):
+def _check(fits: object, key: str, value: object, allowed: str) -> None:
     if not fits:
         raise UserError(f'FSA: {key} is {value}; it has to be {allowed}')

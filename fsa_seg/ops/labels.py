@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fsa_seg.ops.device import count_labels
+from fsa_seg.ops.types import Tile, pair
 
 BACKGROUND = 0  # the class of pixels whose best score is below `prob_thd`, and the one that `area_thd` leaves out
 
@@ -36,11 +37,11 @@ def label_map(scores: Tensor, prob_thd: float = 0.0, area_thd: float | None = No
         area_thd (float): acts first: a foreground class whose share of all foreground pixels is at most this gives
             its pixels to their next-best class. None switches it off.
     """
-    return label_tiles(lambda: [((slice(None), slice(None)), scores)], scores.shape[1:], prob_thd, area_thd)
+    return label_tiles(lambda: [((slice(None), slice(None)), scores)], pair(scores.shape[1:]), prob_thd, area_thd)
 
 
 def label_tiles(
-    tiles: Callable[[], Iterable], size: tuple[int, int], prob_thd: float = 0.0, area_thd: float | None = None
+    tiles: Callable[[], Iterable[Tile]], size: tuple[int, int], prob_thd: float = 0.0, area_thd: float | None = None
 ) -> Tensor:
     """Return what `label_map` does, from scores that are made tile by tile.
 
@@ -50,14 +51,16 @@ def label_tiles(
         size (int, int): height and width.
         prob_thd (float), area_thd (float): see `label_map`.
     """
-    small, labels = None, None
+    small: Tensor | None = None
+    labels: Tensor | None = None
     if area_thd is not None:
-        areas, count = 0, 0
+        counts = []
         for tile in tiles():
-            areas, count = areas + count_labels(tile[1].argmax(0), len(tile[1])), count + 1
+            counts.append(count_labels(tile[1].argmax(0), len(tile[1])))
+        areas = torch.stack(counts).sum(0)
         small = areas <= area_thd * (areas.sum() - areas[BACKGROUND])
         small[BACKGROUND].fill_(False)  # without a copy from the host
-        if count == 1:  # made once, though it is asked for twice
+        if len(counts) == 1:  # made once, though it is asked for twice
             tiles = lambda: [tile]  # noqa: E731
     for place, scores in tiles():
         if small is not None:
@@ -66,4 +69,5 @@ def label_tiles(
         if labels is None:
             labels = label.new_empty(tuple(size))
         labels[place] = label.masked_fill_(best < prob_thd, BACKGROUND)
+    assert labels is not None  # an image has a tile
     return labels

@@ -5,7 +5,7 @@ Shape legend: B windows, T = 1 + N tokens (CLS first), N = h·w patches, D width
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from torch import Tensor
 from fsa_seg.errors import UserError
 from fsa_seg.ops.attention import AttentionMap, resize_tokens
 from fsa_seg.ops.readout import readout
+from fsa_seg.ops.types import Block, ImageTower, pair
+from fsa_seg.ops.windows import WindowPlace
 
 
 class Projections:
@@ -28,13 +30,13 @@ class Projections:
         tokens (B, T, D): that enter the block.
     """
 
-    def __init__(self, block, tokens: Tensor):
+    def __init__(self, block: Block, tokens: Tensor):
         self.tokens, self.heads, self._block = tokens, block.attn.num_heads, block
 
-    q = functools.cached_property(lambda self: self._project(0))
-    k = functools.cached_property(lambda self: self._project(1))
-    v = functools.cached_property(lambda self: self._project(2))
-    _normed = functools.cached_property(lambda self: self._block.ln_1(self.tokens))
+    q: functools.cached_property[Tensor] = functools.cached_property(lambda self: self._project(0))
+    k: functools.cached_property[Tensor] = functools.cached_property(lambda self: self._project(1))
+    v: functools.cached_property[Tensor] = functools.cached_property(lambda self: self._project(2))
+    _normed: functools.cached_property[Tensor] = functools.cached_property(lambda self: self._block.ln_1(self.tokens))
 
     def _project(self, index: int) -> Tensor:
         attn = self._block.attn
@@ -60,18 +62,18 @@ class LastBlock(Projections):
 
     def __init__(
         self,
-        visual,
+        visual: ImageTower,
         tokens: Tensor,
         grid: tuple[int, int],
         features: dict[str, Tensor] | None = None,
         inner: dict[int, Projections] | None = None,
         image_features: dict[str, list[Tensor]] | None = None,
-        windows: list | None = None,
+        windows: list[WindowPlace] | None = None,
     ):
         super().__init__(visual.transformer.resblocks[-1], tokens)
-        self.visual, self.grid, self.features = visual, tuple(grid), features or {}
+        self.visual, self.grid, self.features = visual, pair(grid), features or {}
         self.inner, self.image_features, self.windows = inner or {}, image_features or {}, windows
-        self._prepared = {}
+        self._prepared: dict[tuple[bool, bool, tuple[int, int]], _Inputs] = {}
 
     def values(self, attention: AttentionMap) -> Tensor:
         """Return what a map is applied to: (B, N, ·), or (B, T, ·) where the map covers CLS."""
@@ -114,9 +116,9 @@ class LastBlock(Projections):
 
     def _inputs(self, attention: AttentionMap) -> '_Inputs':
         grid = attention.grid or self.grid
-        key = attention.covers_cls, attention.shared, tuple(grid)
+        key = attention.covers_cls, attention.shared, pair(grid)
         if key not in self._prepared:
-            self._prepared[key] = self._prepare(attention, tuple(grid))
+            self._prepared[key] = self._prepare(attention, pair(grid))
         return self._prepared[key]
 
     def _prepare(self, attention: AttentionMap, grid: tuple[int, int]) -> '_Inputs':
@@ -126,8 +128,9 @@ class LastBlock(Projections):
         a coarser grid of fewer patches than D, the map mixes the columns of the resize instead: (N, h·w) in place of
         (N, D).
         """
-        out, values, project = self._block.attn.out_proj, self.v, self._block.attn.out_proj
-        values = values if attention.covers_cls else values[:, 1:]
+        out = self._block.attn.out_proj
+        project: Callable[[Tensor], Tensor] = out
+        values = self.v if attention.covers_cls else self.v[:, 1:]
         if attention.shared:
             values, project = F.linear(values, out.weight), lambda mixed: mixed + out.bias
         if grid == self.grid:
@@ -142,5 +145,5 @@ class LastBlock(Projections):
 
 class _Inputs(NamedTuple):
     values: Tensor
-    project: Callable[[Tensor], Any]  # A·values -> what the out-projection gives
+    project: Callable[[Tensor], Tensor]  # A·values -> what the out-projection gives
     tokens: Callable[[], Tensor]  # of the residual

@@ -5,7 +5,8 @@ Source of the formula: Araslanov and Roth (CVPR 2020, arXiv 2005.08104), as NACL
 Shape legend: Q queries or classes; height and width in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class PAMR:
             )
         self.steps, self.dilations = steps, tuple(dilations)
 
-    def refine(self, values: Tensor, image: Tensor, text=None) -> Tensor:
+    def refine(self, values: Tensor, image: Tensor, text: Any = None) -> Tensor:
         """Return refined values (Q, height, width) float32; see `pamr`.
 
         Args:
@@ -93,7 +94,7 @@ def pamr(values: Tensor, image: Tensor, steps: int = STEPS, dilations: Sequence[
     return values
 
 
-def _weights(image: Tensor, offsets: list, centres: int) -> Tensor:
+def _weights(image: Tensor, offsets: list[tuple[int, int]], centres: int) -> Tensor:
     """Return the weights (offsets, height, width) of an image's neighbours; they sum to 1 over the offsets."""
     total = torch.zeros(len(offsets), *image.shape[1:], device=image.device)
     for channel in image:
@@ -103,7 +104,7 @@ def _weights(image: Tensor, offsets: list, centres: int) -> Tensor:
     return (total / len(image)).softmax(0)
 
 
-def _shifted(values: Tensor, offsets: list):
+def _shifted(values: Tensor, offsets: list[tuple[int, int]]) -> Iterator[Tensor]:
     """Yield values (Q, height, width) moved by each offset, borders replicated."""
     height, width = values.shape[1:]
     margin = max(max(map(abs, offset)) for offset in offsets)

@@ -6,8 +6,10 @@ Shape legend: B images, T tokens, D width, E embedding.
 import torch.nn.functional as F
 from torch import Tensor
 
+from fsa_seg.ops.types import ImageTower
 
-def readout(visual, attended: Tensor, tokens: Tensor | None = None, mlp: bool = False) -> Tensor:
+
+def readout(visual: ImageTower, attended: Tensor, tokens: Tensor | None = None, mlp: bool = False) -> Tensor:
     """Return unit embeddings (B, T, E): optional residual and MLP, then `ln_post @ proj`.
 
     Args:

@@ -3,15 +3,21 @@
 Every map is a (B, H, T, T) matrix, KL a (B, N, N, Q) tensor, pruning a walk down each sorted row.
 """
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from fsa_seg.ops.types import ImageTower
 
 
 class Disagreement(ValueError):
     """Entries were kept or left out that no correct evaluation keeps or leaves out."""
 
 
-METHODS = dict(  # name -> attention map, readout, and constants
+METHODS: dict[str, dict[str, Any]] = dict(  # name -> attention map, readout, and constants
     clip=dict(attention='qk', residual=True, mlp=True),
     maskclip=dict(attention='identity'),
     sclip=dict(attention='qq+kk', residual=True, mlp=True),
@@ -21,13 +27,25 @@ METHODS = dict(  # name -> attention map, readout, and constants
 )
 
 
-def attention_matrix(name, q, k, v, heads, features=None, support=None, tolerance=1e-5, grid=None, sigma=None):
+def attention_matrix(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    features: Tensor | None = None,
+    support: Tensor | None = None,
+    tolerance: float = 1e-5,
+    grid: tuple[int, int] | None = None,
+    sigma: float | None = None,
+) -> Tensor:
     """Return the attention map (B, H or 1, T, T).
 
     With `sigma` each softmax is of the logits plus exp(−‖p_i − p_j‖² / 2σ²) between patches of the grid. `support`
     (B, N, N) says which entries of a proxy map are above 0, where they lie within the tolerance of it.
     """
     if name == 'proxy':
+        assert features is not None
         f = features.flatten(2) / features.flatten(2).norm(dim=1, keepdim=True)
         s = torch.einsum('bcn,bcm->bnm', f, f)
         s = (s - 1.2 * s.mean((1, 2), keepdim=True)) * 3.0
@@ -45,27 +63,29 @@ def attention_matrix(name, q, k, v, heads, features=None, support=None, toleranc
     pairs = [tuple(part) for part in name.split('+')]
     bias = torch.zeros(q.shape[1], q.shape[1], device=q.device)
     if sigma is not None:
+        assert grid is not None
         place = torch.cartesian_prod(*(torch.arange(float(side)) for side in grid)).to(bias)
         bias[1:, 1:] = (-(place[:, None] - place[None]).pow(2).sum(-1) / (2 * sigma**2)).exp()
-    return sum((parts[a] @ parts[b].transpose(2, 3) / parts[a].shape[-1] ** 0.5 + bias).softmax(-1) for a, b in pairs)
+    maps = ((parts[a] @ parts[b].transpose(2, 3) / parts[a].shape[-1] ** 0.5 + bias).softmax(-1) for a, b in pairs)
+    return cast(Tensor, sum(maps))
 
 
-def kl(probs):
+def kl(probs: Tensor) -> Tensor:
     """Return KL(i‖j) with log(p + 1e-10), clamped at 0: (B, N, N)."""
     logs = (probs + 1e-10).log()
     return (probs[:, :, None] * (logs[:, :, None] - logs[:, None])).sum(-1).clamp(min=0)
 
 
-def pruned(similarity, p):
+def pruned(similarity: Tensor, p: float) -> Tensor:
     """Return S with −∞ outside what is kept, entry by entry."""
     out = torch.full_like(similarity, float('-inf'))
     for b in range(len(similarity)):
         for i, row in enumerate(similarity[b]):
             probs = row.softmax(0)
-            total, threshold = 0.0, None
+            total, threshold = 0.0, row.max()  # the first entry is always kept
             for j in row.argsort(descending=True).tolist():
                 total += float(probs[j])
-                if threshold is not None and total > p:
+                if total > p:
                     break
                 threshold = row[j]
             keep = row >= threshold
@@ -73,7 +93,7 @@ def pruned(similarity, p):
     return out
 
 
-def threshold(similarity, p):
+def threshold(similarity: Tensor, p: float) -> Tensor:
     """Return the least value that each row keeps (B, N, 1), by sorting it; values that equal it are kept too."""
     ordered = similarity.sort(dim=-1, descending=True).values
     fits = ordered.softmax(-1).cumsum(-1) <= p
@@ -81,7 +101,7 @@ def threshold(similarity, p):
     return ordered.masked_fill(~fits, float('inf')).amin(-1, keepdim=True)
 
 
-def kept_by_order(similarity, p):
+def kept_by_order(similarity: Tensor, p: float) -> Tensor:
     """Return the mask of what each row keeps, by sorting it and scattering what is kept back to its place."""
     ordered, index = similarity.sort(dim=-1, descending=True)
     fits = ordered.softmax(-1).cumsum(-1) <= p
@@ -89,7 +109,7 @@ def kept_by_order(similarity, p):
     return torch.zeros_like(fits).scatter(-1, index, fits)
 
 
-def check_kept(similarity, keep, p, tolerance=1e-5):
+def check_kept(similarity: Tensor, keep: Tensor, p: float, tolerance: float = 1e-5) -> None:
     """Raise a `Disagreement` unless `keep` (B, N, N) is a mask that a correct evaluation may give.
 
     Two correct evaluations agree on entries that a mass of p ± tolerance keeps or prunes alike, but for those whose
@@ -102,7 +122,14 @@ def check_kept(similarity, keep, p, tolerance=1e-5):
         raise Disagreement('an entry below the threshold was kept')
 
 
-def similarities(z, z_uniform, isolation=True, scale=20, uniform_scale=35, similarity='kl'):
+def similarities(
+    z: Tensor,
+    z_uniform: Tensor,
+    isolation: bool = True,
+    scale: float = 20,
+    uniform_scale: float = 35,
+    similarity: str = 'kl',
+) -> Tensor:
     """Return S (B, N, N) of steps 1 and 2."""
     delta = scale * z - (uniform_scale * z_uniform if isolation else 0)
     probs = delta.softmax(-1)
@@ -114,7 +141,15 @@ def similarities(z, z_uniform, isolation=True, scale=20, uniform_scale=35, simil
     return 1 / (1 + divergence)
 
 
-def adapted_attention(z, z_uniform, lam=3.0, p=0.45, keep=None, heads=None, **settings):
+def adapted_attention(
+    z: Tensor,
+    z_uniform: Tensor,
+    lam: float = 3.0,
+    p: float = 0.45,
+    keep: Tensor | None = None,
+    heads: int | None = None,
+    **settings: Any,
+) -> Tensor:
     """Return W (B, N, N); `keep` is a mask to prune by, in place of the one that p gives.
 
     With `heads` it is (B, H, N, N), each head's made by itself, and equal values at the threshold are not all kept.
@@ -129,20 +164,20 @@ def adapted_attention(z, z_uniform, lam=3.0, p=0.45, keep=None, heads=None, **se
 
 
 def logits(
-    visual,
-    tokens,
-    grid,
-    text,
-    attention,
-    residual=False,
-    mlp=False,
-    fsa=None,
-    features=None,
-    keep=None,
-    support=None,
-    per_head=False,
-    sigma=None,
-):
+    visual: ImageTower,
+    tokens: Tensor,
+    grid: tuple[int, int],
+    text: Tensor,
+    attention: str,
+    residual: bool = False,
+    mlp: bool = False,
+    fsa: dict[str, Any] | None = None,
+    features: Tensor | None = None,
+    keep: Sequence[Tensor] | None = None,
+    support: Tensor | None = None,
+    per_head: bool = False,
+    sigma: float | None = None,
+) -> Tensor:
     """Return the cosines (B, N, Q) of a method, from the trunk's tokens (B, 1 + N, D).
 
     Args:
@@ -160,14 +195,15 @@ def logits(
         a = a.repeat(1, heads // a.shape[1], 1, 1)
     if not cls:
 
-        def resize(x):
+        def resize(x: Tensor) -> Tensor:
+            assert features is not None
             image = x[:, 1:].transpose(1, 2).reshape(len(x), -1, *grid)
             return F.interpolate(image, features.shape[2:], mode='bilinear').flatten(2).transpose(1, 2)
 
         v, tokens = resize(v), resize(tokens)
     mass = 1.0 + attention.count('+')
 
-    def cosines(matrix):
+    def cosines(matrix: Tensor) -> Tensor:
         """R(matrix) as cosines with the text; the matrix is (B, H or 1, T, T)."""
         values = v.reshape(*v.shape[:2], heads, -1).permute(0, 2, 1, 3)
         x = (matrix @ values).permute(0, 2, 1, 3).flatten(2)
@@ -201,5 +237,6 @@ def logits(
             extended[..., 0, 0], extended[..., 1:, 1:] = 1, w
             w = extended
         products = dict(WA=lambda w=w: w @ (a / mass), AW=lambda w=w: (a / mass) @ w, W=lambda w=w: w)
-        z = cosines(mass * sum(products[term]() for term in terms) / len(terms))
+        mixed = cast(Tensor, sum(products[term]() for term in terms))
+        z = cosines(mass * mixed / len(terms))
     return z

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsa_seg.ops.device import to_device
+from fsa_seg.ops.types import Tile, pair
 
 
 def window_spans(side: int, window: int, stride: int) -> list[tuple[int, int]]:
@@ -42,6 +43,17 @@ def windows(height: int, width: int, window: int, stride: int) -> list[tuple[tup
         for rows in window_spans(height, window, stride)
         for columns in window_spans(width, window, stride)
     ]
+
+
+class WindowPlace(NamedTuple):
+    """Where a window lies in its image.
+
+    Attributes:
+        rows (top, bottom), columns (left, right): in pixels of the resized image; first, and last + 1.
+    """
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
 
 
 class Window(NamedTuple):
@@ -93,21 +105,22 @@ class OverlapAdd:
     """
 
     def __init__(self, layout: Layout):
-        self.size, self._shape = tuple(layout.size), tuple(layout.shape)
+        self.size, self._shape = pair(layout.size), pair(layout.shape)
         self._spans = [window_spans(side, layout.window, layout.stride) for side in layout.shape]
         self._pads = [
             _padding(spans[0], side, layout.window == 0) for spans, side in zip(self._spans, layout.multiple)
         ]  # all windows are of one size
-        self._windows, self._matrices = {}, None  # windows by their first row: (first column, cosines (h, w, Q))
+        self._windows: dict[int, list[tuple[int, Tensor]]] = {}  # first row -> (first column, cosines (h, w, Q))
+        self._matrices: list[dict[int, Tensor]] = []  # of rows and of columns, once a window tells the grid
 
     def add(self, window: Window) -> None:
         """Add one window of the layout."""
-        if self._matrices is None:
+        if not self._matrices:
             self._matrices = [self._to_pixels(axis, window.grid[axis], window.cosines.device) for axis in (0, 1)]
         cosines = window.cosines.float().unflatten(0, tuple(window.grid))
         self._windows.setdefault(window.rows[0], []).append((window.columns[0], cosines))
 
-    def _to_pixels(self, axis: int, count: int, device) -> dict[int, Tensor]:
+    def _to_pixels(self, axis: int, count: int, device: torch.device) -> dict[int, Tensor]:
         spans, pad = tuple(self._spans[axis]), self._pads[axis]
         return _to_pixels(count, spans, pad, self._shape[axis], self.size[axis], device)
 
@@ -132,7 +145,7 @@ class OverlapAdd:
             .permute(2, 0, 1)
         )
 
-    def tiles(self, most: int) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    def tiles(self, most: int) -> Iterator[Tile]:
         """Yield the result in tiles, strip by strip: ((rows, columns), cosines (Q, rows, columns)), slices of pixels.
 
         Args:
@@ -168,7 +181,7 @@ def cut_window(
         multiple (int, int): what its height and width have to be multiples of.
         whole_image: whether the window is the whole image, by a window of 0.
     """
-    pads = []
+    pads: list[int] = []
     for span, side in zip((columns, rows), multiple[::-1]):
         surplus = (span[1] - span[0]) % side if whole_image and span[1] - span[0] > side else 0
         pads += (0, -surplus) if surplus else _halves(_padding(span, side, whole_image))
@@ -204,7 +217,7 @@ def to_window(
     return values[top : top + height, left : left + width]
 
 
-def _total(terms):
+def _total(terms: Iterator[Tensor]) -> Tensor:
     """Return the sum of tensors that nothing else holds, in their order."""
     total = next(terms)
     for term in terms:
@@ -212,18 +225,20 @@ def _total(terms):
     return total
 
 
-def _padding(span, multiple, whole_image=False):
+def _padding(span: tuple[int, int], multiple: int, whole_image: bool = False) -> int:
     """Return the pixels that a side is padded by; a whole image only where it is shorter than the multiple."""
     length = span[1] - span[0]
     return 0 if whole_image and length > multiple else -length % multiple
 
 
-def _halves(count):
+def _halves(count: int) -> tuple[int, int]:
     return count // 2, count - count // 2
 
 
 @functools.lru_cache(maxsize=64)
-def _to_pixels(count, spans, pad, side, size, device):
+def _to_pixels(
+    count: int, spans: tuple[tuple[int, int], ...], pad: int, side: int, size: int, device: torch.device
+) -> dict[int, Tensor]:
     """Return for each window along a side, by its start, the matrix (size, count) from its grid to the final pixels.
 
     Args:
@@ -243,6 +258,6 @@ def _to_pixels(count, spans, pad, side, size, device):
 
 
 @functools.lru_cache(maxsize=64)
-def _resize_matrix(count, size):
+def _resize_matrix(count: int, size: int) -> Tensor:
     """Return the bilinear resize of `count` values to `size` as a matrix (size, count), by torch's own rule."""
     return F.interpolate(torch.eye(count)[None], size, mode='linear', align_corners=False)[0].T
