@@ -14,6 +14,7 @@ import os
 import sys
 import sysconfig
 import traceback
+from types import ModuleType
 
 from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods.base import SCOPES, STAGES, Method, option_names
@@ -85,7 +86,7 @@ def source_files(method: type[Method]) -> list[str]:
     return files
 
 
-def _own_file(module) -> str | None:
+def _own_file(module: ModuleType | None) -> str | None:
     """Return the file of a module that is neither a library nor the suite's, or None."""
     file = getattr(module, '__file__', None)
     if not file or not file.endswith('.py'):
@@ -126,6 +127,7 @@ def _loaded(path: str, changed: int) -> type[Method]:
     name = os.path.splitext(os.path.basename(path))[0]
     place = hashlib.sha256(path.encode()).hexdigest()[:8]  # two files of one name are two modules
     spec = importlib.util.spec_from_file_location(f'fsa_seg_method_{name}_{place}', path)
+    assert spec is not None and spec.loader is not None  # of a path that ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -140,13 +142,14 @@ def _loaded(path: str, changed: int) -> type[Method]:
     return _method_of(module)
 
 
-def _method_of(module) -> type[Method]:
+def _method_of(module: ModuleType) -> type[Method]:
     """Return the one method that a module defines, its attributes checked."""
     classes = [
         value
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
     ]
+    assert module.__file__ is not None  # the module was loaded from a file
     path = os.path.abspath(module.__file__)
     if len(classes) != 1:
         names = ', '.join(cls.__name__ for cls in classes) or 'none'

@@ -13,6 +13,7 @@ from torch import Tensor
 from fsa_seg.errors import UserError
 from fsa_seg.ops.attention import AttentionMap
 from fsa_seg.ops.last_block import LastBlock
+from fsa_seg.ops.types import pair
 from fsa_seg.ops.windows import Layout, OverlapAdd, Window
 
 SCOPES = ('window', 'image')  # what a VFM sees
@@ -42,7 +43,7 @@ class Method:
     publication: ClassVar[str] = ''
     protocol: ClassVar[str] = 'proxyclip'
     fsa_protocol: ClassVar[str | None] = None
-    roles: ClassVar[dict[str, str]] = {}
+    roles: dict[str, str] = {}
     residual: bool = False
     mlp: bool = False
     refines: ClassVar[str | None] = None
@@ -67,6 +68,7 @@ class Method:
             block: the last block on a batch of windows, with all that the method asked for.
             attention: the method's own map, or the map that FSA adapted; None for a method without one.
         """
+        assert attention is not None  # a method without a map has its own `embed`
         return block.embed(attention, self.residual, self.mlp)
 
     def grid(self, clip: tuple[int, int], vfms: dict[str, tuple[int, int]]) -> tuple[int, int]:
@@ -153,7 +155,7 @@ class WindowCosines:
     def __init__(self, method: Method, block: LastBlock, text: Tensor):
         self.method, self.block, self._text = method, block, text.float()
         self.attention = _remembering(method.attention(block)) if method.has_attention() else None
-        vfm_grids = {role: tuple(features.shape[2:]) for role, features in block.features.items()}
+        vfm_grids = {role: pair(features.shape[2:]) for role, features in block.features.items()}
         self.grid = _checked_grid(method, method.grid(block.grid, vfm_grids))
         map_grid = (self.attention and self.attention.grid) or (self.grid if not self.attention else block.grid)
         if tuple(map_grid) != self.grid:
@@ -174,12 +176,13 @@ class WindowCosines:
             )
         return embeddings @ self._text.T
 
-    first = functools.cached_property(lambda self: self.cosines(self.attention))
+    first: functools.cached_property[Tensor] = functools.cached_property(lambda self: self.cosines(self.attention))
 
     @functools.cached_property
     def uniform(self) -> Tensor:
         """The cosines z(U) under the uniform map, (B, N, Q), or (B, 1, Q) where they are alike for all patches."""
         method, attention = self.method, self.attention
+        assert attention is not None  # FSA adapts a map
         if type(method).embed is Method.embed:
             return self.block.embed_uniform(attention, method.residual, method.mlp) @ self._text.T
         uniform = attention._replace(
@@ -196,7 +199,7 @@ class WindowCosines:
 
 def _remembering(attention: AttentionMap) -> AttentionMap:
     """Return a map that computes A·values of the first values once."""
-    first = []
+    first: list[Tensor] = []  # the first values, and A·values
 
     def apply(values: Tensor) -> Tensor:
         if first and first[0] is values:

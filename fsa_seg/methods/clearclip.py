@@ -2,6 +2,7 @@
 
 from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap, named_map
+from fsa_seg.ops.last_block import LastBlock
 
 
 class ClearCLIP(Method):
@@ -11,6 +12,6 @@ class ClearCLIP(Method):
     publication = 'Lan et al., ECCV 2024, arXiv 2407.12442'
     protocol = 'clearclip'
 
-    def attention(self, block) -> AttentionMap:
+    def attention(self, block: LastBlock) -> AttentionMap:
         """Return softmax(qqᵀ/√d)."""
         return named_map('qq', block)

@@ -2,6 +2,7 @@
 
 from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap, named_map
+from fsa_seg.ops.last_block import LastBlock
 
 
 class CLIP(Method):
@@ -13,6 +14,6 @@ class CLIP(Method):
     residual = True
     mlp = True
 
-    def attention(self, block) -> AttentionMap:
+    def attention(self, block: LastBlock) -> AttentionMap:
         """Return softmax(qkᵀ/√d)."""
         return named_map('qk', block)

@@ -2,6 +2,7 @@
 
 from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap, named_map
+from fsa_seg.ops.last_block import LastBlock
 
 
 class MaskCLIP(Method):
@@ -14,6 +15,6 @@ class MaskCLIP(Method):
     publication = 'Zhou et al., ECCV 2022, arXiv 2112.01071'
     protocol = 'clearclip'
 
-    def attention(self, block) -> AttentionMap:
+    def attention(self, block: LastBlock) -> AttentionMap:
         """Return the identity."""
         return named_map('identity', block)

@@ -3,6 +3,7 @@
 from fsa_seg.errors import UserError
 from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap, named_map, neighbour_bias
+from fsa_seg.ops.last_block import LastBlock
 from fsa_seg.settings import is_number
 
 LEAST_SIGMA = 0.1  # neighbours have no weight then
@@ -30,6 +31,6 @@ class NACLIP(Method):
             raise UserError(f'NACLIP: sigma is {sigma!r}; it has to be a number, at least {LEAST_SIGMA} (published: 5)')
         self.sigma = sigma
 
-    def attention(self, block) -> AttentionMap:
+    def attention(self, block: LastBlock) -> AttentionMap:
         """Return softmax(kkᵀ/√d + ω)."""
         return named_map('kk', block, neighbour_bias(block.grid, self.sigma, block.tokens.device))

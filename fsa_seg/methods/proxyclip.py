@@ -2,6 +2,7 @@
 
 from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap, proxy_map
+from fsa_seg.ops.last_block import LastBlock
 
 
 class ProxyCLIP(Method):
@@ -16,7 +17,7 @@ class ProxyCLIP(Method):
     fsa_protocol = 'fsa'
     roles = {'proxy': 'window'}
 
-    def attention(self, block) -> AttentionMap:
+    def attention(self, block: LastBlock) -> AttentionMap:
         """Return the proxy map of the features, on their grid."""
         return proxy_map(block.features['proxy'])
 

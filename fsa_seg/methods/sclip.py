@@ -2,6 +2,7 @@
 
 from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap, named_map
+from fsa_seg.ops.last_block import LastBlock
 
 
 class SCLIP(Method):
@@ -13,6 +14,6 @@ class SCLIP(Method):
     residual = True
     mlp = True
 
-    def attention(self, block) -> AttentionMap:
+    def attention(self, block: LastBlock) -> AttentionMap:
         """Return softmax(qqᵀ/√d) + softmax(kkᵀ/√d); its rows sum to 2."""
         return named_map('qq+kk', block)

@@ -6,6 +6,7 @@ from typing import Any
 from fsa_seg.errors import UserError
 from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap, check_map_name, named_map, proxy_map
+from fsa_seg.ops.last_block import LastBlock
 
 PROXY = 'proxy'
 
@@ -43,7 +44,7 @@ class SpelledOut(Method):
         """The map and what follows it, such as 'qq_residual_mlp'."""
         return '_'.join([self.map_name, *(key for key in ('residual', 'mlp') if getattr(self, key))])
 
-    def attention(self, block) -> AttentionMap:
+    def attention(self, block: LastBlock) -> AttentionMap:
         """Return the named map."""
         return proxy_map(block.features[PROXY]) if self.map_name == PROXY else named_map(self.map_name, block)
 
