@@ -11,6 +11,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import open_clip
 import torch
@@ -19,6 +20,7 @@ from huggingface_hub import constants
 from torch import nn
 
 from fsa_seg.errors import UserError, one_of
+from fsa_seg.ops.types import ImageTower
 from fsa_seg.system.paths import local_path
 from fsa_seg.system.progress import note
 
@@ -57,7 +59,8 @@ def load_clip(
         UserError: a name is unknown; the weights are missing and cannot be downloaded, do not fit the architecture,
             or were trained with the other activation; or the methods cannot run on the image tower.
     """
-    options = dict(device=str(torch.empty(0).device), cache_dir=cache_dir)
+    options: dict[str, Any] = dict(device=str(torch.empty(0).device), cache_dir=cache_dir)
+    source: str | None
     if model.startswith('local-dir:'):
         source = local_path(model.removeprefix('local-dir:'), 'folder of a CLIP model')
         if pretrained or checkpoint:
@@ -83,6 +86,7 @@ def load_clip(
         with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(random_weights)
             return open_clip.create_model(model, **options).eval().requires_grad_(False), tokenizer
+    assert source is not None  # without a tag and a checkpoint the weights are random
     with loading_weights(f'CLIP {model!r}', source, cache_dir):
         if checkpoint:
             clip = open_clip.create_model(model, **dict(options, pretrained=None))
@@ -133,7 +137,7 @@ def loading_weights(subject: str, source: str, cache_dir: str | None = None) -> 
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Hold back the libraries' logs."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -205,7 +209,7 @@ def check_finite(module: nn.Module, subject: str, precision: str = 'fp32') -> No
             )
 
 
-def check_tower(visual: nn.Module) -> None:
+def check_tower(visual: object) -> None:
     """Raise a UserError that names what an image tower lacks, if the methods cannot run on the tower."""
     missing = []
     blocks = getattr(getattr(visual, 'transformer', None), 'resblocks', None)
@@ -225,7 +229,7 @@ def check_tower(visual: nn.Module) -> None:
         )
 
 
-def trunk(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+def trunk(visual: ImageTower, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Return the tokens that enter the last block, CLS first, and the patch grid: ((B, 1 + h·w, D), (h, w)).
 
     Args:
@@ -239,7 +243,7 @@ def trunk(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, tuple[
 
 
 def trunk_and_inner(
-    visual, images: torch.Tensor, blocks: Sequence[int] = ()
+    visual: ImageTower, images: torch.Tensor, blocks: Sequence[int] = ()
 ) -> tuple[torch.Tensor, tuple[int, int], dict[int, torch.Tensor]]:
     """Return what `trunk` does, and the tokens (B, 1 + h·w, D) that enter some earlier blocks, by their index.
 
@@ -319,14 +323,14 @@ def resize_position_embedding(
     return torch.cat([embedding[:prefix].float(), patches[0].flatten(1).T]).to(embedding.dtype)
 
 
-def _is_plain(value):
+def _is_plain(value: object) -> bool:
     """Return whether a value prints the same in every process."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _pretrained_tag(model, pretrained):
+def _pretrained_tag(model: str, pretrained: str | None) -> dict[str, Any] | None:
     """Return `open_clip`'s description of a tag's weights, or None without a tag; unknown names are UserErrors."""
     one_of(model, open_clip.list_models(), 'open_clip architecture')
     if not pretrained:
@@ -343,7 +347,7 @@ def _pretrained_tag(model, pretrained):
     return open_clip.get_pretrained_cfg(model, pretrained) or open_clip.get_pretrained_cfg(tags[pretrained], pretrained)
 
 
-def _check_architecture(model):
+def _check_architecture(model: str) -> Callable:
     """Return a model's tokenizer; raise a UserError, before a download, if the methods cannot run on the tower."""
     try:
         with torch.device('meta'), _quiet():  # shapes alone
@@ -360,7 +364,7 @@ def _check_architecture(model):
         ) from error
 
 
-def _config_beside(checkpoint):
+def _config_beside(checkpoint: str | None) -> dict[str, dict[str, Any]]:
     """Return model_cfg and preprocess_cfg of an open_clip_config.json beside a file of weights; {} without the file."""
     path = checkpoint and os.path.join(os.path.dirname(checkpoint), CONFIG_FILE)
     if not path or not os.path.exists(path):
@@ -375,7 +379,14 @@ def _config_beside(checkpoint):
         ) from error
 
 
-def _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside):
+def _check_activation(
+    model: str,
+    pretrained: str | None,
+    tag: dict[str, Any] | None,
+    checkpoint: str | None,
+    quick_gelu: bool | None,
+    beside: dict[str, dict[str, Any]],
+) -> None:
     """Raise a UserError unless the architecture has the activation (QuickGELU or GELU) of the weights.
 
     Sources of the weights' activation are the tag, `quick_gelu` of the config, the code of a TorchScript archive, and
@@ -389,7 +400,7 @@ def _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside):
     code = checkpoint and _script_code(checkpoint)
     if code and ('torch.sigmoid(' in code or 'torch.gelu(' in code):
         quick_by_source[f'the code in {checkpoint}'] = 'torch.sigmoid(' in code  # QuickGELU is x·sigmoid(1.702·x)
-    elif beside:
+    elif checkpoint and beside:
         quick_by_source[os.path.join(os.path.dirname(checkpoint), CONFIG_FILE)] = bool(
             beside['model_cfg'].get('quick_gelu', False)
         )
@@ -416,7 +427,7 @@ def _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside):
             )
 
 
-def _load_checkpoint(clip, path):
+def _load_checkpoint(clip: nn.Module, path: str) -> None:
     """Load a file of weights; raise an error for position embeddings that `open_clip` would resize."""
     script = _script_code(path)
     if script:
@@ -435,7 +446,7 @@ def _load_checkpoint(clip, path):
         open_clip.load_checkpoint(clip, path)
 
 
-def _script_code(path):
+def _script_code(path: str) -> str:
     """Return the code in a TorchScript archive; an empty string for any other file."""
     if not zipfile.is_zipfile(path):
         return ''

@@ -12,6 +12,7 @@ from torch import Tensor
 from fsa_seg.errors import UserError
 from fsa_seg.methods.base import Method
 from fsa_seg.models.text import Text
+from fsa_seg.ops.types import Tile, pair
 
 
 class Refinements:
@@ -30,7 +31,8 @@ class Refinements:
 
     def __init__(self, method: Method, refinement: Any, image: Tensor, size: tuple[int, int], text: Text):
         self._all = [part for part in (method, refinement) if part is not None and part.refines is not None]
-        self._image, self._size, self._text, self.refined = image, tuple(size), text, {}
+        self._image, self._size, self._text = image, pair(size), text
+        self.refined: dict[str, Tensor] = {}
 
     def stages(self, stage: str) -> list:
         """Return the refinements of a stage."""
@@ -50,20 +52,21 @@ class Refinements:
             values = refined
         return values
 
-    def tiles(self, stage: str, tiles: Callable[[], Iterable], most: int) -> Callable[[], Iterable]:
+    def tiles(self, stage: str, tiles: Callable[[], Iterable[Tile]], most: int) -> Callable[[], Iterable[Tile]]:
         """Return a function that yields the tiles of a stage: those given, or those of the refined whole."""
         if not self.stages(stage):
             return tiles
         values = self.refined[stage] = self.values(stage, join_tiles(tiles(), self._size))
-        rows = max(1, most // (len(values) * self._size[1]))
-        places = [(slice(top, top + rows), slice(None)) for top in range(0, self._size[0], rows)]
-        return lambda: ((place, values[(slice(None), *place)]) for place in places)
+        high = max(1, most // (len(values) * self._size[1]))
+        places = [(slice(top, top + high), slice(None)) for top in range(0, self._size[0], high)]
+        return lambda: (((rows, columns), values[:, rows, columns]) for rows, columns in places)
 
 
-def join_tiles(tiles: Iterable[tuple[tuple[slice, slice], Tensor]], size: tuple[int, int]) -> Tensor:
+def join_tiles(tiles: Iterable[Tile], size: tuple[int, int]) -> Tensor:
     """Return the values (any, height, width) of tiles ((rows, columns), values)."""
-    values = None
-    for place, tile in tiles:
+    values: Tensor | None = None
+    for (rows, columns), tile in tiles:
         values = tile.new_empty((len(tile), *size)) if values is None else values
-        values[(slice(None), *place)] = tile
+        values[:, rows, columns] = tile
+    assert values is not None  # an image has a tile
     return values

@@ -6,7 +6,8 @@ Shape legend: B images, Q queries, K classes; images (3, height, width), each of
 import functools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from mmengine.device import get_device
@@ -28,14 +29,15 @@ from fsa_seg.models.clip import (
     weights_digest,
 )
 from fsa_seg.models.refinements import Refinements, join_tiles
-from fsa_seg.models.shared_pass import Member, finite_field, merged_images, original_sizes
+from fsa_seg.models.shared_pass import Images, Member, finite_field, merged_images, original_sizes
 from fsa_seg.models.text import Text, TextEncoder
-from fsa_seg.models.vfm import check_vfm, run_vfm
+from fsa_seg.models.vfm import VisionModel, check_vfm, run_vfm
 from fsa_seg.models.window import Inspection, inspect_patch
 from fsa_seg.ops.device import batch_that_fits, exact_float32
 from fsa_seg.ops.feedback import FSA
 from fsa_seg.ops.labels import class_scores, label_tiles
 from fsa_seg.ops.pamr import PAMR
+from fsa_seg.ops.types import ImageTower, Tile, pair
 from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 
 # scores of pixels with queries that are made at once: 2 MiB, 64 MiB in float32
@@ -62,7 +64,7 @@ def resolve_precision(precision: str, device: str | torch.device | None = None) 
     return precision
 
 
-def check_settings(settings: dict, method: Method | None = None) -> None:
+def check_settings(settings: dict[str, Any], method: Method | None = None) -> None:
     """Raise a UserError if a setting of a segmentor has a wrong type, is out of its range, or not for the method."""
     check_values(settings, SEGMENTOR, 'model')
     if settings['window'] and settings['stride'] > settings['window']:
@@ -92,7 +94,7 @@ def check_compiler() -> None:
         ) from error
 
 
-def check_window(window: int, patch: tuple[int, int], vfms: dict | None = None) -> tuple[int, int]:
+def check_window(window: int, patch: tuple[int, int], vfms: dict[str, VisionModel] | None = None) -> tuple[int, int]:
     """Return what a window's height and width have to be multiples of.
 
     Args:
@@ -108,9 +110,10 @@ def check_window(window: int, patch: tuple[int, int], vfms: dict | None = None) 
     for name, sides in multiples:
         if 0 < window < max(sides):
             raise UserError(f'window is {window} pixels, smaller than a patch of the {name}, {sides[0]}×{sides[1]}')
-    multiple = tuple(math.lcm(*sides) for sides in zip(*(sides for _, sides in multiples)))
+    multiple = pair(math.lcm(*sides) for sides in zip(*(sides for _, sides in multiples)))
     for vfm in vfms.values() if window else ():
-        grid = vfm.grid(*(-(-window // side) * side for side in multiple))
+        height, width = (-(-window // side) * side for side in multiple)
+        grid = vfm.grid(height, width)
         if not isinstance(grid, (tuple, list)) or len(grid) != 2:
             raise UserError(f'the VFM {type(vfm).__name__}: grid returned {grid!r}; it has to be a pair (h, w)')
         if not all(grid):
@@ -129,12 +132,15 @@ class ImageListPreprocessor(BaseDataPreprocessor):
         mean, std (3 floats): of the backbone, on 0..1 RGB.
     """
 
-    def __init__(self, mean, std):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__(non_blocking=True)
         self.register_buffer('mean', torch.tensor(mean)[:, None, None] * 255, persistent=False)
         self.register_buffer('std', torch.tensor(std)[:, None, None] * 255, persistent=False)
 
-    def forward(self, data, training=False):
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         inputs = [(image.flip(0).float() - self.mean) / self.std for image in self.cast_data(data['inputs'])]
         return dict(inputs=inputs, data_samples=data.get('data_samples'))
 
@@ -171,29 +177,31 @@ class TrainingFreeSegmentor(BaseSegmentor):
         UserError: a setting that cannot be used, or weights that are missing or do not fit.
     """
 
-    method_name = None  # of a segmentor that is named after its method
+    method_name: str | None = None  # of a segmentor that is named after its method
+    feedback: Any  # None, or an `FSA`
+    refinement: Any  # None, or an object with `refines` and `refine`
 
     def __init__(
         self,
-        backbone,
-        method=None,
-        words=None,
-        vfm=None,
-        feedback=None,
-        refinement=None,
-        window=336,
-        stride=112,
-        logit_scale=40.0,
-        prob_thd=0.0,
-        area_thd=None,
-        precision='auto',
-        keep_scores=False,
-        text_cache=None,
-        window_batch='auto',
-        compile=False,
-        models=None,
-        pretrained=None,
-        train_cfg=None,
+        backbone: dict[str, Any],
+        method: str | dict[str, Any] | Method | None = None,
+        words: Sequence[Sequence[str]] | None = None,
+        vfm: dict[str, Any] | None = None,
+        feedback: dict[str, Any] | None = None,
+        refinement: dict[str, Any] | None = None,
+        window: int = 336,
+        stride: int = 112,
+        logit_scale: float = 40.0,
+        prob_thd: float = 0.0,
+        area_thd: float | None = None,
+        precision: str = 'auto',
+        keep_scores: bool = False,
+        text_cache: str | None = None,
+        window_batch: int | Literal['auto'] = 'auto',
+        compile: bool = False,
+        models: dict[str, Any] | None = None,
+        pretrained: None = None,
+        train_cfg: None = None,
     ):
         settings = dict(
             window=window,
@@ -229,15 +237,17 @@ class TrainingFreeSegmentor(BaseSegmentor):
         self.keep_scores = keep_scores
         depth = len(clip.visual.transformer.resblocks)
         self.inner_blocks = check_inner_blocks(method.inner_blocks(depth), depth)
-        self.weights, self._fitting = dict(backbone=digest), {}
+        self.weights = dict(backbone=digest)
+        self._fitting: dict[int, int] = {}  # number of queries -> how many windows fit
         encoder = json.dumps(['encoder', backbone, precision, text_cache], sort_keys=True)
-        self.encoder = models.setdefault(encoder, TextEncoder(clip, tokenizer, text_cache))
+        self.encoder: TextEncoder | None = models.setdefault(encoder, TextEncoder(clip, tokenizer, text_cache))
         self.register_buffer('text_rows', torch.empty(0), persistent=False)
         self._text = None
         if words is not None:
             self._text = self.encoder.encode(words, get_device())
             self.text_rows, self.encoder = self._text.rows, None
-        self.visual, self.vfms = clip.visual, torch.nn.ModuleDict()
+        self.visual: ImageTower = clip.visual
+        self.vfms = cast(MutableMapping[str, VisionModel], torch.nn.ModuleDict())
         if compile:
             check_compiler()
         self.trunk = torch.compile(trunk_and_inner) if compile else trunk_and_inner
@@ -264,9 +274,10 @@ class TrainingFreeSegmentor(BaseSegmentor):
         Args:
             words (list of lists of str): the query words of each class.
         """
+        assert self.encoder is not None, 'the segmentor was built with words'
         return self.encoder.encode(words, self.device).to(self.device)
 
-    def window_vfms(self) -> dict:
+    def window_vfms(self) -> dict[str, VisionModel]:
         """Return the VFMs that see each window, by role."""
         return {role: vfm for role, vfm in self.vfms.items() if self.method.roles[role] == 'window'}
 
@@ -277,10 +288,10 @@ class TrainingFreeSegmentor(BaseSegmentor):
             for side, multiple in zip((height, width), self.multiple)
         )
         clip = height // self.visual.patch_size[0], width // self.visual.patch_size[1]
-        vfms = {role: tuple(vfm.grid(height, width)) for role, vfm in self.window_vfms().items()}
-        return tuple(self.method.grid(clip, vfms))
+        vfms = {role: pair(vfm.grid(height, width)) for role, vfm in self.window_vfms().items()}
+        return pair(self.method.grid(clip, vfms))
 
-    def batch_size(self, run, queries: int = 0) -> int:
+    def batch_size(self, run: Callable[[], Any], queries: int = 0) -> int:
         """Return how many windows go through the models at once.
 
         Where that is to be by free memory, it is found out when it is first asked for, for each number of queries.
@@ -300,7 +311,9 @@ class TrainingFreeSegmentor(BaseSegmentor):
         """How many windows went through the models at once, at most."""
         return max(self._fitting.values(), default=1) if self.window_batch == 'auto' else self.window_batch
 
-    def predict(self, inputs, data_samples=None, text: Text | None = None):
+    def predict(
+        self, inputs: Images, data_samples: list[SegDataSample] | None = None, text: Text | None = None
+    ) -> list[SegDataSample]:
         """Return data samples with `pred_sem_seg` (1, height, width) int64 at each image's original size.
 
         Args:
@@ -321,7 +334,12 @@ class TrainingFreeSegmentor(BaseSegmentor):
 
     @torch.no_grad()
     def labels(
-        self, cosines, text: Text, image: torch.Tensor, prob_thd: float | None = None, keep_scores: bool | None = None
+        self,
+        cosines: Any,
+        text: Text,
+        image: torch.Tensor,
+        prob_thd: float | None = None,
+        keep_scores: bool | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the labels (height, width) of an image, and its scores (K, height, width) or None.
 
@@ -340,14 +358,14 @@ class TrainingFreeSegmentor(BaseSegmentor):
         pixels = refine.tiles('cosines', lambda: cosines.tiles(most), most)
         kept = None
 
-        def scores():
+        def scores() -> Iterator[Tile]:
             nonlocal kept
-            for place, tile in pixels():
+            for (rows, columns), tile in pixels():
                 classes = class_scores(tile, text.words_per_class, self.logit_scale)
                 if keep_scores and not refine.stages('scores'):
                     kept = classes.new_empty((len(classes), *cosines.size)) if kept is None else kept
-                    kept[(slice(None), *place)] = classes
-                yield place, classes
+                    kept[:, rows, columns] = classes
+                yield (rows, columns), classes
 
         tiles = refine.tiles('scores', scores, most)
         if keep_scores and refine.stages('scores'):
@@ -365,7 +383,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
             text: as of `predict`.
         """
         text = self.text if text is None else text
-        [(pixels,)] = merged_images([Member(self, text)], [image], [size or image.shape[1:]])
+        [(pixels,)] = merged_images([Member(self, text)], [image], [size or pair(image.shape[1:])])
         return join_tiles(pixels.cosines.tiles(image.numel() * len(text.rows)), pixels.cosines.size)
 
     @torch.no_grad()
@@ -397,24 +415,24 @@ class TrainingFreeSegmentor(BaseSegmentor):
         pixels = (images * self.data_preprocessor.std + self.data_preprocessor.mean) / 255
         return {role: run_vfm(vfm, pixels) for role, vfm in vfms.items()}
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> 'TrainingFreeSegmentor':
         """Stay in evaluation mode; training mode is refused."""
         if mode:
             raise RuntimeError('the segmentors are training-free: there is no training mode')
         return super().train(False)
 
-    def loss(self, inputs, data_samples):
+    def loss(self, inputs: Any, data_samples: Any) -> NoReturn:
         """Raise: the segmentors are training-free."""
         raise RuntimeError('the segmentors are training-free: they have no loss')
 
-    def _forward(self, inputs, data_samples=None):
+    def _forward(self, inputs: Images, data_samples: Any = None) -> list[torch.Tensor]:
         """Return each image's cosines (Q, height, width), without post-processing."""
         return [self.pixel_cosines(image) for image in inputs]
 
-    def extract_feat(self, inputs):
+    def extract_feat(self, inputs: Any) -> NoReturn:
         raise NotImplementedError('use fsa_seg.patch_logits')
 
-    def encode_decode(self, inputs, batch_data_samples):
+    def encode_decode(self, inputs: Any, batch_data_samples: Any) -> NoReturn:
         raise NotImplementedError('use predict')
 
 
@@ -429,7 +447,7 @@ def method_of(name: str | None, method: str | dict | Method | None) -> Method:
     return make_method(dict(method or {}, type=name))
 
 
-def vfms_by_role(method: Method, vfm: dict | None) -> dict[str, dict]:
+def vfms_by_role(method: Method, vfm: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     """Return the config of each role's VFM.
 
     Args:
@@ -500,7 +518,7 @@ def register_own_methods(title: str | None = None) -> None:
         raise UserError('; '.join(faults))
 
 
-def configured_method(model: dict) -> Method | None:
+def configured_method(model: Mapping[str, Any]) -> Method | None:
     """Return the method of a segmentor's config; None for a segmentor of another base."""
     cls = MODELS.get(model['type'])
     return method_of(cls.method_name, model.get('method')) if issubclass(cls, TrainingFreeSegmentor) else None
@@ -510,7 +528,7 @@ for _name in method_names(users=False):
     register_method(find_method(_name))
 
 
-def _once(models, make, *arguments):
+def _once(models: dict[str, Any], make: Callable, *arguments: Any) -> Any:
     """Return what `make` makes of JSON-ready arguments, from `models` (dict) if it holds that."""
     key = json.dumps([make.__name__, *arguments], sort_keys=True)
     if key not in models:
@@ -518,7 +536,7 @@ def _once(models, make, *arguments):
     return models[key]
 
 
-def _load_backbone(config, precision):
+def _load_backbone(config: dict[str, Any], precision: str) -> tuple[Any, Callable, str]:
     """Return a CLIP model with its image tower in a precision, its tokenizer, and the digest of its weights."""
     exact_float32()
     clip, tokenizer = load_clip(**config)
@@ -529,7 +547,7 @@ def _load_backbone(config, precision):
     return clip, tokenizer, digest
 
 
-def _load_vfm(config, precision, compile):
+def _load_vfm(config: dict[str, Any], precision: str, compile: bool) -> tuple[torch.nn.Module, str]:
     """Return a VFM in a precision, and the digest of its weights."""
     vfm = MODELS.build(config)
     check_vfm(vfm, config['type'])

@@ -6,8 +6,8 @@ Shape legend: B windows, N patches, Q queries; images (3, height, width), each o
 import collections
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import torch
 from mmengine.structures import PixelData
@@ -17,12 +17,17 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from fsa_seg.errors import UserError
-from fsa_seg.methods.base import WindowCosines
+from fsa_seg.methods.base import Method, WindowCosines
 from fsa_seg.models.text import Text
 from fsa_seg.ops.last_block import LastBlock, Projections
-from fsa_seg.ops.windows import Layout, Window, cut_window, windows
+from fsa_seg.ops.types import pair
+from fsa_seg.ops.windows import Layout, Window, WindowPlace, cut_window, windows
+
+if TYPE_CHECKING:
+    from fsa_seg.models.segmentor import TrainingFreeSegmentor
 
 FINITE_STAGES = ("CLIP's trunk", 'the VFM', 'the last block (attention, FSA, readout)')
+Images = Sequence[Tensor] | Tensor  # normalised, (3, height, width) each
 SHARED_KEYS = (  # settings in which the members of a pass are alike
     'backbone',
     'precision',
@@ -49,18 +54,20 @@ class SharedPass(BaseSegmentor):
         ValueError: members that differ in one of SHARED_KEYS.
     """
 
-    def __init__(self, members):
+    members: 'Sequence[TrainingFreeSegmentor]'
+
+    def __init__(self, members: Sequence[dict[str, Any]]):
         for key in SHARED_KEYS:
             whole_images = key == 'stride' and members[0].get('window') == 0  # a whole image has no stride
             if not whole_images and len({json.dumps(member.get(key), sort_keys=True) for member in members}) > 1:
                 raise ValueError(f'the members of a shared pass differ in {key}')
-        models = {}
-        members = [MODELS.build(dict(member, models=models)) for member in members]
-        super().__init__(data_preprocessor=members[0].data_preprocessor)
-        self.members = nn.ModuleList(members)
+        models: dict[str, Any] = {}
+        segmentors = [MODELS.build(dict(member, models=models)) for member in members]
+        super().__init__(data_preprocessor=segmentors[0].data_preprocessor)
+        self.members = cast('Sequence[TrainingFreeSegmentor]', nn.ModuleList(segmentors))
         self.eval()
 
-    def predict(self, inputs, data_samples=None):
+    def predict(self, inputs: Images, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Return data samples with one field of labels (1, height, width) int64 for each member.
 
         Args: as of `TrainingFreeSegmentor.predict`.
@@ -75,11 +82,11 @@ class SharedPass(BaseSegmentor):
                 sample.set_field(pixels.finite, finite_field(label_field(i)), torch.Tensor)
         return samples
 
-    def loss(self, inputs, data_samples):
+    def loss(self, inputs: Any, data_samples: Any) -> NoReturn:
         """Raise: the segmentors are training-free."""
-        return self.members[0].loss(inputs, data_samples)
+        self.members[0].loss(inputs, data_samples)
 
-    def _forward(self, inputs, data_samples=None):
+    def _forward(self, inputs: Any, data_samples: Any = None) -> NoReturn:
         raise NotImplementedError('use predict')
 
     extract_feat = encode_decode = _forward
@@ -88,7 +95,7 @@ class SharedPass(BaseSegmentor):
 class Member(NamedTuple):
     """One row of a pass: a segmentor, and the text that it segments into."""
 
-    segmentor: Any
+    segmentor: 'TrainingFreeSegmentor'
     text: Text
 
 
@@ -108,17 +115,20 @@ class Crop(NamedTuple):
     """A window to be cut.
 
     Attributes:
-        index (int): of the image in its batch.
+        image_index (int): of the image in its batch.
         image (3, height, width): normalised.
         rows (top, bottom), columns (left, right): in pixels.
     """
 
-    index: int
+    image_index: int
     image: Tensor
     rows: tuple[int, int]
     columns: tuple[int, int]
 
-    size = property(lambda self: [end - start for start, end in (self.rows, self.columns)])
+    @property
+    def size(self) -> list[int]:
+        """The height and the width, in pixels."""
+        return [end - start for start, end in (self.rows, self.columns)]
 
 
 def label_field(member: int | str) -> str:
@@ -131,14 +141,14 @@ def finite_field(labels: str) -> str:
     return labels.replace(label_field('')[:-1], 'finite')
 
 
-def original_sizes(images: Sequence[Tensor], samples: Sequence[SegDataSample]) -> list[tuple[int, int]]:
+def original_sizes(images: Images, samples: Sequence[SegDataSample]) -> list[tuple[int, int]]:
     """Return the (height, width) of each image before it was resized; where a data sample does not tell, its own."""
     return [sample.metainfo.get('ori_shape', image.shape[1:])[:2] for image, sample in zip(images, samples)]
 
 
 @torch.no_grad()
 def merged_images(
-    members: Sequence[Member], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    members: Sequence[Member], images: Images, sizes: Sequence[tuple[int, int]]
 ) -> Iterator[list[Pixels]]:
     """Yield for each image, in order, the `Pixels` of each member, as soon as the image's last window is done.
 
@@ -153,31 +163,38 @@ def merged_images(
     crops = [
         Crop(index, image, *place)
         for index, image in enumerate(images)
-        for place in windows(*image.shape[1:], first.window, first.stride)
+        for place in windows(image.shape[1], image.shape[2], first.window, first.stride)
     ]
     image_features = _WholeImages(images)
     queries = max(len(member.text.rows) for member in members)
     most = first.batch_size(
         lambda: list(window_results(members, [max(crops, key=lambda crop: crop.size)], image_features)), queries
     )
-    left = collections.Counter(crop.index for crop in crops)
-    done = {}  # image -> member -> its windows and their flags
+    left = collections.Counter(crop.image_index for crop in crops)
+    done: dict[int, dict[int, list[tuple[Window, Tensor]]]] = {}  # image -> member -> its windows and their flags
     for batch in _batches(crops, most):
         for member, window, flags, index in window_results(members, batch, image_features):
             done.setdefault(index, {}).setdefault(member, []).append((window, flags))
-        left.subtract(crop.index for crop in batch)
+        left.subtract(crop.image_index for crop in batch)
         for index in [index for index in done if not left[index]]:
-            yield _merge(members, done.pop(index), images[index].shape[1:], sizes[index], image_features, index)
+            yield _merge(members, done.pop(index), pair(images[index].shape[1:]), sizes[index], image_features, index)
             image_features.forget(index)
 
 
-def _merge(members, done, shape, size, image_features, index) -> list[Pixels]:
+def _merge(
+    members: Sequence[Member],
+    done: dict[int, list[tuple[Window, Tensor]]],
+    shape: tuple[int, int],
+    size: tuple[int, int],
+    image_features: '_WholeImages',
+    index: int,
+) -> list[Pixels]:
     """Return the `Pixels` of each member from its windows of one image."""
     results = []
     for i, (segmentor, _) in enumerate(members):
         layout = Layout(
-            tuple(shape),
-            tuple(size),
+            shape,
+            pair(size),
             segmentor.window,
             segmentor.stride,
             segmentor.multiple,
@@ -207,9 +224,9 @@ def window_results(
         crops: the windows.
         image_features: the VFMs' features of whole images.
     """
-    image_features = image_features or _WholeImages({crop.index: crop.image for crop in crops})
+    image_features = image_features or _WholeImages({crop.image_index: crop.image for crop in crops})
     batch = _Batch([member.segmentor for member in members], crops)
-    groups = {}
+    groups: dict[tuple, list[int]] = {}
     for i, (segmentor, text) in enumerate(members):  # members that share the last block, but for their feedback
         vfms = tuple((role, id(vfm)) for role, vfm in segmentor.vfms.items())
         method = type(segmentor.method), json.dumps(segmentor.method.settings, sort_keys=True, default=repr)
@@ -217,7 +234,7 @@ def window_results(
         groups.setdefault(key, []).append(i)
     for group in groups.values():
         segmentor, text = members[group[0]]
-        of_crops = [image_features.features(segmentor, crop.index) for crop in crops]
+        of_crops = [image_features.features(segmentor, crop.image_index) for crop in crops]
         block = batch.last_block(segmentor, {role: [seen[role] for seen in of_crops] for role in of_crops[0]})
         cosines = WindowCosines(segmentor.method, block, text.rows)
         kept = _kept(segmentor.method, block, len(crops))
@@ -228,10 +245,10 @@ def window_results(
             flags = torch.stack([*batch.finite(segmentor), torch.stack(finite).all(0)], 1)
             for crop, window_cosines, window_flags, window_kept in zip(crops, z, flags, kept):
                 window = Window(crop.rows, crop.columns, window_cosines, cosines.grid, window_kept)
-                yield i, window, window_flags, crop.index
+                yield i, window, window_flags, crop.image_index
 
 
-def _kept(method, block: LastBlock, count: int) -> list:
+def _kept(method: Method, block: LastBlock, count: int) -> list:
     """Return what a method keeps of each of `count` windows."""
     kept = method.keep(block)
     if kept is None:
@@ -249,40 +266,46 @@ class _Batch:
     Windows that are padded alike hold the same pixels, so that their size stands for them.
     """
 
-    def __init__(self, segmentors, crops):
-        self._crops, self._cut, self._trunk, self._features, self._finite = crops, {}, {}, {}, {}
+    def __init__(self, segmentors: 'Sequence[TrainingFreeSegmentor]', crops: Sequence[Crop]):
+        self._crops = crops
+        self._cut: dict[tuple[tuple[int, int], bool], Tensor] = {}  # by multiple, and whether windows are whole images
+        self._trunk: dict[tuple[int, int], tuple[Tensor, tuple[int, int], dict[int, Projections]]] = {}  # by size
+        self._features: dict[tuple[int, tuple[int, int]], Tensor] = {}  # by VFM and size
+        self._finite: dict[tuple, Tensor] = {}  # by size, and by VFM and size
         self._inner = sorted({index for segmentor in segmentors for index in segmentor.inner_blocks})
 
-    def last_block(self, segmentor, whole_images) -> LastBlock:
+    def last_block(self, segmentor: 'TrainingFreeSegmentor', whole_images: dict[str, list[Tensor]]) -> LastBlock:
         images = self._images(segmentor)
         tokens, grid, inner = self._run_trunk(segmentor, images)
-        places = [Window(crop.rows, crop.columns, None, None) for crop in self._crops]
+        places = [WindowPlace(crop.rows, crop.columns) for crop in self._crops]
         return LastBlock(segmentor.visual, tokens, grid, self._run_vfms(segmentor, images), inner, whole_images, places)
 
-    def finite(self, segmentor) -> list[Tensor]:
+    def finite(self, segmentor: 'TrainingFreeSegmentor') -> list[Tensor]:
         """Return the flags of the trunk and of all VFMs of a segmentor."""
-        size = tuple(self._images(segmentor).shape[2:])
+        size = pair(self._images(segmentor).shape[2:])
         vfms = [self._finite[id(vfm), size] for vfm in segmentor.window_vfms().values()]
         return [self._finite[size], torch.stack(vfms).all(0) if vfms else self._finite[size]]
 
-    def _images(self, segmentor) -> Tensor:
+    def _images(self, segmentor: 'TrainingFreeSegmentor') -> Tensor:
         key = segmentor.multiple, segmentor.window == 0
         if key not in self._cut:
             cut = [cut_window(crop.image, crop.rows, crop.columns, *key) for crop in self._crops]
             self._cut[key] = torch.cat(cut)
         return self._cut[key]
 
-    def _run_trunk(self, segmentor, images):
-        size = tuple(images.shape[2:])
+    def _run_trunk(
+        self, segmentor: 'TrainingFreeSegmentor', images: Tensor
+    ) -> tuple[Tensor, tuple[int, int], dict[int, Projections]]:
+        size = pair(images.shape[2:])
         if size not in self._trunk:
-            tokens, grid, inner = segmentor.trunk(segmentor.visual, images, self._inner)
+            tokens, grid, entering = segmentor.trunk(segmentor.visual, images, self._inner)
             blocks = segmentor.visual.transformer.resblocks
-            inner = {index: Projections(blocks[index], before) for index, before in inner.items()}
+            inner = {index: Projections(blocks[index], before) for index, before in entering.items()}
             self._trunk[size], self._finite[size] = (tokens, grid, inner), _finite(tokens)
         return self._trunk[size]
 
-    def _run_vfms(self, segmentor, images) -> dict[str, Tensor]:
-        size, vfms = tuple(images.shape[2:]), segmentor.window_vfms()
+    def _run_vfms(self, segmentor: 'TrainingFreeSegmentor', images: Tensor) -> dict[str, Tensor]:
+        size, vfms = pair(images.shape[2:]), segmentor.window_vfms()
         if any((id(vfm), size) not in self._features for vfm in vfms.values()):
             for role, features in segmentor.features(images).items():
                 self._features[id(vfms[role]), size] = features
@@ -293,10 +316,11 @@ class _Batch:
 class _WholeImages:
     """The features of VFMs that see whole images, each computed once while the image's windows are worked on."""
 
-    def __init__(self, images):
-        self._images, self._features = images, {}
+    def __init__(self, images: Images | Mapping[int, Tensor]):
+        self._images = images
+        self._features: dict[tuple[int, int], Tensor] = {}  # by VFM and image
 
-    def features(self, segmentor, index: int) -> dict[str, Tensor]:
+    def features(self, segmentor: 'TrainingFreeSegmentor', index: int) -> dict[str, Tensor]:
         """Return the features (1, C, I, J) of an image, by role."""
         features = {}
         for role in [role for role, scope in segmentor.method.roles.items() if scope == 'image']:
@@ -339,5 +363,5 @@ def check_finite_stages(flags: Tensor, image: str, settings: str) -> None:
 def _batches(crops: Sequence[Crop], most: int) -> Iterator[list[Crop]]:
     """Yield consecutive windows of one size, at most so many at once."""
     for _, alike in itertools.groupby(crops, lambda crop: crop.size):
-        alike = list(alike)
-        yield from (alike[start : start + most] for start in range(0, len(alike), most))
+        group = list(alike)
+        yield from (group[start : start + most] for start in range(0, len(group), most))

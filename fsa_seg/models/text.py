@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -98,7 +98,7 @@ def read_classes(path: str, published: bool = False) -> list[str]:
     return names
 
 
-def _lines(path, what):
+def _lines(path: str, what: str) -> list[str]:
     try:
         with open(path, encoding='utf-8-sig') as f:
             return f.read().splitlines()
@@ -133,7 +133,8 @@ def check_distinct(words: Sequence[Sequence[str]], classes: Sequence[str], where
         where (str): the error's subject.
         published (bool): the words are as they were published: print a warning in place of the error.
     """
-    clean, owners = get_clean_fn('lower'), {}
+    clean = get_clean_fn('lower')
+    owners: dict[str, tuple[int, str]] = {}  # cleaned word -> its first class and word
     for i, group in enumerate(words):
         for word in group:
             owner, other = owners.setdefault(clean(word), (i, word))
@@ -180,8 +181,9 @@ class TextEncoder:
         cache_dir (str): folder of the rows; by default the environment's FSA_SEG_CACHE or ~/.cache/fsa_seg.
     """
 
-    def __init__(self, clip, tokenizer, cache_dir: str | None = None):
-        self._clip, self._tokenizer, self._rows, self._lock = clip, tokenizer, {}, threading.Lock()
+    def __init__(self, clip: Any, tokenizer: Callable, cache_dir: str | None = None):
+        self._clip, self._tokenizer, self._lock = clip, tokenizer, threading.Lock()
+        self._rows: dict[str, torch.Tensor] = {}
         cache_dir = cache_dir or os.environ.get('FSA_SEG_CACHE', os.path.expanduser('~/.cache/fsa_seg'))
         self._cache_dir = os.path.join(cache_dir, 'text')
 
@@ -209,7 +211,7 @@ class TextEncoder:
             rows = torch.stack([self._rows[word] for word in queries])
         return Text(rows, tuple(len(group) for group in words), queries)
 
-    def _embed(self, words: list[str], device) -> None:
+    def _embed(self, words: list[str], device: str | torch.device) -> None:
         """Embed words, and keep their rows in memory and on disk."""
         self._clip.to(device)
         hidden = not is_main_process()
@@ -252,9 +254,7 @@ class TextEncoder:
 
 
 @torch.no_grad()
-def embed_word(
-    clip: torch.nn.Module, tokenizer: Callable, word: str, device: str | torch.device = 'cpu'
-) -> torch.Tensor:
+def embed_word(clip: Any, tokenizer: Callable, word: str, device: str | torch.device = 'cpu') -> torch.Tensor:
     """Return the unit embedding (E) float32 of a word: the mean over the templates, normalised.
 
     Args:
@@ -268,7 +268,7 @@ def embed_word(
     return (mean / mean.norm()).float()
 
 
-def embed_prompts(clip: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def embed_prompts(clip: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Return the embeddings (P, E) of prompts, before they are normalised.
 
     A causal tower that reads the end-of-text token needs no token behind it: the prompts are cut at the longest one's.
@@ -288,7 +288,7 @@ def embed_prompts(clip: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return clip.text_projection(x) if isinstance(clip.text_projection, torch.nn.Linear) else x @ clip.text_projection
 
 
-def reads_end_of_text(clip: torch.nn.Module) -> bool:
+def reads_end_of_text(clip: Any) -> bool:
     """Return whether a model's text tower is open_clip's causal one, pooled at the end-of-text token."""
     return (
         type(clip) is open_clip.CLIP
@@ -299,7 +299,7 @@ def reads_end_of_text(clip: torch.nn.Module) -> bool:
     )
 
 
-def _are_units(text):
+def _are_units(text: torch.Tensor) -> bool:
     """Return whether all rows (Q, E) are finite and of length 1."""
     return bool(((text.norm(dim=-1) - 1).abs() < 1e-3).all())  # a comparison with NaN is false
 

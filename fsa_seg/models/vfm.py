@@ -5,7 +5,8 @@ A VFM is a module with `multiple`, `grid` and `forward`, see `check_vfm`. A VFM 
 Shape legend: B images, C feature channels, (h, w) the VFM's grid; images (B, 3, height, width).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import timm
 import torch
@@ -20,7 +21,18 @@ from fsa_seg.ops.device import constant
 from fsa_seg.settings import VFM, check_values
 from fsa_seg.system.paths import local_path
 
-POSITION_RULES = dict(offset=POSITION_OFFSET, size=0, timm=None)  # offset of the scale factors, see `TimmViT`
+# offset of the scale factors, see `TimmViT`
+POSITION_RULES: dict[str, float | None] = dict(offset=POSITION_OFFSET, size=0, timm=None)
+
+
+class VisionModel(Protocol):
+    """A VFM, as `check_vfm` checks it."""
+
+    multiple: tuple[int, int]
+
+    def grid(self, height: int, width: int, /) -> tuple[int, int]: ...
+
+    def __call__(self, images: torch.Tensor, /) -> torch.Tensor: ...
 
 
 def check_vfm(module: nn.Module, name: str) -> None:
@@ -48,13 +60,13 @@ def check_vfm(module: nn.Module, name: str) -> None:
         )
 
 
-def run_vfm(vfm: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def run_vfm(vfm: VisionModel, images: torch.Tensor) -> torch.Tensor:
     """Return a VFM's features (B, C, h, w) of images (B, 3, height, width) in 0..1 RGB.
 
     Raises:
         UserError: features of another shape than the VFM's `grid` says.
     """
-    features, grid = vfm(images), tuple(vfm.grid(*images.shape[2:]))
+    features, grid = vfm(images), tuple(vfm.grid(images.shape[2], images.shape[3]))
     shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if not isinstance(features, torch.Tensor) or len(shape) != 4 or (shape[0], *shape[2:]) != (len(images), *grid):
         raise UserError(
@@ -64,7 +76,7 @@ def run_vfm(vfm: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return features
 
 
-def _is_side(value):
+def _is_side(value: object) -> bool:
     """Return whether a value is a whole number of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -83,8 +95,8 @@ class TimmModel(nn.Module):
         UserError: the model is unknown, or its weights are missing or do not fit.
     """
 
-    family = None  # pattern of timm's names
-    filter_fn = None  # timm's conversion of the publishers' files
+    family: str | None = None  # pattern of timm's names
+    filter_fn: Callable[..., dict[str, torch.Tensor]] | None = None  # timm's conversion of the publishers' files
 
     def __init__(
         self,
@@ -94,7 +106,7 @@ class TimmModel(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         random_weights: int | None = None,
-        **architecture,
+        **architecture: Any,
     ):
         super().__init__()
         check_values(dict(model_args=model_args), VFM, 'VFM')
@@ -186,15 +198,14 @@ class TimmViT(TimmModel):
         patches = tokens[:, self.vit.num_prefix_tokens :]
         return patches.transpose(1, 2).unflatten(2, grid)
 
-    def _embed(self, images, grid):
+    def _embed(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Return the tokens (B, T, C) that enter the first block, with position embeddings resized by `pos_embed`."""
-        vit = self.vit
+        vit, offset = self.vit, POSITION_RULES[self.pos_embed]
+        assert offset is not None  # the rule is not `timm`
         x = vit.patch_embed(images).flatten(1, 2)  # (B, h, w, C) -> (B, N, C)
         prefix = [t.expand(len(x), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
         embedded_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        position = resize_position_embedding(
-            vit.pos_embed[0], vit.patch_embed.grid_size, grid, embedded_prefix, POSITION_RULES[self.pos_embed]
-        )
+        position = resize_position_embedding(vit.pos_embed[0], vit.patch_embed.grid_size, grid, embedded_prefix, offset)
         if vit.no_embed_class:
             x = torch.cat([*prefix, x + position], 1)
         else:
@@ -261,12 +272,13 @@ def position_differences(config: dict, windows: Sequence[int], seed: int = 0) ->
     return figures
 
 
-def _load_strictly(vit, filter_fn):
+def _load_strictly(vit: Any, filter_fn: Callable[..., dict[str, torch.Tensor]] | None) -> None:
     """Load a ViT's pretrained weights through `timm`; missing and surplus keys, which `timm` allows, are an error."""
-    loads = []  # the missing and surplus keys of each load
+    assert filter_fn is not None, 'the class has no `filter_fn`'
+    loads: list[Any] = []  # the missing and surplus keys of each load
     hook = vit.register_load_state_dict_post_hook(lambda _, keys: loads.append(keys))
 
-    def checked_filter(state, model):
+    def checked_filter(state: Mapping[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
         """Convert a file's state; refuse patches or a grid of another size, which timm would resize in silence."""
         expected = model.state_dict()
         converted = filter_fn(dict(state), model)

@@ -129,6 +129,7 @@ def check(weights: Weights) -> tuple[str, str]:
     `timm`'s downloads contain it. 'readable' says that the file's structure alone was checked.
     """
     path = path_of(weights)
+    assert path is not None  # the weights are local
     expected = None
     if weights.files:
         expected = re.fullmatch('[0-9a-f]{64}', os.path.basename(os.path.realpath(path)))
@@ -150,9 +151,11 @@ def size_of(path: str) -> int:
     return sum(os.path.getsize(file) for file in files)
 
 
-def _from_hub(weights, file):
+def _from_hub(weights: Weights, file: str) -> str:
     """Return the path of a file of the hub; a broken connection is resumed, which older hub clients do not do."""
-    for tries_left in reversed(range(TRIES)):
+    tries_left = TRIES
+    while True:
+        tries_left -= 1
         try:
             return hf_hub_download(weights.source, file, cache_dir=weights.cache_dir)
         except OSError as error:
@@ -160,7 +163,7 @@ def _from_hub(weights, file):
                 raise
 
 
-def _url_target(weights):
+def _url_target(weights: Weights) -> str:
     """Return the path at which the libraries keep a download from a URL."""
     if weights.kind == 'backbone':
         folder = os.path.expanduser(weights.cache_dir or '~/.cache/clip')
@@ -169,7 +172,7 @@ def _url_target(weights):
     return os.path.join(folder, os.path.basename(weights.source))
 
 
-def _check_file(path, expected):
+def _check_file(path: str, expected: str | None) -> tuple[str, str]:
     """Return the state of a file, see `check`; `expected` is the head of the file's SHA-256, or None."""
     if expected:
         real = os.path.realpath(path)
@@ -193,7 +196,7 @@ def _check_file(path, expected):
     return 'readable', ''
 
 
-def _sha256(path):
+def _sha256(path: str) -> str:
     """Return the SHA-256 of a file, and show how much of it is read."""
     size, title = os.path.getsize(path), os.path.basename(path)[:16]
     with Bar(total=size, unit='B', unit_scale=True, leave=False, desc=title) as bar:

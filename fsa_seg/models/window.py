@@ -5,6 +5,7 @@ images (B, 3, height, width).
 """
 
 import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,13 +17,14 @@ from fsa_seg.models.clip import trunk_and_inner
 from fsa_seg.ops.attention import map_rows
 from fsa_seg.ops.feedback import FSA, adapt, ensemble, prune
 from fsa_seg.ops.last_block import LastBlock, Projections
+from fsa_seg.ops.types import ImageTower
 
 FEEDBACK_KEYS = tuple(inspect.signature(FSA).parameters)
 Features = Tensor | dict[str, Tensor] | None
 
 
 def patch_logits(
-    visual,
+    visual: ImageTower,
     images: Tensor,
     text: Tensor,
     *,
@@ -51,7 +53,7 @@ def patch_logits(
 
 
 def token_logits(
-    visual,
+    visual: ImageTower,
     tokens: Tensor,
     grid: tuple[int, int],
     text: Tensor,
@@ -75,7 +77,7 @@ def token_logits(
 
 
 def window_cosines(
-    visual,
+    visual: ImageTower,
     tokens: Tensor,
     grid: tuple[int, int],
     text: Tensor,
@@ -89,8 +91,8 @@ def window_cosines(
     seen = {role: value for role, value in features.items() if method.roles[role] == 'window'}
     images = {role: list(value.split(1)) for role, value in features.items() if role not in seen}
     blocks = visual.transformer.resblocks
-    inner = {index: Projections(blocks[index], before) for index, before in (inner or {}).items()}
-    return WindowCosines(method, LastBlock(visual, tokens, grid, seen, inner, images), text)
+    earlier = {index: Projections(blocks[index], before) for index, before in (inner or {}).items()}
+    return WindowCosines(method, LastBlock(visual, tokens, grid, seen, earlier, images), text)
 
 
 def role_features(method: Method, features: Features) -> dict[str, Tensor]:
@@ -127,7 +129,7 @@ class Inspection(NamedTuple):
 
 
 def inspect_patch(
-    visual,
+    visual: ImageTower,
     images: Tensor,
     text: Tensor,
     index: tuple[int, int],
@@ -143,22 +145,24 @@ def inspect_patch(
         index (int, int): row and column of the patch on the output's grid, which is the VFM's where there is one.
         visual, text, method, feedback, vfm_features: as of `patch_logits`.
     """
-    feedback, method = resolve_feedback(feedback), make_method(method)
-    check_feedback(method, feedback)
+    fsa, method = resolve_feedback(feedback), make_method(method)
+    check_feedback(method, fsa)
     tokens, grid, inner = trunk_and_inner(visual, images, method.inner_blocks(len(visual.transformer.resblocks)))
     windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner)
-    attention, values = windows.attention, windows.block.values(windows.attention)
+    attention = windows.attention
+    assert fsa is not None and attention is not None  # FSA is on, and adapts a map
+    values = windows.block.values(attention)
     heads = windows.block.value_heads(attention)
     patch, first = index[0] * windows.grid[1] + index[1], int(attention.covers_cls)
-    before, _ = list(windows.rounds(feedback))[-2:]
-    similarity = feedback.similarities(before, windows.uniform)
-    pruned = prune(similarity, feedback.p)
-    adapted = adapt(similarity, feedback.lam, feedback.p)
+    before, _ = list(windows.rounds(fsa))[-2:]
+    similarity = fsa.similarities(before, windows.uniform)
+    pruned = prune(similarity, fsa.p)
+    adapted = adapt(similarity, fsa.lam, fsa.p)
 
-    def row_of(apply):
+    def row_of(apply: Callable[[Tensor], Tensor]) -> Tensor:
         return map_rows(apply, patch + first, values, heads).mean(0)[first:]
 
-    def apply_adapted(*tensors):
+    def apply_adapted(*tensors: Tensor) -> list[Tensor]:
         return [adapted.to(tensor.dtype) @ tensor for tensor in tensors]
 
     rows = (
@@ -166,7 +170,7 @@ def inspect_patch(
         similarity[0, patch],
         pruned[0, patch],
         adapted[0, patch],
-        row_of(lambda unit: ensemble(attention, apply_adapted, unit, feedback.terms)),
+        row_of(lambda unit: ensemble(attention, apply_adapted, unit, fsa.terms)),
     )
     return Inspection(*(row.unflatten(0, windows.grid) for row in rows))
 
