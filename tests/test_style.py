@@ -1,4 +1,4 @@
-"""The code's form: `ruff` with the settings of pyproject.toml."""
+"""The code's form and types: `ruff` and `mypy` with the settings of pyproject.toml."""
 
 import os
 import subprocess
@@ -9,9 +9,17 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+def run(*command):
+    """Run a module of Python in the repository."""
+    return subprocess.run([sys.executable, '-m', *command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize('command', [['check'], ['format', '--check']], ids=['check', 'format'])
 def test_ruff(command):
-    run = subprocess.run(
-        [sys.executable, '-m', 'ruff', *command, '.'], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    done = run('ruff', *command, '.')
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mypy():
+    done = run('mypy')
+    assert done.returncode == 0, done.stdout + done.stderr
