@@ -1,4 +1,4 @@
-"""The set-up of quickstart.sh and run_tests.sh, with stand-ins for Python and pip: messages and installations."""
+"""The set-up of quickstart.sh, run_tests.sh and check.sh, with stand-ins for Python and pip."""
 
 import glob
 import importlib.metadata
@@ -28,6 +28,9 @@ case "$*" in
   "-m pip install"*)
     [ -z "$PIP_FAILS" ] || { echo "ERROR: no route to the registry"; exit 1; }
     echo "installed $*" >> pip_calls ;;
+  "-m ruff"*|"-m mypy"*)
+    echo "$*" >> checks
+    [ "$*" != "-m $FAILS" ] || { echo "what is wrong"; exit 1; } ;;
   tools/benchmark.py*) echo "$*" > benchmark; exit "${BENCHMARK:-0}" ;;
   "-c import cv2")
     [ -z "$NO_LIBGL" ] || { echo "ImportError: libGL.so.1: cannot open shared object file" >&2; exit 1; } ;;
@@ -44,7 +47,7 @@ def script(path, text):
 def repository(tmp_path):
     """A repository with the set-up scripts alone; the stand-ins run in place of tools/benchmark.py and pytest."""
     (tmp_path / 'tools').mkdir()
-    for name in ('setup_env.sh', 'quickstart.sh', 'run_tests.sh'):
+    for name in ('setup_env.sh', 'quickstart.sh', 'run_tests.sh', 'check.sh'):
         shutil.copy(os.path.join(ROOT, 'tools', name), tmp_path / 'tools')
     for name in ('pyproject.toml', 'requirements.txt', 'setup.py'):
         (tmp_path / name).write_text(name)
@@ -59,7 +62,7 @@ def run(repository, name='quickstart.sh', version='3.11.7', **environment):
     return subprocess.run(['bash', str(repository / 'tools' / name)], env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize('name', ['quickstart.sh', 'run_tests.sh'])
+@pytest.mark.parametrize('name', ['quickstart.sh', 'run_tests.sh', 'check.sh'])
 def test_python_too_old(repository, name):
     done = run(repository, name, version='3.8.1')
     assert done.returncode == 1
@@ -154,6 +157,19 @@ def test_quickstart_compares_with_the_expected_numbers(repository):
     assert run(repository).returncode == 0
     assert '--golden data/mini/golden.json' in (repository / 'benchmark').read_text()
     assert run(repository, BENCHMARK='1').returncode == 1
+
+
+CHECKS = ['ruff check .', 'ruff format --check .', 'mypy']
+
+
+@pytest.mark.parametrize('fails', ['', *CHECKS])
+def test_every_check_runs_and_one_that_fails_is_the_status(repository, fails):
+    """Each check prints one line, and a check that fails prints what is wrong as well."""
+    done = run(repository, 'check.sh', FAILS=fails)
+    assert done.returncode == bool(fails)
+    assert (repository / 'checks').read_text().splitlines() == [f'-m {check}' for check in CHECKS]
+    expected = [f'{check}: failed\nwhat is wrong\n' if check == fails else f'{check}: passed\n' for check in CHECKS]
+    assert done.stdout.endswith(''.join(expected))
 
 
 def test_versions_of_a_constraints_file(repository):
