@@ -1,6 +1,7 @@
 """Pictures: an image beside its truth and predictions, with a legend of the classes that the label maps show.
 
 Images are (height, width, 3) uint8 RGB. Label maps are (height, width) integers. Labels beyond the palette are void.
+Pictures change colours of a palette where shown classes would look alike, see `fsa_seg.visualization.colors`.
 """
 
 import functools
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fsa_seg.datasets.data_sets import read_as_loaded
 from fsa_seg.errors import UserError
 from fsa_seg.system.paths import check_file, new_file
+from fsa_seg.visualization.colors import WHITE, distinct_colors
 
 TITLE, LEGEND, GAP = 22, 20, 6  # height of a title, height of a legend line, margin; in pixels
 SPOT = 3  # radius of a pixel's mark
@@ -25,7 +27,6 @@ ROW_TITLES = dict(  # titles of a patch's rows of FSA's maps
 )
 ROWS = 64  # rows of an image drawn at once; float values of a large photograph would fill gigabytes
 _OPACITY = 0.75
-WHITE = (255, 255, 255)
 
 
 def picture_grid(
@@ -44,8 +45,9 @@ def picture_grid(
         palette: RGB colours of the labels, 0..255.
         columns: tiles per row; by default all tiles share a row.
     """
+    shown, palette = _shown(label_maps.values(), palette)
     tiles = {'image': lambda: image, **_overlays(image, label_maps, palette)}
-    return _compose(tiles, image.shape[:2], _legend(label_maps.values(), classes, palette), columns or len(tiles))
+    return _compose(tiles, image.shape[:2], _legend(shown, classes, palette), columns or len(tiles))
 
 
 def attention_picture(
@@ -67,6 +69,7 @@ def attention_picture(
             the title gives both.
         label_maps, classes, palette: as of `picture_grid`.
     """
+    shown, palette = _shown(label_maps.values(), palette)
     tiles = {f'patch at {pixel[0]},{pixel[1]}': functools.partial(_framed, image, window)}
     for name, values in rows.items():
         kept = values[np.isfinite(values)]
@@ -74,7 +77,7 @@ def attention_picture(
         tiles[title] = functools.partial(_heat, image, window, values)
     tiles.update(_overlays(image, label_maps, palette))
     tiles = {title: functools.partial(_spotted, tile, pixel) for title, tile in tiles.items()}
-    return _compose(tiles, image.shape[:2], _legend(label_maps.values(), classes, palette), 4)
+    return _compose(tiles, image.shape[:2], _legend(shown, classes, palette), 4)
 
 
 def _overlays(image, label_maps, palette):
@@ -115,11 +118,17 @@ def _heat(image, window, values):
     return out
 
 
-def _legend(label_maps, classes, palette):
-    """Return (name, colour) of each label in the label maps."""
+def _shown(label_maps, palette):
+    """Return the labels in the label maps, and the palette with distinct colours for these labels."""
     shown = sorted(
         {label for labels in label_maps for rows in _blocks(len(labels)) for label in np.unique(labels[rows]).tolist()}
     )
+    colors = distinct_colors(palette, [label for label in shown if label < len(palette)])
+    return shown, [colors.get(label, color) for label, color in enumerate(palette)]
+
+
+def _legend(shown, classes, palette):
+    """Return (name, colour) of each shown label."""
     return [(classes[i], palette[i]) if i < len(classes) else ('void', WHITE) for i in shown]
 
 

@@ -54,6 +54,21 @@ def test_a_picture_grid_places_image_and_maps_side_by_side():
     assert rows.width < picture.shape[1] and rows.height > picture.shape[0]
 
 
+def test_classes_of_one_picture_are_told_apart():
+    """Two greens of a palette: the second class gets another colour, the same in all tiles and in the legend."""
+    palette = [[0, 255, 0], [20, 255, 0], [0, 0, 255]]
+    image, labels = np.zeros((8, 60, 3), np.uint8), np.arange(60)[None].repeat(8, 0) // 30
+    picture = np.array(picture_grid(image, dict(truth=labels, prediction=labels[:, ::-1]), 'abc', palette))
+    top, step = GAP + TITLE, 60 + GAP
+    first, second = (picture[top + 4, GAP + step + x].tolist() for x in (10, 50))
+    assert first == [0, 191, 0] and np.abs(np.subtract(first, second)).max() > 100
+    assert [picture[top + 4, GAP + 2 * step + x].tolist() for x in (50, 10)] == [first, second]
+    legend = picture[top + 8 :].reshape(-1, 3).tolist()
+    assert [0, 255, 0] in legend and [20, 255, 0] not in legend
+    alone = np.array(picture_grid(image, dict(truth=labels * 0 + 1), 'abc', palette))
+    assert [20, 255, 0] in alone.reshape(-1, 3).tolist()  # a class that no other class looks like keeps its colour
+
+
 def test_picture_file(tmp_path):
     write_picture(Image.new('RGB', (3, 2)), tmp_path / 'new' / 'p.png')
     assert Image.open(tmp_path / 'new' / 'p.png').size == (3, 2)
