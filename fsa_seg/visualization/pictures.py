@@ -6,6 +6,7 @@ Pictures change colours of a palette where shown classes would look alike, see `
 
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -21,6 +22,7 @@ from fsa_seg.system.paths import check_file, new_file
 from fsa_seg.visualization.colors import WHITE, distinct_colors
 
 TITLE, LEGEND, GAP = 22, 20, 6  # height of a title, height of a legend line, margin; in pixels
+LONGEST = 220  # width from which a title or a class name is cut, in pixels; a wider tile allows a longer title
 SPOT = 3  # radius of a pixel's mark
 ROW_TITLES = dict(  # titles of a patch's rows of FSA's maps
     attention='A', similarity='S', pruned='S pruned', adapted='W', ensemble='A with FSA'
@@ -128,8 +130,19 @@ def _shown(label_maps, palette):
 
 
 def _legend(shown, classes, palette):
-    """Return (name, colour) of each shown label."""
-    return [(classes[i], palette[i]) if i < len(classes) else ('void', WHITE) for i in shown]
+    """Return (name, colour) of each shown label: a class's first word, or all of its words if two first words agree."""
+    names = [classes[i] if i < len(classes) else 'void' for i in shown]
+    words = [_first_word(name) for name in names]
+    return [
+        (word if words.count(word) == 1 else ' '.join(name.split()), palette[i] if i < len(classes) else WHITE)
+        for i, name, word in zip(shown, names, words)
+    ]
+
+
+def _first_word(name: str) -> str:
+    """Return the first of a class's words: 'chest of drawers; chest' -> 'chest of drawers'."""
+    words = (' '.join(word.split()) for word in re.split('[;,]', name))
+    return next(filter(None, words), name)
 
 
 def _compose(tiles, size, entries, columns):
@@ -137,26 +150,37 @@ def _compose(tiles, size, entries, columns):
 
     Args:
         tiles (dict): title -> function that returns the tile's image, uint8 RGB. Memory holds one tile at a time.
-        size (int, int): height and width of a tile.
-        entries (list): (name, colour), see `_legend`.
+        size (int, int): height and width of an image; a tile is wider where its title is.
+        entries (list): (name, colour) of the legend.
         columns (int): tiles per row.
     """
-    height, width = size
-    rows = -(-len(tiles) // columns)
     font = ImageFont.load_default(14)
+    height, width = size
+    width = max(width, *(min(LONGEST, int(font.getlength(title)) + 1) for title in tiles))
+    rows = -(-len(tiles) // columns)
     total = columns * (width + GAP) + GAP
+    entries = [(_cut(name, font, min(LONGEST, total - 2 * GAP - 17)), color) for name, color in entries]
     places, legend_height = _legend_places(entries, font, total)
     canvas = Image.new('RGB', (total, rows * (height + TITLE + GAP) + GAP + legend_height), 'white')
     draw = ImageDraw.Draw(canvas)
     for i, (title, tile) in enumerate(tiles.items()):
         x, y = GAP + (i % columns) * (width + GAP), GAP + (i // columns) * (height + TITLE + GAP)
-        draw.text((x, y), title, 'black', font)
+        draw.text((x, y), _cut(title, font, width), 'black', font)
         canvas.paste(Image.fromarray(tile()), (x, y + TITLE))
     top = canvas.height - legend_height
     for (name, color), (x, y) in zip(entries, places):
         draw.rectangle((x, top + y + 3, x + 12, top + y + 15), tuple(int(c) for c in color), 'black')
         draw.text((x + 17, top + y), name, 'black', font)
     return canvas
+
+
+def _cut(text, font, width):
+    """Return a text cut to a width in pixels; '…' marks a cut."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f'{text}…') > width:
+        text = text[:-1]
+    return f'{text.rstrip()}…'
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
