@@ -72,10 +72,11 @@ class Segmenter:
         feedback (bool, dict or str): FSA off or on, its settings (dict(lam=..., p=...)), or a feedback component.
         protocol (str): its default settings are used (window, stride, resize, logit_scale); 'own' is the method's.
         precision (str): 'auto', 'fp32', 'fp16' or 'bf16'.
-        device (str): by default the GPU, on a machine that has a GPU.
+        device (str or torch.device): by default the GPU, on a machine that has a GPU.
 
     Raises:
-        UserError: a component that does not exist, or weights that are missing or do not fit.
+        UserError: a component that does not exist, weights that are missing or do not fit, or a device that torch
+            cannot use.
     """
 
     def __init__(
@@ -88,10 +89,10 @@ class Segmenter:
         precision='auto',
         device=None,
     ):
+        device = get_device() if device is None else check_device(device)
         components = load_components(method, feedback, backbone, vfm)
         settings = protocol_settings(load_protocol(protocol, components), None)
         self.resize = Resize(scale=(MAX_LONG_SIDE, settings['short']), keep_ratio=True)
-        device = device or get_device()
         self.settings = (
             f'{components["method"].name}{" + FSA" if feedback else ""}, {resolve_precision(precision, device)}'
         )
@@ -219,3 +220,25 @@ class Segmenter:
         labels, kept = model.labels(pixels.cosines, text, inputs, prob_thd, scores)
         check_finite_stages(pixels.finite, 'the image', self.settings)
         return labels.cpu().numpy(), None if kept is None else kept.cpu().numpy()
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device of a name; raise a UserError if torch cannot use the device on this machine.
+
+    The check leaves a GPU untouched: `fsa_seg.ops.device.exact_float32` comes before CUDA starts.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        named = torch.device(device)
+        if named.type != 'cuda':
+            torch.zeros(1, device=named).cpu()
+        elif (named.index or 0) >= gpus:
+            raise IndexError
+    except Exception:  # torch's errors are of many types
+        others = ['mps'] if torch.backends.mps.is_available() else []
+        usable = ', '.join(['cpu', *(f'cuda:{i}' for i in range(gpus)), *others])
+        raise UserError(
+            f'device={str(device)!r}: this machine has {gpus or "no"} GPU{"s" * (gpus > 1)} that torch can use; leave '
+            f'device out, or give one of: {usable}'
+        ) from None
+    return named

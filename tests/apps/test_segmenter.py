@@ -2,13 +2,16 @@
 
 import concurrent.futures
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
+from mmseg.registry import MODELS
 from PIL import Image
 
 from fsa_seg import Segmenter
+from fsa_seg.apps.segmenter import check_device
 from fsa_seg.errors import UserError
 
 from conftest import MINI
@@ -99,3 +102,30 @@ def test_a_whole_image_at_the_place_of_a_pixel():
     assert found.patch == (row, column) and found.window == (0, 0, 310, 150)
     assert column == columns.max() - (columns.max() + 1) * 10 // 310 or column >= columns.max() - 1
     assert row <= 2 and torch.tensor(found.rows.attention).sum() == pytest.approx(1.0, abs=1e-4) and rows.size
+
+
+@pytest.mark.parametrize('gpus', [0, 2])
+@pytest.mark.parametrize('device', ['cuda', 'cuda:7', 'gpu', '', 'mps', 'meta', torch.device('cuda', 7), 9, ['cpu']])
+def test_a_device_that_torch_cannot_use(monkeypatch, device, gpus):
+    """It is found before anything is built, and the message says what is there."""
+    if (device == 'cuda' and gpus) or (device == 'mps' and torch.backends.mps.is_available()):
+        return
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setattr(MODELS, 'build', lambda *_: pytest.fail('a model was built'))
+    there = 'has 2 GPUs that torch .*cpu, cuda:0, cuda:1' if gpus else 'has no GPU that torch .*leave device out, .*cpu'
+    with pytest.raises(UserError, match=f'device={re.escape(repr(str(device)))}: this machine {there}'):
+        Segmenter(backbone='toy', vfm='toy', method='sclip', device=device)
+
+
+def test_a_device_by_name_or_as_torchs():
+    assert check_device('cpu') == check_device(torch.device('cpu')) == torch.device('cpu')
+    made = Segmenter(backbone='toy', method='clip', feedback=False, device=torch.device('cpu'))
+    assert made.segment(PATHS[0], WORDS[0]).labels.shape == (240, 320)
+
+
+def test_check_device_leaves_the_gpu_untouched(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, '_lazy_init', lambda: pytest.fail('CUDA was started'))
+    assert check_device('cuda:1') == torch.device('cuda:1') and check_device('cuda') == torch.device('cuda')
