@@ -1,7 +1,9 @@
 """`Segmenter`: what it takes, and that several threads may call it at once."""
 
 import concurrent.futures
+import copy
 import os
+import pickle
 import re
 
 import numpy as np
@@ -102,6 +104,24 @@ def test_a_whole_image_at_the_place_of_a_pixel():
     assert found.patch == (row, column) and found.window == (0, 0, 310, 150)
     assert column == columns.max() - (columns.max() + 1) * 10 // 310 or column >= columns.max() - 1
     assert row <= 2 and torch.tensor(found.rows.attention).sum() == pytest.approx(1.0, abs=1e-4) and rows.size
+
+
+def test_results_are_short_texts(segmenter):
+    """They say shape, classes and shares; fields, unpacking and copies are those of a named tuple."""
+    found = segmenter.segment(PATHS[0], [*WORDS[0], *WORDS[1]], scores=True)
+    share = 100 * (found.labels == 4).mean()
+    pattern = r'Segmentation\(240×320, 4 classes: (\d+ % \w+; ){3}…; scores \(5, 240, 320\)\)'
+    assert re.fullmatch(pattern, repr(found)) and f' {share:.0f} % wood;' in repr(found)
+    labels, scores, picture = found
+    assert labels is found.labels and found._fields == ('labels', 'scores', 'picture') and picture is found.picture
+    for copied in (copy.copy(found), pickle.loads(pickle.dumps(found))):
+        assert repr(copied) == repr(found) and copied.classes == ('cat', 'grass', 'wall', 'sky', 'wood')
+    bare = found._replace(labels=np.arange(100000).reshape(100, 1000) // 99999, scores=None)
+    assert repr(bare) == 'Segmentation(100×1000, 2 classes: 100 % class 0; <1 % class 1; no scores)'
+    looked = segmenter.attention(PATHS[0], ['wood'], 50, 40)
+    assert len(looked) == 6 and re.fullmatch(
+        r'AttentionRows\(patch \(\d+, \d+\) of 14×14 in window \(.*\); 240×320, 1 class: 100 % wood\)', repr(looked)
+    )
 
 
 @pytest.mark.parametrize('gpus', [0, 2])
