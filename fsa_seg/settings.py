@@ -249,6 +249,8 @@ CELL = dict(
     limit=either(whole(1), NONE),
     changed=list_of(TEXT),
     toy=FLAG,
+    toy_models=FLAG,
+    toy_data=FLAG,
     random_weights=RANDOM,
 )
 

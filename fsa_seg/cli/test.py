@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     from fsa_seg.errors import UserError
     from fsa_seg.evaluation.passes import check_out, prepare, result_path, run_cell
-    from fsa_seg.evaluation.results import TOY_NOTE, row_name
+    from fsa_seg.evaluation.results import row_name, toy_note
     from fsa_seg.system.paths import make_folder
 
     if args.export and not args.export.endswith('.py'):
@@ -144,8 +144,8 @@ def main(argv: Sequence[str]) -> None:
     figures = '  '.join(f'{key} {"–" if value is None else f"{value:.2f}"}' for key, value in result['metrics'].items())
     settings = ', '.join([names['protocol'], *names['changed']])
     print(f'{row_name(names)} on {names["dataset"]} ({settings}): {figures}')
-    if names['toy']:
-        print(TOY_NOTE)
+    if note := toy_note(names):
+        print(note)
     if names.get('random_weights') is not None:
         print(f'random weights of seed {names["random_weights"]}: it enters no table')
     if result['partial']:

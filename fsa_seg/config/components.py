@@ -27,7 +27,7 @@ from fsa_seg.models.segmentor import register_method, vfms_by_role
 from fsa_seg.models.text import read_classes
 from fsa_seg.models.weights import Weights, weights_from
 from fsa_seg.settings import BACKBONE, DATASET, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values, dict_of, list_of
-from fsa_seg.system.paths import CONFIGS, TOY_MARK, component_files, find_root, local_path
+from fsa_seg.system.paths import CONFIGS, component_files, find_root, is_drawn, local_path
 
 KINDS = dict(
     dataset='datasets',
@@ -203,6 +203,11 @@ def component_titles(components: dict) -> dict[str, str | None]:
     )
 
 
+def has_toy_models(components: dict) -> bool:
+    """Return whether a backbone or VFM of `load_components` knows the toy world alone."""
+    return any(component.get('toy', False) for component in (components['backbone'], *components['vfm'].values()))
+
+
 def _vfm_names(method: Method, vfm) -> dict:
     """Return role -> name of a VFM component, from `vfm` of `load_components`."""
     if not method.roles:
@@ -353,14 +358,11 @@ def known_images(name: str, stated: int | list[int] | None, folder: str) -> int 
         stated: the number in the data set's config.
         folder: the data set's folder, or the data root.
     """
-    folder = os.path.abspath(folder)
-    while not os.path.exists(os.path.join(folder, TOY_MARK)):
-        if os.path.dirname(folder) == folder:
-            if not shipped('dataset', name):
-                return stated
-            return load_component('dataset', os.path.join(CONFIGS, KINDS['dataset'], f'{name}.py')).images
-        folder = os.path.dirname(folder)
-    return None
+    if is_drawn(folder):
+        return None
+    if not shipped('dataset', name):
+        return stated
+    return load_component('dataset', os.path.join(CONFIGS, KINDS['dataset'], f'{name}.py')).images
 
 
 def component_config(component: dict, random_weights: int | None = None) -> dict:

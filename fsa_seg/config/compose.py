@@ -21,6 +21,7 @@ from fsa_seg.config.components import (
     component_titles,
     dataset_config,
     feedback_of,
+    has_toy_models,
     known_images,
     load_component,
     load_components,
@@ -48,7 +49,7 @@ from fsa_seg.models.text import check_words, class_words, read_words
 from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, check_values, whole
 from fsa_seg.settings import RUNTIME as RUNTIME_RULES
 from fsa_seg.system.machine import usable_cores
-from fsa_seg.system.paths import CONFIGS, TOY_MARK, find_root
+from fsa_seg.system.paths import CONFIGS, find_root, is_drawn
 
 RUNTIME = os.path.join(CONFIGS, 'runtime.py')
 
@@ -152,6 +153,8 @@ def compose(
     classes = class_names(data)
     queries = read_words(words, classes) if words is not None else class_words(classes, **settings['words'])
     model = dict(model_config(components, settings, precision, random_weights=random_weights), words=queries)
+    toy_models = has_toy_models(components)
+    toy_data = is_drawn(find_root(os.path.join(data_root, data['data_root'])))
     cell = dict(
         component_titles(components),
         dataset=data.name,
@@ -160,7 +163,9 @@ def compose(
         random_weights=random_weights,
         changed=[],
         words=_words_name(words, queries) if words is not None else protocol.name,
-        toy=_is_toy(components, data_root),
+        toy=toy_models or toy_data,
+        toy_models=toy_models,
+        toy_data=toy_data,
     )
     defaults = load_file(RUNTIME)
     check_keys(runtime or {}, defaults, 'the runtime')
@@ -375,13 +380,6 @@ def _share_of_cores(most: int = 4) -> int:
     """Return the usable cores of a process, at most `most`; the processes of a machine share its cores."""
     processes = int(os.environ.get('LOCAL_WORLD_SIZE') or 1)  # set by torchrun
     return min(most, usable_cores() // processes)
-
-
-def _is_toy(components, data_root):
-    """Return whether a cell belongs to the toy world, by a component or by its data."""
-    models = (components['backbone'], *components['vfm'].values())
-    drawn = os.path.exists(os.path.join(find_root(data_root), TOY_MARK))
-    return any(component.get('toy', False) for component in models) or drawn
 
 
 def _add_imports(config, components):

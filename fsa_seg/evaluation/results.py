@@ -22,6 +22,11 @@ TOY_NOTE = (
     'These are the numbers of toy models on the toy world that the repository ships: they show that the suite '
     'works, and are never comparable with published ones.'
 )
+TOY_MODELS_NOTE = (
+    'These are the numbers of toy models, which know the toy world alone: on other data they mean nothing.'
+)
+TOY_DATA_NOTE = 'These are numbers on the drawn scenes of the toy world: they are never comparable with published ones.'
+TOY_NOTES = {(True, True): TOY_NOTE, (True, False): TOY_MODELS_NOTE, (False, True): TOY_DATA_NOTE}  # models, data
 
 
 class Cell(NamedTuple):
@@ -49,6 +54,12 @@ def row_name(cell: Mapping[str, Any]) -> str:
     if not cell['feedback']:
         return name
     return f'{name} + {re.sub("^fsa(?= |$)", "FSA", cell["feedback"])}'
+
+
+def toy_note(cell: Mapping[str, Any]) -> str | None:
+    """Return the line that goes with a cell's number if models or data are of the toy world, else None."""
+    both = cell['toy']  # an older result does not tell models from data
+    return TOY_NOTES.get((cell.get('toy_models', both), cell.get('toy_data', both)))
 
 
 def cell_id(cell: Mapping[str, Any], digest: str) -> str:
@@ -229,8 +240,9 @@ def _difference_text(key, before, now):
 def table(results: Sequence[Mapping[str, Any]], datasets: Sequence[str]) -> str:
     """Return a Markdown table of mIoU (percent): a row per method, feedback and setting, a column per data set.
 
-    Different cells never share a row: where they would, each row names the settings that differ. A line above the
-    table tells of toy results. The table leaves out partial results and results of random weights, and a line says so.
+    Different cells never share a row: where they would, each row names the settings that differ. Lines above the
+    table tell of toy models and toy data. The table leaves out partial results and results of random weights, and a
+    line says so.
 
     Args:
         results: see `read_result`.
@@ -248,7 +260,9 @@ def table(results: Sequence[Mapping[str, Any]], datasets: Sequence[str]) -> str:
         figures.append([*row, *('–' if math.isnan(value) else f'{value:.1f}' for value in [*values, mean])])
     columns = [*datasets, 'mean']
     body = markdown_table(['method', 'backbone', 'VFM', 'protocol', *columns], figures, right=columns)
-    note = [TOY_NOTE, ''] if any(result['cell']['toy'] for result in results) else []
+    note = []
+    for line in dict.fromkeys(filter(None, (toy_note(result['cell']) for result in results))):
+        note += [line, '']
     if len(complete) < len(results):
         note += [
             f'{len(results) - len(complete)} results of random weights, or of a part of a data set, are left out.',

@@ -47,6 +47,16 @@ def find_root(path: str) -> str:
     return shipped if not os.path.isdir(path) and os.path.isdir(shipped) else path
 
 
+def is_drawn(folder: str) -> bool:
+    """Return whether a folder lies in a data root of drawn scenes, which TOY_MARK marks."""
+    folder = os.path.abspath(folder)
+    while not os.path.exists(os.path.join(folder, TOY_MARK)):
+        if os.path.dirname(folder) == folder:
+            return False
+        folder = os.path.dirname(folder)
+    return True
+
+
 def make_folder(path: str) -> None:
     """Make a folder; raise a UserError if the folder cannot be made or written to."""
     try:

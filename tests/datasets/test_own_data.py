@@ -47,6 +47,8 @@ def options(folder):
 def test_options_in_place_of_a_config(run_tool, user_data, tmp_path):
     status, printed = run_tool('test', *options(user_data), *TOY, '--out', 'one.json', '--show-dir', 'shown')
     assert status == 0 and 'SCLIP + FSA on own_mine (sclip): mIoU' in printed, printed
+    assert 'toy models, which know the toy world alone: on other data they mean nothing' in printed
+    assert 'that the repository ships' not in printed
     result = json.loads((tmp_path / 'one.json').read_text())
     assert [image['name'] for image in result['images']] == ['images/a.PNG', 'images/more/b.x.jpeg'] and not result[
         'partial'

@@ -1,11 +1,23 @@
 import json
+import os
 
 import pytest
 
 from fsa_seg.config.compose import compose
+from fsa_seg.datasets.data_sets import folder_dataset
 from fsa_seg.errors import UserError
-from fsa_seg.evaluation.results import TOY_NOTE, cell_id, read_result, table, write_result
+from fsa_seg.evaluation.results import (
+    TOY_DATA_NOTE,
+    TOY_MODELS_NOTE,
+    TOY_NOTE,
+    cell_id,
+    read_result,
+    table,
+    write_result,
+)
 from fsa_seg.methods import find_method
+
+from conftest import MINI
 
 TOY = dict(method='sclip', backbone='toy', vfm='toy', data_root='data/mini')
 
@@ -35,6 +47,39 @@ def test_table():
     assert '| SCLIP | toy | – | sclip | 41.3 | 8.0 | 24.6 |' in text
     assert '| SCLIP + FSA | toy | – | sclip | 60.0 | – | – |' in text
     assert TOY_NOTE not in table([result('voc21', toy=False)], ['voc21'])
+
+
+@pytest.mark.parametrize(
+    'models, data, told',
+    [(True, True, TOY_NOTE), (True, False, TOY_MODELS_NOTE), (False, True, TOY_DATA_NOTE), (False, False, None)],
+)
+def test_the_note_tells_toy_models_from_toy_data(models, data, told):
+    cell = result('voc21', toy=models or data)
+    cell['cell'].update(toy_models=models, toy_data=data)
+    text = table([cell], ['voc21'])
+    assert (told or 'mIoU in percent.') in text and ('toy' in text.split('mIoU in')[0]) == bool(told)
+    assert (TOY_NOTE in text) == (models and data)
+    both = table([cell, result('voc21', method='clip')], ['voc21'])
+    assert TOY_NOTE in both and (told or '') in both  # an older result, which does not tell them apart
+
+
+def test_a_cell_says_what_is_of_the_toy_world(tmp_path):
+    def parts(*arguments, **options):
+        cell = compose(*arguments, **options).cell
+        return cell.toy, cell.toy_models, cell.toy_data
+
+    images, labels = (os.path.join(MINI, 'VOCdevkit', 'VOC2012', name) for name in ('JPEGImages', 'SegmentationClass'))
+    (tmp_path / 'classes.txt').write_text('cat\ndog')
+    drawn, own = (
+        folder_dataset(*folders, str(tmp_path / 'classes.txt')) for folders in ((images, labels), [tmp_path] * 2)
+    )
+    assert parts('voc21', **TOY) == (True, True, True)
+    assert parts('voc21', 'sclip', backbone='toy', data_root=str(tmp_path)) == (True, True, False)
+    assert parts('voc21', 'sclip', data_root=MINI) == (True, False, True)
+    assert parts('voc21', 'sclip', data_root=str(tmp_path)) == (False, False, False)
+    assert parts(own, 'sclip', backbone='toy') == (True, True, False) and parts(drawn, 'sclip') == (True, False, True)
+    assert parts(own, 'sclip', data_root=MINI) == (False, False, False)  # own folders lie elsewhere
+    assert parts('voc21', 'proxyclip', vfm='toy', data_root=str(tmp_path)) == (True, True, False)
 
 
 def test_other_words_are_another_row():
