@@ -152,6 +152,7 @@ def test_segment(run_tool, tmp_path):
     status, printed = run_tool('segment', IMAGE, 'cat; kitten', 'grass', '--mini', '--out', 'cat.png')
     assert status == 0, printed
     assert '%  cat; kitten' in printed
+    assert '\nThese are toy models, which know the toy world alone: ' in printed
     assert Image.open(tmp_path / 'cat.png').width > 2 * 300
 
 

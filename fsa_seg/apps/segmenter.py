@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmseg.registry import MODELS
 from PIL import Image
 
-from fsa_seg.config.components import load_components, load_protocol, protocol_settings
+from fsa_seg.config.components import has_toy_models, load_components, load_protocol, protocol_settings
 from fsa_seg.config.compose import MAX_LONG_SIDE, model_config
 from fsa_seg.datasets.images import as_rgb
 from fsa_seg.datasets.palette import even_palette
@@ -24,6 +24,7 @@ from fsa_seg.ops.windows import cut_window, patch_at, to_window, window_spans
 from fsa_seg.settings import SEGMENTOR, check_values
 from fsa_seg.visualization.pictures import attention_picture, picture_grid
 
+TOY_MODELS = 'These are toy models, which know the toy world alone: what they find in other pictures means nothing.'
 SUMMARY = 3  # classes that the text of a result names
 Picture = str | Image.Image | np.ndarray
 
@@ -103,6 +104,9 @@ class Segmenter:
         precision (str): 'auto', 'fp32', 'fp16' or 'bf16'.
         device (str or torch.device): by default the GPU, on a machine that has a GPU.
 
+    Attributes:
+        note (str): what a user of the results has to know; None for real models.
+
     Raises:
         UserError: a component that does not exist, weights that are missing or do not fit, or a device that torch
             cannot use.
@@ -125,6 +129,7 @@ class Segmenter:
         self.settings = (
             f'{components["method"].name}{" + FSA" if feedback else ""}, {resolve_precision(precision, device)}'
         )
+        self.note = TOY_MODELS if has_toy_models(components) else None
         self.model = MODELS.build(model_config(components, settings, precision, device)).to(device)
 
     @torch.no_grad()

@@ -64,4 +64,6 @@ def main(argv: Sequence[str]) -> None:
     pixels = np.bincount(segmentation.labels.ravel(), minlength=len(args.classes))
     for name, count in zip(args.classes, pixels):
         print(f'{count / pixels.sum():7.1%}  {name}')
+    if segmenter.note:
+        print(segmenter.note)
     print(f'picture: {args.out}')

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fsa_seg import Segmenter
 from fsa_seg.apps.segmenter import check_device
+from fsa_seg.config.components import has_toy_models, load_components
 from fsa_seg.errors import UserError
 
 from conftest import MINI
@@ -136,6 +137,18 @@ def test_a_device_that_torch_cannot_use(monkeypatch, device, gpus):
     there = 'has 2 GPUs that torch .*cpu, cuda:0, cuda:1' if gpus else 'has no GPU that torch .*leave device out, .*cpu'
     with pytest.raises(UserError, match=f'device={re.escape(repr(str(device)))}: this machine {there}'):
         Segmenter(backbone='toy', vfm='toy', method='sclip', device=device)
+
+
+def test_the_note_of_toy_models(segmenter):
+    """Real models have none; a method without a VFM does not count a VFM."""
+    assert 'toy models, which know the toy world alone' in segmenter.note
+    for method, backbone, vfm, toy in (
+        ('sclip', 'clip_vit-b16', 'toy', False),
+        ('proxyclip', 'clip_vit-b16', 'toy', True),
+        ('proxyclip', 'clip_vit-b16', 'dino_vit-b8', False),
+        ('clip', 'toy', None, True),
+    ):
+        assert has_toy_models(load_components(method, None, backbone, vfm)) == toy
 
 
 def test_a_device_by_name_or_as_torchs():
