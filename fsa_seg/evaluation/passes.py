@@ -40,7 +40,7 @@ from fsa_seg.evaluation.results import Cell, cell_id, make_result, moved, read_r
 from fsa_seg.models.clip import check_inner_blocks, load_clip
 from fsa_seg.models.segmentor import check_window, configured_method, vfms_by_role
 from fsa_seg.models.shared_pass import label_field
-from fsa_seg.models.vfm import check_vfm
+from fsa_seg.models.vfm import build_vfm
 from fsa_seg.ops.device import device_name, exact_float32
 from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
 from fsa_seg.system.progress import Bar, note
@@ -445,8 +445,7 @@ def _check_models(models):
         for role, config in vfms_by_role(method, model.get('vfm')).items():
             key = json.dumps(config)
             if key not in vfms:
-                vfms[key] = built('the VFM', lambda config=config: MODELS.build(config))
-                check_vfm(vfms[key], config['type'])
+                vfms[key] = build_vfm(config)
             if method.roles[role] == 'window':
                 window_vfms[role] = vfms[key]
         check_window(model.window, patch, window_vfms)

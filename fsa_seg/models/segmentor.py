@@ -31,7 +31,7 @@ from fsa_seg.models.clip import (
 from fsa_seg.models.refinements import Refinements, join_tiles
 from fsa_seg.models.shared_pass import Images, Member, finite_field, merged_images, original_sizes
 from fsa_seg.models.text import Text, TextEncoder
-from fsa_seg.models.vfm import VisionModel, check_vfm, run_vfm
+from fsa_seg.models.vfm import VisionModel, build_vfm, run_vfm, vfm_grid, window_multiple
 from fsa_seg.models.window import Inspection, inspect_patch
 from fsa_seg.ops.device import batch_that_fits, exact_float32
 from fsa_seg.ops.feedback import FSA
@@ -106,16 +106,14 @@ def check_window(window: int, patch: tuple[int, int], vfms: dict[str, VisionMode
         UserError: a window smaller than a patch, or one that a VFM has no grid for.
     """
     vfms = vfms or {}
-    multiples = [('backbone', patch), *(('VFM', vfm.multiple) for vfm in vfms.values())]
+    multiples = [('backbone', patch), *(('VFM', window_multiple(vfm)) for vfm in vfms.values())]
     for name, sides in multiples:
         if 0 < window < max(sides):
             raise UserError(f'window is {window} pixels, smaller than a patch of the {name}, {sides[0]}×{sides[1]}')
     multiple = pair(math.lcm(*sides) for sides in zip(*(sides for _, sides in multiples)))
     for vfm in vfms.values() if window else ():
         height, width = (-(-window // side) * side for side in multiple)
-        grid = vfm.grid(height, width)
-        if not isinstance(grid, (tuple, list)) or len(grid) != 2:
-            raise UserError(f'the VFM {type(vfm).__name__}: grid returned {grid!r}; it has to be a pair (h, w)')
+        grid = vfm_grid(vfm, height, width)
         if not all(grid):
             raise UserError(
                 f'the VFM has no features for a window of {window} pixels: its grid would be '
@@ -288,7 +286,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
             for side, multiple in zip((height, width), self.multiple)
         )
         clip = height // self.visual.patch_size[0], width // self.visual.patch_size[1]
-        vfms = {role: pair(vfm.grid(height, width)) for role, vfm in self.window_vfms().items()}
+        vfms = {role: vfm_grid(vfm, height, width) for role, vfm in self.window_vfms().items()}
         return pair(self.method.grid(clip, vfms))
 
     def batch_size(self, run: Callable[[], Any], queries: int = 0) -> int:
@@ -549,8 +547,7 @@ def _load_backbone(config: dict[str, Any], precision: str) -> tuple[Any, Callabl
 
 def _load_vfm(config: dict[str, Any], precision: str, compile: bool) -> tuple[torch.nn.Module, str]:
     """Return a VFM in a precision, and the digest of its weights."""
-    vfm = MODELS.build(config)
-    check_vfm(vfm, config['type'])
+    vfm = build_vfm(config)
     what = f'the VFM {config.get("model", config["type"])!r} ({config.get("checkpoint") or "its download"})'
     check_finite(vfm, what)
     digest = weights_digest(vfm)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fsa_seg.errors import UserError
 from fsa_seg.methods.base import Method, WindowCosines
 from fsa_seg.models.text import Text
+from fsa_seg.models.vfm import window_multiple
 from fsa_seg.ops.last_block import LastBlock, Projections
 from fsa_seg.ops.types import pair
 from fsa_seg.ops.windows import Layout, Window, WindowPlace, cut_window, windows
@@ -327,7 +328,7 @@ class _WholeImages:
             key = id(segmentor.vfms[role]), index
             if key not in self._features:
                 image = self._images[index]
-                multiple = segmentor.vfms[role].multiple
+                multiple = window_multiple(segmentor.vfms[role])
                 padded = cut_window(image, (0, image.shape[1]), (0, image.shape[2]), multiple)
                 self._features[key] = segmentor.features(padded, [role])[role]
             features[role] = self._features[key]

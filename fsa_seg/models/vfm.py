@@ -1,6 +1,13 @@
 """Vision foundation models: an image to a grid of features, through unmodified `timm` models.
 
-A VFM is a module with `multiple`, `grid` and `forward`, see `check_vfm`. A VFM normalises and resizes images itself.
+A VFM is a module of any class registered in `MODELS`, which normalises and resizes images itself:
+
+    multiple                    what a window's height and width must be multiples of, in pixels: a pair of whole
+                                numbers, or one number for both
+    grid(height, width)         the rows and columns (h, w) of the features for a window of height × width pixels
+    forward(images)             features (B, C, h, w) of images (B, 3, height, width) in 0..1 RGB
+
+Its constructor takes `random_weights`: the seed of random weights, or None for trained weights.
 
 Shape legend: B images, C feature channels, (h, w) the VFM's grid; images (B, 3, height, width).
 """
@@ -15,9 +22,10 @@ from mmseg.registry import MODELS
 from timm.models import load_pretrained, vision_transformer, vision_transformer_sam
 from torch import nn
 
-from fsa_seg.errors import UserError, one_of
+from fsa_seg.errors import UserError, built, one_of
 from fsa_seg.models.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
 from fsa_seg.ops.device import constant
+from fsa_seg.ops.types import pair
 from fsa_seg.settings import VFM, check_values
 from fsa_seg.system.paths import local_path
 
@@ -28,7 +36,7 @@ POSITION_RULES: dict[str, float | None] = dict(offset=POSITION_OFFSET, size=0, t
 class VisionModel(Protocol):
     """A VFM, as `check_vfm` checks it."""
 
-    multiple: tuple[int, int]
+    multiple: int | tuple[int, int]
 
     def grid(self, height: int, width: int, /) -> tuple[int, int]: ...
 
@@ -38,9 +46,6 @@ class VisionModel(Protocol):
 def check_vfm(module: nn.Module, name: str) -> None:
     """Raise a UserError unless a module has `multiple` and `grid`, as every VFM has.
 
-    `multiple` is a pair of whole numbers, in pixels: a window's height is a multiple of the first, its width of the
-    second. `grid(height, width)` returns the rows and columns (h, w) of the features for a window in pixels.
-
     Args:
         module: the VFM.
         name: names the VFM in the message.
@@ -48,7 +53,9 @@ def check_vfm(module: nn.Module, name: str) -> None:
     faults, multiple = [], getattr(module, 'multiple', None)
     if multiple is None:
         faults.append('no `multiple`')
-    elif not isinstance(multiple, (tuple, list)) or len(multiple) != 2 or not all(map(_is_side, multiple)):
+    elif not _is_side(multiple) and not (
+        isinstance(multiple, (tuple, list)) and len(multiple) == 2 and all(map(_is_side, multiple))
+    ):
         faults.append(f'multiple = {multiple!r}')
     if not callable(getattr(module, 'grid', None)):
         faults.append('no method `grid`')
@@ -56,8 +63,38 @@ def check_vfm(module: nn.Module, name: str) -> None:
         raise UserError(
             f'the VFM {name!r} of class {type(module).__name__} has {" and ".join(faults)}; a VFM needs '
             "`multiple = (16, 16)` (what a window's height and width must be multiples of: two whole numbers of at "
-            'least 1), `grid(height, width) -> (h, w)` and `forward(images) -> (B, C, h, w)`'
+            'least 1, or one for both), `grid(height, width) -> (h, w)` and `forward(images) -> (B, C, h, w)`'
         )
+
+
+def build_vfm(config: dict) -> nn.Module:
+    """Return the VFM of a config, checked.
+
+    Raises:
+        UserError: the VFM cannot be built, or lacks what every VFM has.
+    """
+    vfm = built(f'the VFM {config["type"]}', lambda: MODELS.build(config))
+    check_vfm(vfm, config['type'])
+    return vfm
+
+
+def window_multiple(vfm: VisionModel) -> tuple[int, int]:
+    """Return what a window's height and width must be multiples of for a VFM, in pixels."""
+    return (vfm.multiple, vfm.multiple) if isinstance(vfm.multiple, int) else pair(vfm.multiple)
+
+
+def vfm_grid(vfm: VisionModel, height: int, width: int) -> tuple[int, int]:
+    """Return the grid (h, w) of a VFM's features for a window of height × width pixels.
+
+    Raises:
+        UserError: the VFM's `grid` returns no pair of whole numbers.
+    """
+    grid = vfm.grid(height, width)
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(isinstance(side, int) for side in grid):
+        raise UserError(
+            f'the VFM {type(vfm).__name__}: grid returned {grid!r}; it has to be a pair (h, w) of whole numbers'
+        )
+    return pair(grid)
 
 
 def run_vfm(vfm: VisionModel, images: torch.Tensor) -> torch.Tensor:
@@ -66,7 +103,7 @@ def run_vfm(vfm: VisionModel, images: torch.Tensor) -> torch.Tensor:
     Raises:
         UserError: features of another shape than the VFM's `grid` says.
     """
-    features, grid = vfm(images), tuple(vfm.grid(images.shape[2], images.shape[3]))
+    features, grid = vfm(images), vfm_grid(vfm, images.shape[2], images.shape[3])
     shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if not isinstance(features, torch.Tensor) or len(shape) != 4 or (shape[0], *shape[2:]) != (len(images), *grid):
         raise UserError(

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from fsa_seg.config.components import component_config, component_titles, feedback_of, load_components, segmentor_config
@@ -23,6 +22,7 @@ from fsa_seg.methods import SPELLED_OUT
 from fsa_seg.methods.base import Method
 from fsa_seg.models.clip import load_clip, trunk, trunk_and_inner
 from fsa_seg.models.segmentor import PRECISIONS
+from fsa_seg.models.vfm import build_vfm, run_vfm, window_multiple
 from fsa_seg.models.window import Features, resolve_feedback, role_features, token_logits, window_cosines
 from fsa_seg.ops import reference
 from fsa_seg.ops.device import device_name, exact_float32
@@ -143,13 +143,10 @@ class ArchitectureRuns:
         """Return features, cost and bytes of a VFM, and keep them without the model."""
         key = json.dumps(component, sort_keys=True)
         if key not in self._features:
-            vfm = MODELS.build(component_config(component, self.seed))
-            image = self._image(vfm.multiple)
-            expected = tuple(vfm.grid(*image.shape[2:]))
+            vfm = build_vfm(component_config(component, self.seed))
+            image = self._image(window_multiple(vfm))
             vfm = vfm.to(self.device, PRECISIONS[self.precision])
-            features, cost = measured(lambda: vfm(image), self.device)
-            if tuple(features.shape[2:]) != expected:
-                raise RuntimeError(f'the VFM promised a grid of {expected}, and gave {tuple(features.shape[2:])}')
+            features, cost = measured(lambda: run_vfm(vfm, image), self.device)
             self._features[key] = (features, cost, _bytes(vfm))
         return self._features[key]
 

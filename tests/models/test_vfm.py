@@ -1,11 +1,19 @@
 import pytest
 import timm
 import torch
+from mmseg.registry import MODELS
 from safetensors.torch import save_file
 from torchvision.transforms.functional import normalize
 
+from fsa_seg.config.compose import compose
+from fsa_seg.config.suites import load_suite
 from fsa_seg.errors import UserError
-from fsa_seg.models.vfm import TimmSAM, TimmViT, check_vfm
+from fsa_seg.methods import find_method
+from fsa_seg.models.vfm import TimmSAM, TimmViT, check_vfm, run_vfm
+from fsa_seg.ops.attention import named_map
+from fsa_seg.profiling.architectures import ArchitectureRuns
+
+from conftest import MINI
 
 ARGS = dict(patch_size=8, embed_dim=24, depth=2, num_heads=2, img_size=32)
 
@@ -126,7 +134,7 @@ class Vfm(torch.nn.Module):
 def test_a_vfm_has_a_multiple_and_a_grid(make):
     check_vfm(make(), 'toy')
     check_vfm(Vfm(), 'mine')
-    for multiple in (16, None, (16,), (16, 16, 16), (16, 0), (16, 8.0), (True, 8), '16', torch.tensor([16, 8])):
+    for multiple in (0, 16.0, None, (16,), (16, 16, 16), (16, 0), (16, 8.0), (True, 8), '16', torch.tensor([16, 8])):
         vfm = Vfm()
         vfm.multiple = multiple
         fault = 'no `multiple`' if multiple is None else 'multiple = '
@@ -138,6 +146,63 @@ def test_a_vfm_has_a_multiple_and_a_grid(make):
         check_vfm(vfm, 'mine')
     with pytest.raises(UserError, match='class Linear has no `multiple` and no method `grid`; .*`forward.images.'):
         check_vfm(torch.nn.Linear(1, 1), 'mine')
+
+
+@MODELS.register_module()
+class OneNumber(torch.nn.Module):
+    """A VFM whose multiple is one number, for height and width; the features are means of cells."""
+
+    def __init__(self, multiple=24, random_weights=None):
+        super().__init__()
+        self.multiple, self.weight = multiple, torch.nn.Parameter(torch.ones(1))
+
+    def grid(self, height, width):
+        return height // 24, width // 24
+
+    def forward(self, images):
+        return torch.nn.functional.avg_pool2d(images, 24) * self.weight
+
+
+def labels(method, multiple):
+    """Return the labels of an image of 80×100 pixels under a method whose VFM has this multiple."""
+    config = compose('voc21', method, None, 'toy', 'toy', data_root=MINI).model
+    vfm = dict(type='OneNumber', multiple=multiple)
+    model = MODELS.build(dict(config, vfm=vfm, words=[['cat'], ['sky']], window=64, stride=48))
+    image = torch.randint(256, (3, 80, 100), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return model.test_step(dict(inputs=[image]))[0].pred_sem_seg.data
+
+
+def test_one_number_is_the_multiple_of_both_sides(monkeypatch):
+    """For a VFM of windows, for a VFM of the whole image, and in the suite of architectures."""
+    assert torch.equal(labels('proxyclip', 24), labels('proxyclip', (24, 24)))
+    sclip, grids = find_method('sclip'), []
+    monkeypatch.setattr(sclip, 'roles', dict(far='image'))
+
+    def attention(self, block):
+        grids.extend(tuple(features.shape[2:]) for features in block.image_features['far'])
+        return named_map('qq', block)
+
+    monkeypatch.setattr(sclip, 'attention', attention)
+    assert torch.equal(labels('sclip', 24), labels('sclip', (24, 24)))
+    assert set(grids) == {(4, 5)}  # 80×100 pixels, padded to 96×120
+
+
+def test_a_row_of_architectures_takes_one_number(tmp_path):
+    part = tmp_path / 'one.py'
+    part.write_text("vfm = dict(name='one', type='OneNumber', licence='MIT')")
+    suite = load_suite('architectures')
+    suite.window = 96
+    cell = dict(backbone='toy', vfm=str(part), method='proxyclip', feedback=None)
+    row = ArchitectureRuns(suite, 0, 'fp32', 'cpu', str(tmp_path)).row(cell)
+    assert row['error'] is None and row['grid'] == [4, 4]
+
+
+@pytest.mark.parametrize('grid', [4, (4,), (4.0, 4.0), None])
+def test_a_grid_that_is_no_pair(grid):
+    vfm = OneNumber()
+    vfm.grid = lambda height, width: grid
+    with pytest.raises(UserError, match='OneNumber: grid returned .*; it has to be a pair .h, w. of whole numbers'):
+        run_vfm(vfm, torch.rand(1, 3, 96, 96))
 
 
 def test_bad_input(make, tmp_path):
