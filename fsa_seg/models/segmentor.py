@@ -240,10 +240,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         encoder = json.dumps(['encoder', backbone, precision, text_cache], sort_keys=True)
         self.encoder: TextEncoder | None = models.setdefault(encoder, TextEncoder(clip, tokenizer, text_cache))
         self.register_buffer('text_rows', torch.empty(0), persistent=False)
-        self._text = None
-        if words is not None:
-            self._text = self.encoder.encode(words, get_device())
-            self.text_rows, self.encoder = self._text.rows, None
+        self._text: Text | None = None
         self.visual: ImageTower = clip.visual
         self.vfms = cast(MutableMapping[str, VisionModel], torch.nn.ModuleDict())
         if compile:
@@ -252,7 +249,19 @@ class TrainingFreeSegmentor(BaseSegmentor):
         for role, config in vfms.items():
             self.vfms[role], self.weights[f'vfm.{role}'] = _once(models, _load_vfm, config, precision, compile)
         self.multiple = check_window(window, self.visual.patch_size, self.window_vfms())
+        if words is not None:
+            self.keep_words(words)  # last, since it may take minutes
         self.eval()
+
+    def keep_words(self, words: Sequence[Sequence[str]]) -> None:
+        """Embed words, which `predict` segments into by default, and drop the text tower.
+
+        Args:
+            words: the query words of each class.
+        """
+        assert self.encoder is not None  # words come once
+        text = self.encoder.encode(words, get_device())
+        self._text, self.text_rows, self.encoder = text, text.rows, None
 
     @property
     def text(self) -> Text:
@@ -270,7 +279,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         """Return the text of other words, on the segmentor's device; it has to be built without words.
 
         Args:
-            words (list of lists of str): the query words of each class.
+            words: the query words of each class.
         """
         assert self.encoder is not None, 'the segmentor was built with words'
         return self.encoder.encode(words, self.device).to(self.device)

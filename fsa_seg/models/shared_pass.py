@@ -63,8 +63,11 @@ class SharedPass(BaseSegmentor):
             if not whole_images and len({json.dumps(member.get(key), sort_keys=True) for member in members}) > 1:
                 raise ValueError(f'the members of a shared pass differ in {key}')
         models: dict[str, Any] = {}
-        segmentors = [MODELS.build(dict(member, models=models)) for member in members]
+        segmentors = [MODELS.build(dict(member, words=None, models=models)) for member in members]
         super().__init__(data_preprocessor=segmentors[0].data_preprocessor)
+        for segmentor, member in zip(segmentors, members):  # after all VFMs, since it may take minutes
+            if member.get('words') is not None:
+                segmentor.keep_words(member['words'])
         self.members = cast('Sequence[TrainingFreeSegmentor]', nn.ModuleList(segmentors))
         self.eval()
 

@@ -10,6 +10,7 @@ from fsa_seg.methods import method_names
 from fsa_seg.models import segmentor
 from fsa_seg.models.clip import trunk
 from fsa_seg.models.shared_pass import Crop, Member, window_results
+from fsa_seg.models.text import TextEncoder
 from fsa_seg.ops import reference
 from fsa_seg.ops.labels import class_scores, label_map
 from fsa_seg.ops.pamr import pamr
@@ -190,6 +191,26 @@ class NoFeatures(torch.nn.Module):
 def test_windows_that_are_too_small(window, message):
     with pytest.raises(UserError, match=message):
         build('proxyclip', vfm=dict(type='NoFeatures'), window=window, stride=8)
+
+
+@pytest.mark.parametrize(
+    'vfm, message',
+    [
+        (dict(type='TimmViT', model='vit_base_patch8_224.dino', checkpoint='gone.pth'), 'gone.pth.* does not exist'),
+        (dict(type='TimmViT', model='vit_base_patch8_224.dinno'), 'cannot be built'),
+        (dict(type='TimmViT', patch=8), 'cannot be built: TypeError'),
+        (dict(type='PAMR'), "the VFM 'PAMR' of class PAMR has no `multiple`"),
+        (dict(type='NoFeatures'), 'has no features for a window of 96'),
+    ],
+)
+@pytest.mark.parametrize('members', [0, 2])
+def test_a_vfm_is_checked_before_words_are_embedded(vfm, message, members, monkeypatch):
+    """In a segmentor, and in a pass whose first member needs no VFM."""
+    monkeypatch.setattr(TextEncoder, 'encode', lambda *_: pytest.fail('words were embedded'))
+    config = dict(compose('voc21', 'proxyclip', None, 'toy', 'toy').model, window=96, stride=64, vfm=vfm)
+    bare = dict(compose('voc21', 'sclip', None, 'toy').model, window=96, stride=64)
+    with pytest.raises(UserError, match=message):
+        MODELS.build(dict(type='SharedPass', members=[bare, config]) if members else config)
 
 
 @pytest.mark.parametrize('method', method_names(users=False))
