@@ -4,6 +4,7 @@ import difflib
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import TypeVar
 
@@ -32,9 +33,20 @@ def built(subject: str, make: Callable[[], Value]) -> Value:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f'{subject} cannot be built: {type(error).__name__}: {" ".join(str(error).split())[:300]}'
-        ) from error
+        raise UserError(f'{subject} cannot be built: {one_line(error)}') from error
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Return an exception's class and message as one line; without a message, the line of code that raised it.
+
+    Args:
+        error: the exception.
+        most: the largest number of characters.
+    """
+    text, name = ' '.join(str(error).split()), type(error).__name__
+    if not text and (frames := traceback.extract_tb(error.__traceback__)):
+        name, text = f'{name} in {frames[-1].filename}, line {frames[-1].lineno}', frames[-1].line
+    return f'{name}: {text}'[:most] if text else name
 
 
 def one_of(name: Value, allowed: Collection, kind: str) -> Value:

@@ -442,11 +442,15 @@ MUTANTS = [
         ('shapes_of_hooks_pass', 'tuple(embeddings.shape) != expected', 'False'),
     ),
     *of(
+        'fsa_seg/system/modules.py',
+        'methods/test_methods.py',
+        ('a_changed_method_file_is_not_read', '_run(path, os.stat(path).st_mtime_ns, what)', '_run(path, 0, what)'),
+    ),
+    *of(
         'fsa_seg/methods/__init__.py',
         'methods/test_methods.py',
         ('two_methods_in_a_file_pass', 'if len(classes) != 1:', 'if not classes:'),
         ('a_method_can_be_hidden', 'if name in files or name in NOT_METHODS:', 'if False:'),
-        ('a_changed_method_file_is_not_read', '_loaded(path, os.stat(path).st_mtime_ns)', '_loaded(path, 0)'),
     ),
     *of(
         'fsa_seg/models/clip.py',

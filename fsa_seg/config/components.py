@@ -19,7 +19,7 @@ from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.images import WHITE
 from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.datasets.palette import even_palette
-from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.errors import UserError, check_keys, one_line, one_of
 from fsa_seg.methods import SPELLED_OUT, make_method, method_names
 from fsa_seg.methods.base import Method, check_feedback
 from fsa_seg.models.clip import BACKBONE_KEYS, load_clip
@@ -150,7 +150,7 @@ def load_file(path: str, modules: Sequence[str] = ()) -> Config:
     except RecursionError:
         raise UserError(f'the config {path} cannot be read: its _base_ files name each other in a cycle') from None
     except Exception as error:  # the file is a program, and can raise any error
-        raise UserError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+        raise UserError(f'the config {path} cannot be read: {one_line(error)}') from error
 
 
 def load_components(

@@ -29,7 +29,7 @@ from mmengine.device import get_device
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.errors import UserError
-from fsa_seg.methods import is_shipped, source_files
+from fsa_seg.methods import is_shipped
 from fsa_seg.models.clip import CONFIG_FILE, _config_beside, _pretrained_tag
 from fsa_seg.models.segmentor import configured_method, resolve_precision, vfms_by_role
 from fsa_seg.models.text import templates_digest
@@ -37,6 +37,7 @@ from fsa_seg.models.weights import path_of, weights_from
 from fsa_seg.ops.device import device_name, tf32_state
 from fsa_seg.ops.feedback import FSA, TERMS
 from fsa_seg.system.machine import FINGERPRINT_PACKAGES
+from fsa_seg.system.modules import source_files
 from fsa_seg.system.paths import file_digest, files_digest, local_path, sources_digest
 
 LEVELS = ('number', 'source', 'rounding', 'none')
@@ -418,7 +419,7 @@ def _sources(config):
     method = configured_method(config.model)
     if method is None or is_shipped(type(method)):
         return entries
-    return [*entries, Entry('method file', files_digest(source_files(type(method))), 'source')]
+    return [*entries, Entry('method file', files_digest(source_files(type(method).path)), 'source')]
 
 
 def _files_of(cls):

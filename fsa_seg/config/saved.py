@@ -11,7 +11,7 @@ from mmengine import Config
 from mmengine.utils import import_modules_from_strings
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
-from fsa_seg.errors import UserError, one_of
+from fsa_seg.errors import UserError, one_line, one_of
 from fsa_seg.methods import SPELLED_OUT, method_names
 from fsa_seg.models.segmentor import register_own_methods
 
@@ -137,7 +137,7 @@ def _import(names, path):
         import_modules_from_strings(names)
     except Exception as error:  # the code of a user's module runs, and can raise any error
         raise UserError(
-            f'{path} asks for the modules {", ".join(names)}: {type(error).__name__}: {error}; run it from the folder '
+            f'{path} asks for the modules {", ".join(names)}: {one_line(error)}; run it from the folder '
             'that has them, or name that folder in PYTHONPATH'
         ) from error
 

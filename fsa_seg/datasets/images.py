@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, one_line
 from fsa_seg.system.files import check_memory, check_regular, read_file
 
 WHITE = 65535  # of 16 bits
@@ -116,7 +116,7 @@ def open_image(source: str | bytes, what: str) -> Image.Image:
             'Pillow); make it smaller, or cut it into parts'
         ) from None
     except Exception as error:  # the decoders raise many kinds
-        raise UserError(f'{what} cannot be decoded: {error}') from None
+        raise UserError(f'{what} cannot be decoded: {one_line(error)}') from None
 
 
 def _read_head(source, what):
@@ -128,7 +128,7 @@ def _read_head(source, what):
             orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's own getexif decodes the image
             deep = image.mode.startswith('I') or any('16' in str(tile[3]) for tile in image.tile or ())
         except Exception as error:  # the decoders raise many kinds
-            raise UserError(f'{what} cannot be decoded: {error}') from None
+            raise UserError(f'{what} cannot be decoded: {one_line(error)}') from None
         _refuse_floats(image, what)
         size = (width, height) if orientation in SIDEWAYS else (height, width)
         return Head(image.format, image.mode, size, orientation, deep)
@@ -161,7 +161,7 @@ def _check_whole(data, head, what):
                 image.draft('RGB', (1, 1))  # decode an eighth of the size: enough to find the end
                 image.load()
             except Exception as error:  # the decoders raise many kinds
-                raise UserError(f'{what} cannot be decoded: {error}') from None
+                raise UserError(f'{what} cannot be decoded: {one_line(error)}') from None
 
 
 def _pillow_rgb(image, what, image_max=None):
@@ -174,7 +174,7 @@ def _pillow_rgb(image, what, image_max=None):
             return np.array(image.convert('RGB'))
         values = np.array(image)
     except Exception as error:  # the decoders raise many kinds
-        raise UserError(f'{what} cannot be decoded: {error}') from None
+        raise UserError(f'{what} cannot be decoded: {one_line(error)}') from None
     if values.min() < 0 or values.max() > WHITE:
         raise UserError(
             f'{what} has values from {values.min()} to {values.max()}, which have no 8-bit meaning; save it with 8 bits'

@@ -12,7 +12,7 @@ from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
 from fsa_seg.datasets.images import open_image
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, one_line
 from fsa_seg.system.files import check_memory, read_file
 
 VOID, WIDE_VOID = 255, 65535
@@ -88,7 +88,7 @@ def decode_labels(data: bytes, path: str, label_map: list | None = None) -> np.n
         try:
             labels = np.array(image)
         except Exception as error:  # the decoders raise many kinds
-            raise UserError(f'{what} cannot be decoded: {error}') from None
+            raise UserError(f'{what} cannot be decoded: {one_line(error)}') from None
     if labels.ndim == 3 and labels.shape[2] == 3 and label_map:
         labels = labels.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
     if labels.ndim != 2:

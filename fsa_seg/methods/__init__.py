@@ -4,20 +4,14 @@ A user's own files lie in methods/ of a folder that the environment variable FSA
 their path.
 """
 
-import ast
-import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import os
-import sys
-import sysconfig
-import traceback
 from types import ModuleType
 
-from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.errors import UserError, check_keys, one_line, one_of
 from fsa_seg.methods.base import SCOPES, STAGES, Method, option_names
+from fsa_seg.system.modules import run_file
 from fsa_seg.system.paths import component_files
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -59,7 +53,7 @@ def find_method(name: str) -> type[Method]:
     if name == SPELLED_OUT or shipped and name not in NOT_METHODS:
         return _method_of(importlib.import_module(f'fsa_seg.methods.{name}'))  # no look at plug-ins
     if name.endswith('.py'):
-        return _load_file(os.path.abspath(name))
+        return _load_file(name)
     files = method_files()
     return _load_file(files[one_of(name, files, 'method')])
 
@@ -67,32 +61,6 @@ def find_method(name: str) -> type[Method]:
 def is_shipped(method: type[Method]) -> bool:
     """Return whether a method is the suite's, and no user's own."""
     return os.path.dirname(method.path) == HERE
-
-
-def source_files(method: type[Method]) -> list[str]:
-    """Return a user's method file, and the files of the modules that it imports, libraries and the suite left out."""
-    files, pending = [], [method.path]
-    while pending:
-        path = pending.pop()
-        files.append(path)
-        with open(path, encoding='utf-8') as f:
-            imports = [node for node in ast.walk(ast.parse(f.read())) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        names = {alias.name for node in imports for alias in node.names if isinstance(node, ast.Import)}
-        for node in imports:
-            if isinstance(node, ast.ImportFrom):
-                names |= {node.module or '', *(f'{node.module}.{alias.name}' for alias in node.names)}
-        modules = (sys.modules.get(name) for name in sorted(names))
-        pending += [file for file in map(_own_file, modules) if file and file not in (*files, *pending)]
-    return files
-
-
-def _own_file(module: ModuleType | None) -> str | None:
-    """Return the file of a module that is neither a library nor the suite's, or None."""
-    file = getattr(module, '__file__', None)
-    if not file or not file.endswith('.py'):
-        return None
-    library = 'site-packages' in file or file.startswith((sysconfig.get_path('stdlib'), os.path.dirname(HERE)))
-    return None if library else os.path.abspath(file)
 
 
 def make_method(method: 'str | dict | Method') -> Method:
@@ -115,31 +83,8 @@ def make_method(method: 'str | dict | Method') -> Method:
 
 
 def _load_file(path: str) -> type[Method]:
-    """Return the method of a user's file; the file is run once for each state of it."""
-    try:
-        return _loaded(path, os.stat(path).st_mtime_ns)
-    except OSError as error:
-        raise UserError(f'the method file {path} cannot be read: {error.strerror}') from None
-
-
-@functools.lru_cache(None)
-def _loaded(path: str, changed: int) -> type[Method]:
-    name = os.path.splitext(os.path.basename(path))[0]
-    place = hashlib.sha256(path.encode()).hexdigest()[:8]  # two files of one name are two modules
-    spec = importlib.util.spec_from_file_location(f'fsa_seg_method_{name}_{place}', path)
-    assert spec is not None and spec.loader is not None  # of a path that ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except OSError as error:
-        raise UserError(f'the method file {path} cannot be read: {error.strerror}') from None
-    except (Exception, SystemExit) as error:  # the file is executed: anything can be raised
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        line = getattr(error, 'lineno', None) if isinstance(error, SyntaxError) else (lines or [None])[-1]
-        where = f', line {line}' if line else ''
-        raise UserError(f'the method file {path}{where}: {type(error).__name__}: {error}') from error
-    return _method_of(module)
+    """Return the method of a user's file."""
+    return _method_of(run_file(path, 'method file'))
 
 
 def _method_of(module: ModuleType) -> type[Method]:
@@ -191,7 +136,7 @@ def _check_settings(method: type[Method]) -> None:
     except Exception as error:
         raise UserError(
             f'{method.path}: {method.title}() cannot be made, or keeps a setting under another name than its own: '
-            f'{type(error).__name__}: {error}'
+            f'{one_line(error)}'
         ) from error
 
 

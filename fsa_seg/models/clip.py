@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from huggingface_hub import constants
 from torch import nn
 
-from fsa_seg.errors import UserError, one_of
+from fsa_seg.errors import UserError, one_line, one_of
 from fsa_seg.ops.types import ImageTower
 from fsa_seg.system.paths import local_path
 from fsa_seg.system.progress import note
@@ -120,9 +120,9 @@ def loading_weights(subject: str, source: str, cache_dir: str | None = None) -> 
         with _quiet():
             yield
     except Exception as error:  # the libraries and their downloaders raise many kinds of errors
-        text = ' '.join(str(error).split())
+        text = one_line(error, 800)
         if 'state_dict' in text or 'size mismatch' in text:
-            raise UserError(f'the weights {source} do not fit {subject}: {text[:800]}') from error
+            raise UserError(f'the weights {source} do not fit {subject}: {text}') from error
         if os.path.exists(source):
             raise UserError(
                 f'{subject}: the file {source} cannot be read ({text[:300]}); it may be damaged or no file of '
@@ -353,13 +353,13 @@ def _check_architecture(model: str) -> Callable:
         with torch.device('meta'), _quiet():  # shapes alone
             clip = open_clip.create_model(model, load_weights=False, device='meta')
     except Exception as error:  # a missing library, a text tower of another library, ...
-        raise UserError(f'CLIP {model!r} cannot be built: {" ".join(str(error).split())[:300]}') from error
+        raise UserError(f'CLIP {model!r} cannot be built: {one_line(error)}') from error
     check_tower(clip.visual)
     try:
         return open_clip.get_tokenizer(model)
     except Exception as error:
         raise UserError(
-            f'the tokenizer of CLIP {model!r} cannot be made: {" ".join(str(error).split())[:300]}. Use a model '
+            f'the tokenizer of CLIP {model!r} cannot be made: {one_line(error)}. Use a model '
             "with open_clip's own tokenizer"
         ) from error
 

@@ -17,7 +17,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from fsa_seg.errors import UserError, check_keys, one_of, warn_once
+from fsa_seg.errors import UserError, check_keys, one_line, one_of, warn_once
 from fsa_seg.methods import find_method, make_method, method_key, method_names
 from fsa_seg.methods.base import Method, check_feedback
 from fsa_seg.models.clip import (
@@ -90,7 +90,7 @@ def check_compiler() -> None:
     except Exception as error:  # no compiler, no Triton, ...
         raise UserError(
             'torch.compile does not work here: leave out --compile, or install what it needs, such as g++ '
-            f'({type(error).__name__}: {" ".join(str(error).split())[:200]})'
+            f'({one_line(error)})'
         ) from error
 
 

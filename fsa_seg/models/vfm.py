@@ -22,7 +22,7 @@ from mmseg.registry import MODELS
 from timm.models import load_pretrained, vision_transformer, vision_transformer_sam
 from torch import nn
 
-from fsa_seg.errors import UserError, built, one_of
+from fsa_seg.errors import UserError, built, one_line, one_of
 from fsa_seg.models.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
 from fsa_seg.ops.device import constant
 from fsa_seg.ops.types import pair
@@ -156,7 +156,8 @@ class TimmModel(nn.Module):
                 torch.manual_seed(random_weights or 0)
                 self.vit = timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=0, **arguments)
         except Exception as error:  # timm: an unknown tag, an unknown argument, an argument that does not fit
-            raise UserError(f'the VFM {model!r} with model_args {model_args} cannot be built: {error}') from error
+            what = f'the VFM {model!r} with model_args {model_args}'
+            raise UserError(f'{what} cannot be built: {one_line(error)}') from error
         self.check_architecture(model)
         if random_weights is None:
             with loading_weights(f'VFM {model!r}', checkpoint or model):

@@ -16,7 +16,7 @@ from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained
 from safetensors import safe_open
 
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, one_line
 from fsa_seg.models.clip import loading_weights
 from fsa_seg.system.files import hash_file
 from fsa_seg.system.paths import local_path
@@ -192,7 +192,7 @@ def _check_file(path: str, expected: str | None) -> tuple[str, str]:
         else:
             torch.load(path, map_location='meta', weights_only=True)
     except Exception as error:  # the readers raise many kinds of errors
-        return 'damaged', f'{path} cannot be read ({str(error)[:100]}); remove it and get it again'
+        return 'damaged', f'{path} cannot be read ({one_line(error)}); remove it and get it again'
     return 'readable', ''
 
 

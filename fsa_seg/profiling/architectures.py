@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fsa_seg.config.components import component_config, component_titles, feedback_of, load_components, segmentor_config
 from fsa_seg.config.fingerprint import versions
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, one_line
 from fsa_seg.evaluation.results import row_name, write_result
 from fsa_seg.methods import SPELLED_OUT
 from fsa_seg.methods.base import Method
@@ -75,7 +75,7 @@ class ArchitectureRuns:
         try:
             row.update(self._run(components, cell.get('check', False)))
         except Exception as error:  # a new component may raise any error
-            return dict(row, error=f'{type(error).__name__}: {str(error)[:300]}')
+            return dict(row, error=one_line(error))
         write_result(row, path)
         return row
 

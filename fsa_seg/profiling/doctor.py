@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from fsa_seg.errors import one_line
 from fsa_seg.profiling.self_checks import (
     LABELS,
     MINI,
@@ -31,7 +32,7 @@ from fsa_seg.profiling.self_checks import (
     tf32,
     used_device,
 )
-from fsa_seg.system.machine import BF16_UNITS, amount, cpu_flags, memory, one_line
+from fsa_seg.system.machine import BF16_UNITS, amount, cpu_flags, memory
 
 BACKBONES = {'clip_vit-b16': 2, 'clip_vit-l14': 3, 'openclip_vit-h14': 5}  # name -> GiB that the model takes
 VFM = 'dino_vit-b8'

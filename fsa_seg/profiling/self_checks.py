@@ -15,7 +15,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fsa_seg.system.machine import ROOT, nvidia_smi, one_line
+from fsa_seg.errors import one_line
+from fsa_seg.system.machine import ROOT, nvidia_smi
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

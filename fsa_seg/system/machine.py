@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 
+from fsa_seg.errors import one_line
+
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _COPY = os.path.join(PACKAGE, 'shipped')
 # the repository; in an installed package the copy of its configs, mini splits, toy models and golden tensors
@@ -234,11 +236,6 @@ def amount(count: int | None) -> str:
     if count is None:
         return 'unknown'
     return f'{count / 2**30:.1f} GiB' if count >= 2**30 else f'{count / 2**20:.0f} MiB'
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception as one line of at most 300 characters."""
-    return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
 
 
 def _sources():

@@ -177,7 +177,8 @@ def cut_name(name: str, max_bytes: int = 160) -> str:
 
 def config_folders() -> list[str]:
     """Return the folders of parts: the configs/ that ships, then the folders that FSA_SEG_CONFIGS names."""
-    extra = [os.path.expanduser(folder) for folder in os.environ.get('FSA_SEG_CONFIGS', '').split(os.pathsep) if folder]
+    names = [folder for folder in os.environ.get('FSA_SEG_CONFIGS', '').split(os.pathsep) if folder]
+    extra = [os.path.abspath(os.path.expanduser(folder)) for folder in names]
     for folder in extra:
         if not os.path.isdir(folder):
             raise UserError(f'FSA_SEG_CONFIGS names {folder}, which is no folder')

@@ -15,9 +15,11 @@ from fsa_seg.config.components import load_components, load_method
 from fsa_seg.config.compose import compose
 from fsa_seg.config.fingerprint import cell_hash, fingerprint, sources_hash
 from fsa_seg.errors import UserError
-from fsa_seg.methods import find_method, make_method, method_names, source_files
+from fsa_seg.methods import find_method, make_method, method_names
 from fsa_seg.models.shared_pass import Member, merged_images
+from fsa_seg.ops import attention
 from fsa_seg.ops.attention import neighbour_bias
+from fsa_seg.system.modules import source_files
 
 from conftest import MINI, ROOT
 
@@ -133,6 +135,57 @@ def test_a_changed_file_is_read_again(folder):
     path.write_text(SMALL.replace("'clearclip'", "'sclip'"))
     os.utime(path, (1, 1))
     assert make_method('mine').protocol == 'sclip'
+
+
+OWN_MAP = (
+    HEAD
+    + """
+from mmseg.registry import MODELS
+from fsa_seg.ops.attention import PAIRS, AttentionMap
+
+assert 'vk' not in PAIRS
+PAIRS['vk'] = ('v', 'k')
+
+
+@MODELS.register_module()
+class OwnParts(torch.nn.Module):
+    pass
+
+
+class Halves(AttentionMap):
+    # A map of its own class: the mean of the named map and the identity.
+    def __new__(cls, block):
+        named = named_map('vk', block)
+        return super().__new__(cls, lambda values: (named.apply(values) + values) / 2, 1.0, True)
+
+
+class OwnMap(Method):
+    # A method with a map of its own.
+    title = 'OwnMap'
+
+    def attention(self, block):
+        return Halves(block)
+"""
+)
+
+
+def test_a_method_with_its_own_map_in_its_file(folder, tmp_path, monkeypatch, run_tool):
+    """The file runs once, though FSA_SEG_CONFIGS names its folder by a relative path, and again when it changes."""
+    (folder / 'mine.py').write_text(OWN_MAP)
+    monkeypatch.setenv('FSA_SEG_CONFIGS', os.path.relpath(folder.parent, tmp_path))
+    monkeypatch.setattr(attention, 'PAIRS', dict(attention.PAIRS))
+    for path in ('mine', 'mine.py'):
+        if path == 'mine.py':
+            (tmp_path / path).write_text(OWN_MAP.replace('OwnMap', 'OwnMapTwo').replace('OwnParts', 'PartsTwo'))
+            del attention.PAIRS['vk']
+        status, printed = run_tool('test', 'voc20', '--mini', '--method', path, '--limit', 1)
+        assert status == 0, printed
+    del attention.PAIRS['vk']
+    os.utime(folder / 'mine.py', (1, 1))
+    assert find_method('mine').title == 'OwnMap'
+    with pytest.raises(UserError, match="mine.py, line 9: AssertionError in .*, line 9: assert 'vk' not in PAIRS"):
+        os.utime(folder / 'mine.py', (2, 2))
+        find_method('mine')
 
 
 @pytest.mark.parametrize(
@@ -323,7 +376,7 @@ def test_modules_that_a_method_imports_are_behind_its_number(folder, monkeypatch
     (folder / 'mine.py').write_text(SMALL.replace('import torch', 'from my_maps import NAME').replace("'vv'", 'NAME'))
     config = compose('voc20', 'mine', None, 'toy', data_root=MINI)
     before = sources_hash(fingerprint(config))
-    assert source_files(find_method('mine')) == [
+    assert source_files(find_method('mine').path) == [
         str(folder / 'mine.py'),
         str(folder.parent / 'lib' / 'my_maps.py'),
         str(names),

@@ -12,7 +12,7 @@ import numpy as np
 from fsa_seg.datasets.images import open_image
 from fsa_seg.datasets.prepare.downloads import Download, Downloads
 from fsa_seg.datasets.prepare.plan import Plan, Preparation, index_files, keep_labels, read_numbered_lines, renumber
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, one_line
 from fsa_seg.system.files import check_memory
 
 FOLDERS = dict(train='training', val='validation')  # split -> the publisher's folder
@@ -115,7 +115,7 @@ def _convert_objects(data, where, table, listed):
         try:
             colors = np.array(image.convert('RGB'), np.int32)
         except Exception as error:  # the decoders raise many kinds
-            raise UserError(f'{where} cannot be decoded: {error}') from None
+            raise UserError(f'{where} cannot be decoded: {one_line(error)}') from None
     numbers = colors[..., 0] // 10 * 256 + colors[..., 1]
     present = set(np.unique(numbers).tolist()) - {0}
     if 2 * len(present & listed) < len(present):

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, one_line
 from fsa_seg.system.files import check_memory, check_regular, hash_file, read_file, walk
 from fsa_seg.system.progress import Bar
 
@@ -154,7 +154,7 @@ class Downloads:
             with archive.open(info) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(info) as member:
                 data = member.read(file.size + 1)
         except UNREADABLE as error:
-            raise UserError(f'{file} cannot be read ({error}); download it again') from None
+            raise UserError(f'{file} cannot be read ({one_line(error)}); download it again') from None
         if len(data) != file.size:
             raise UserError(f'{file} has {len(data)} bytes in place of {file.size}; download it again')
         return data
@@ -266,7 +266,7 @@ def _receive_in_tries(url, part, path):
             return _receive(url, part)
         except (OSError, EOFError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                raise UserError(f'{url} is refused ({error}); download the file by hand to {path}') from None
+                raise UserError(f'{url} is refused ({one_line(error)}); download the file by hand to {path}') from None
             if not tries_left or getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
                     f'{url} cannot be downloaded to {part} ({getattr(error, "reason", error)}); the received '
