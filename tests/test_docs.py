@@ -1,10 +1,13 @@
 """The documents' examples run as they stand."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
+
+import pytest
 
 from fsa_seg.methods.naclip import NACLIP
 
@@ -28,6 +31,39 @@ def test_the_method_of_the_documents_keeps_the_contract(tmp_path):
     arguments = command.split(' python ')[1].split()
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_the_vfm_of_the_documents_is_one_file(tmp_path):
+    """It passes the tests of components, runs, and runs again from its result in a new process; so does a path."""
+    (example,) = [block for block in blocks('docs/extending.md') if 'class Colours' in block]
+    (commands,) = [block for block in blocks('docs/extending.md', 'bash') if '--vfm colours' in block]
+    (tmp_path / 'mine' / 'vfms').mkdir(parents=True)
+    (tmp_path / 'mine' / 'vfms' / 'colours.py').write_text(example)
+    environment = dict(os.environ, FSA_SEG_CONFIGS='mine')  # a relative path, as in the command
+
+    def run(*arguments):
+        arguments = [os.path.join(ROOT, word) if word.startswith(('tools/', 'tests/')) else word for word in arguments]
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    mini, tests = (line.split(' python ')[1].split() for line in commands.splitlines())
+    assert 'test_vfm[colours] PASSED' in run(*tests, '-vv', '-p', 'no:cacheprovider')
+    run(*mini, '--limit', '1', '--out', 'r.json')
+    run('tools/test.py', 'r.json', '--out', 'again.json')
+    run(*mini[:-1], 'mine/vfms/colours.py', '--limit', '1', '--out', 'path.json')
+    results = [json.loads((tmp_path / name).read_text()) for name in ('r.json', 'again.json', 'path.json')]
+    assert len({result['hash'] for result in results}) == 1
+    for result in results:
+        assert result['confusion'] == results[0]['confusion'] and result['weights'] == results[0]['weights']
+        assert [entry for entry in result['fingerprint'] if entry[2] == 'source'] == [
+            entry for entry in results[0]['fingerprint'] if entry[2] == 'source'
+        ]
+    (tmp_path / 'mine' / 'vfms' / 'colours.py').rename(tmp_path / 'moved.py')
+    with pytest.raises(AssertionError, match="asks for 'Colours', which is no class of this suite"):
+        run('tools/test.py', 'r.json', '--out', 'gone.json')
 
 
 def test_naclips_example_is_the_code():

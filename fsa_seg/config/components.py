@@ -15,6 +15,7 @@ from mmengine.registry import Registry
 from mmseg.registry import DATASETS, MODELS
 
 import fsa_seg.datasets.data_sets  # noqa: F401  (registers the data sets)
+from fsa_seg.config.own_classes import defines_classes, load_module
 from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.images import WHITE
 from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label
@@ -133,6 +134,8 @@ def load_method(method: str | dict | Method) -> Method:
 def load_file(path: str, modules: Sequence[str] = ()) -> Config:
     """Return the mmengine config of a file. A result's JSON is data: no code runs from it.
 
+    A file that defines classes is a Python module, without mmengine's `_base_`; its dicts are the config.
+
     Args:
         path: a result ends in .json; any other file is a config, a Python program that runs here.
         modules: names of a user's modules that a result's config may import.
@@ -144,7 +147,7 @@ def load_file(path: str, modules: Sequence[str] = ()) -> Config:
         if path.endswith('.json'):
             with open(path, encoding='utf-8') as f:
                 return from_json(json.load(f)['config'], path, modules)
-        return Config.fromfile(path, format_python_code=False)
+        return load_module(path) if defines_classes(path) else Config.fromfile(path, format_python_code=False)
     except UserError:
         raise
     except RecursionError:

@@ -37,7 +37,7 @@ from fsa_seg.models.weights import path_of, weights_from
 from fsa_seg.ops.device import device_name, tf32_state
 from fsa_seg.ops.feedback import FSA, TERMS
 from fsa_seg.system.machine import FINGERPRINT_PACKAGES
-from fsa_seg.system.modules import source_files
+from fsa_seg.system.modules import PREFIX, source_files
 from fsa_seg.system.paths import file_digest, files_digest, local_path, sources_digest
 
 LEVELS = ('number', 'source', 'rounding', 'none')
@@ -438,7 +438,8 @@ def _files_of(cls):
             'typing',
         )
         file = None if library else getattr(sys.modules.get(base.__module__), '__file__', None)
-        files += _neighbours(file) if file and os.path.isfile(file) else []
+        if file and os.path.isfile(file):
+            files += source_files(file) if base.__module__.startswith(PREFIX) else _neighbours(file)
     return sorted(set(files))
 
 

@@ -1,7 +1,8 @@
 """Write composed configs into results as JSON, and read them again without running any code from them.
 
-A saved config may name the classes of this package and of the lists below. A key that mmengine would carry out
-(`_base_`, `_scope_`, ...) is an error. A user's modules are imported if the user allows them by name.
+A saved config may name the classes of this package, of the lists below, and of the component files in the folders of
+FSA_SEG_CONFIGS. A key that mmengine would carry out (`_base_`, `_scope_`, ...) is an error. A user's modules are
+imported if the user allows them by name.
 """
 
 import json
@@ -11,9 +12,11 @@ from mmengine import Config
 from mmengine.utils import import_modules_from_strings
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
+from fsa_seg.config.own_classes import register_own_classes
 from fsa_seg.errors import UserError, one_line, one_of
 from fsa_seg.methods import SPELLED_OUT, method_names
 from fsa_seg.models.segmentor import register_own_methods
+from fsa_seg.system.modules import PREFIX
 
 KEYS = (  # of a composed config
     'batch_size',
@@ -95,6 +98,7 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
         )
     if imports:
         _import(imports, path)
+    register_own_classes()
     methods = _methods(data['model'], path)
     _check(data, path, _allowed(imports) | methods)
     hooks = data.setdefault('default_hooks', {})
@@ -147,7 +151,7 @@ def _allowed(imports):
     names = set(LIBRARY_CLASSES)
     for registry in REGISTRIES:
         for name, cls in registry.module_dict.items():
-            if cls.__module__.startswith(('fsa_seg.', 'mmseg.datasets.')) or _within(cls.__module__, imports):
+            if cls.__module__.startswith(('fsa_seg.', PREFIX, 'mmseg.datasets.')) or _within(cls.__module__, imports):
                 names.add(name)
     return names
 
@@ -164,9 +168,9 @@ def _check(node, path, allowed):
             raise UserError(f'{path}: the key {key!r} has no place in a saved config')
         if key == 'type' and (not isinstance(value, str) or value.removeprefix('mmseg.') not in allowed):
             raise UserError(
-                f'{path} asks for {value!r}, which is no class of this suite: it is not built. A class of your own '
-                'has to be registered by a module that custom_imports names, and a method of your own has to lie in '
-                'methods/ of a folder that FSA_SEG_CONFIGS names'
+                f'{path} asks for {value!r}, which is no class of this suite: it is not built. A method of your own '
+                'has to lie in methods/ of a folder that FSA_SEG_CONFIGS names. Another class of your own has to lie '
+                "in its component's file in such a folder, or be registered by a module that custom_imports names"
             )
         if isinstance(value, (dict, list)):
             _check(value, path, allowed)

@@ -28,11 +28,12 @@ from fsa_seg.config.components import (
     with_classes,
 )
 from fsa_seg.config.compose import compose
+from fsa_seg.config.own_classes import register_own_classes
 from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
 from fsa_seg.models.clip import check_tower, load_clip
 from fsa_seg.models.text import class_words
-from fsa_seg.models.vfm import TimmModel, TimmViT
+from fsa_seg.models.vfm import TimmModel, TimmViT, build_vfm, run_vfm, vfm_grid, window_multiple
 from fsa_seg.models.weights import path_of
 from fsa_seg.models.window import resolve_feedback
 from fsa_seg.profiling.architectures import DEFAULTS
@@ -79,13 +80,12 @@ def test_backbone(name):
 @every('vfm')
 def test_vfm(name):
     with torch.device('meta'):
-        vfm = MODELS.build(component_config(load_component('vfm', name), random_weights=0))
+        vfm = build_vfm(component_config(load_component('vfm', name), random_weights=0))
         for rows, columns in ((24, 16), (12, 30)):
             height, width = (
-                -(-side * 14 // multiple) * multiple for side, multiple in zip((rows, columns), vfm.multiple)
+                -(-side * 14 // multiple) * multiple for side, multiple in zip((rows, columns), window_multiple(vfm))
             )
-            features = vfm(torch.zeros(2, 3, height, width))
-            assert len(features) == 2 and tuple(features.shape[2:]) == tuple(vfm.grid(height, width))
+            assert tuple(run_vfm(vfm, torch.zeros(2, 3, height, width)).shape[2:]) == vfm_grid(vfm, height, width)
 
 
 @every('vfm')
@@ -315,3 +315,46 @@ def test_two_components_of_one_name_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path / 'gone'))
     with pytest.raises(UserError, match='gone, which is no folder'):
         load_component('protocol', 'clearclip')
+
+
+ONE_FILE = dict(
+    vfms=('vfm', MODELS, NEW['module'] + "\n\nvfm = dict(name='own', type='Own', licence='MIT', cell=8)\n"),
+    datasets=(
+        'dataset',
+        DATASETS,
+        'from mmseg.datasets import BaseSegDataset\nfrom mmseg.registry import DATASETS\n\n\n'
+        '@DATASETS.register_module()\nclass Colours(BaseSegDataset):\n    METAINFO = dict(classes=("a", "b"))\n\n\n'
+        "dataset = dict(name='own', type='Own', data_root='own', data_prefix=dict(img_path='i', seg_map_path='l'))\n",
+    ),
+    feedback=(
+        'feedback',
+        MODELS,
+        'from fsa_seg.ops.feedback import FSA\nfrom mmseg.registry import MODELS\n\n\n@MODELS.register_module()\n'
+        "class Colours(FSA):\n    pass\n\n\nfeedback = dict(name='own', type='Own', p=0.5)\n",
+    ),
+)
+
+
+@pytest.mark.parametrize('folder', ONE_FILE)
+def test_a_component_and_its_class_are_one_file(folder, tmp_path, monkeypatch, capsys):
+    """The file may change; another file that cannot be run is a warning."""
+    kind, registry, text = ONE_FILE[folder]
+    path = tmp_path / folder / 'own.py'
+    path.parent.mkdir()
+    monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path))
+    classes = []
+    for title in ('OwnFirst', 'OwnFirst', 'OwnSecond'):
+        path.write_text(text.replace('Colours', f'{title}{kind}').replace("'Own'", f"'{title}{kind}'"))
+        os.utime(path, (len(classes), len(classes)))
+        component = load_component(kind, 'own')
+        assert component.type == f'{title}{kind}' and 'random_weights' not in component
+        classes.append(registry.get(component.type))
+    assert len(set(classes)) == 3 and f'OwnFirst{kind}' not in registry.module_dict
+    del registry.module_dict[f'OwnSecond{kind}']
+    (path.parent / 'broken.py').write_text(f'class Broken: pass\n\n\nx = "{folder}" / 0\n')
+    os.utime(path, (9, 9))
+    register_own_classes()
+    assert registry.get(f'OwnSecond{kind}') is not None
+    assert 'broken.py, line 4: TypeError' in capsys.readouterr().err
+    with pytest.raises(UserError, match='broken.py, line 4: TypeError'):
+        load_component(kind, str(path.parent / 'broken.py'))
