@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import glob
 import inspect
 import json
 import logging
@@ -264,8 +265,9 @@ def run_cells(
     """Run cells and return their results; cells that differ in the last block alone share one pass over the data.
 
     A cell with a kept result does not run again, unless the result is stale: other code or weights made it. Cells that
-    differ in their names alone run once, such as cells of two protocols that agree on a data set. Before the first cell
-    runs, the data of all cells is checked, and each backbone and VFM is loaded once.
+    differ in their names alone run once, in one call or in two: cells of two protocols that agree on a data set, `fsa`
+    and its default settings spelt out. Before the first cell runs, the data of all cells is checked, and each backbone
+    and VFM is loaded once.
 
     Args:
         configs: composed configs.
@@ -313,16 +315,20 @@ def _passes(cells, results, most):
 
 
 def _kept_results(cells):
-    """Return path -> result for the kept results that can be used; warn of stale results and of moved last digits."""
+    """Return path -> result for the kept results that can be used; warn of stale results and of moved last digits.
+
+    A cell without a result of its own takes that of a cell of the same hash, whatever its names.
+    """
     kept_results, stale_paths, moved_paths = {}, {}, {}
     for cell in cells:
         path = result_path(cell)
-        if not os.path.exists(path):
-            continue
-        result = read_result(path)
-        reasons = stale(result, cell)
-        if reasons:
-            stale_paths.setdefault('; '.join(reasons[:3]), []).append(path)
+        result = read_result(path) if os.path.exists(path) else None
+        reasons = stale(result, cell) if result else []
+        if result is None or reasons:
+            result = _result_of_other_names(cell)
+        if result is None:
+            if reasons:
+                stale_paths.setdefault('; '.join(reasons[:3]), []).append(path)
             continue
         kept_results[path] = result
         for text in moved(result, cell):
@@ -335,6 +341,15 @@ def _kept_results(cells):
             + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moved_paths.items())[:5])
         )
     return kept_results
+
+
+def _result_of_other_names(cell):
+    """Return the result of a cell of the same hash that ran under other names, such as `fsa` for `p=0.45`, or None."""
+    own_path = result_path(cell)
+    pattern = os.path.join(glob.escape(os.path.dirname(own_path)), f'*_{cell.hash[:10]}.json')
+    partial = cell.config.test_dataloader.dataset.get('indices') is not None
+    found = (usable(path, cell) for path in sorted(glob.glob(pattern)) if path != own_path)
+    return next((result for result in found if result and result['partial'] == partial), None)
 
 
 def _named_result(cell, result):

@@ -1,4 +1,5 @@
 import functools
+import json
 
 import pytest
 
@@ -37,6 +38,44 @@ def test_a_limit_is_a_seeded_subset_and_partial(tmp_path):
     assert result['partial'] and len(result['images']) == 3
     full = config(tmp_path, limit=500)  # more images than the split has
     assert prepare(full).hash == prepare(config(tmp_path)).hash
+
+
+@pytest.mark.parametrize('names', [['fsa', dict(p=0.45)], [dict(p=0.45), dict(lam=3.0), 'fsa']])
+def test_cells_of_one_hash_run_once_in_any_number_of_calls(names, tmp_path, monkeypatch):
+    """`fsa` and its defaults spelt out: in one call, and in calls one after the other; then each has its own file."""
+    run, runs = passes.run_pass, []
+    monkeypatch.setattr(passes, 'run_pass', lambda cells: runs.extend(cells) or run(cells))
+    for folder, calls in (('together', [names]), ('apart', [[name] for name in names])):
+        runs.clear()
+        results = []
+        for call in calls:
+            runtime = dict(workers=0, work_dir=str(tmp_path / folder))
+            configs = [config(tmp_path, method='sclip', feedback=name, limit=2, runtime=runtime) for name in call]
+            results += run_cells(configs, list)
+        assert len(runs) == 1 and len({result['hash'] for result in results}) == 1
+        assert len({result['cell']['feedback'] for result in results}) == len(names)
+        assert all(result['confusion'] == results[0]['confusion'] for result in results)
+        assert len(list((tmp_path / folder / 'results').iterdir())) == len(names)
+
+
+def test_a_result_of_other_names_is_used_where_it_can_be(tmp_path, monkeypatch):
+    """Not with another hash, from other code, of other images or unreadable, though its name ends alike."""
+    first = prepare(config(tmp_path, method='sclip', feedback='fsa', limit=2))
+    result = run_cell(first)
+    run, runs = passes.run_pass, []
+    monkeypatch.setattr(passes, 'run_pass', lambda cells: runs.extend(cells) or run(cells))
+    folder, path = tmp_path / 'results', passes.result_path(first)
+    second = config(tmp_path, method='sclip', feedback=dict(p=0.45), limit=2)
+    other = [('package', 'x', 'source') if entry.key == 'package' else entry for entry in first.fingerprint]
+    for change in (dict(hash=first.hash[:10] + '0' * 54), dict(fingerprint=other), dict(partial=False), None):
+        (folder / path).write_text('{' if change is None else json.dumps({**result, **change}))
+        kept = passes._kept_results([prepare(second)])
+        assert not kept, change
+    (folder / path).write_text(json.dumps(result))
+    stale_own = {**result, 'fingerprint': other}
+    (folder / passes.result_path(prepare(second))).write_text(json.dumps(stale_own))
+    assert run_cells([second], list)[0]['cell']['feedback'] == 'fsa p=0.45' and not runs
+    assert run_cells([second], list, force=True) and len(runs) == 1
 
 
 def test_missing_weights_are_found_before_the_first_cell(tmp_path):
