@@ -11,8 +11,8 @@ import traceback
 from types import ModuleType
 
 from fsa_seg.errors import UserError, one_line
+from fsa_seg.system.machine import PACKAGE
 
-PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PREFIX = 'fsa_seg_own_'  # of the names of such modules
 
 
