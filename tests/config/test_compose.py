@@ -215,3 +215,23 @@ def test_runtime_entries_are_not_in_the_hash():
         for runtime in ({}, dict(window_batch=4, batch_size=2, workers=1), dict(compile=True))
     ]
     assert len(set(hashes)) == 1
+
+
+@pytest.mark.parametrize('cores, processes, workers', [(2, '', 2), (16, '1', 4), (16, '8', 2), (1, '2', 0)])
+def test_workers_are_at_most_the_cores(monkeypatch, cores, processes, workers):
+    """By default; the processes of a machine share its cores."""
+    monkeypatch.setattr('fsa_seg.config.compose.usable_cores', lambda: cores)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', processes)
+    loader = compose('voc21', 'sclip', **TOY).test_dataloader
+    assert loader.num_workers == workers and loader.persistent_workers == (workers > 0)
+
+
+def test_a_runtime_entry_that_is_none():
+    with pytest.raises(UserError, match="unknown key 'worker' in the runtime .did you mean 'workers'"):
+        compose('voc21', 'sclip', **TOY, runtime=dict(worker=2))
+
+
+def test_configs_that_are_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr('fsa_seg.config.components.CONFIGS', str(tmp_path / 'configs'))
+    with pytest.raises(UserError, match='configs is missing, which ships with the package: install the package again'):
+        compose('voc21', 'sclip', **TOY)
