@@ -82,8 +82,8 @@ MUTANTS = [
         ('fsa_scale', 'SCALE = 20.0', 'SCALE = 21.0'),
         ('fsa_uniform_scale', 'UNIFORM_SCALE = 35.0', 'UNIFORM_SCALE = 36.0'),
         ('fsa_epsilon', 'EPSILON = 1e-10', 'EPSILON = 1e-9'),
-        ('fsa_lambda', 'lam=3.0,', 'lam=3.1,'),
-        ('fsa_p', 'p=0.45,', 'p=0.5,'),
+        ('fsa_lambda', 'lam: float = 3.0,', 'lam: float = 3.1,'),
+        ('fsa_p', 'p: float = 0.45,', 'p: float = 0.5,'),
         ('isolation_adds', '.sub_(uniform_scale', '.add_(uniform_scale'),
         ('similarity_is_exp_of_kl', 'divergence.add_(1).reciprocal_()', 'divergence.neg_().exp_()'),
         (
