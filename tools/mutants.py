@@ -162,7 +162,7 @@ MUTANTS = [
         'evaluation/test_metric.py',
         ('void_counts', 'torch.where(truth == ignore_index, size**2', 'torch.where(truth < 0, size**2'),
         ('union_holds_the_intersection_twice', '(label + predicted - intersect)', '(label + predicted)'),
-        ('absent_classes_count', 'np.nanmean(iou)', 'np.nan_to_num(iou).mean()'),
+        ('absent_classes_count', 'np.nanmean(values)', 'np.nan_to_num(values).mean()'),
         ('counts_of_a_journal_are_lost', 'dict(self.done)', 'dict()'),
         ('counts_of_other_files_are_kept', 'content == self._contents[name]', 'True'),
         ('garbled_counts_are_kept', 'and seal == self._seal([name, content, weights, counts])', ''),
@@ -499,7 +499,7 @@ MUTANTS = [
     *of(
         'fsa_seg/config/fingerprint.py',
         'config/test_fingerprint.py',
-        ('hash_is_blind_to_the_words', "(*SPELT_OUT, 'models', 'members')", "(*SPELT_OUT, 'models', 'words')"),
+        ('hash_is_blind_to_the_words', "MODEL_IGNORED = ('models',", "MODEL_IGNORED = ('models', 'words',"),
         ('hash_is_blind_to_the_refinement', "*_settings_of('refinement', arguments.get('refinement'))", ''),
     ),
     *of(

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from fsa_seg.errors import one_line
 from fsa_seg.system.paths import MINI
 
 RAW = argparse.RawDescriptionHelpFormatter
@@ -38,7 +39,8 @@ class SetEntries(argparse.Action):
         try:
             DictAction(self.option_strings, self.dest, nargs='+')(parser, namespace, values, option_string)
         except Exception as error:  # DictAction raises various errors, such as for an open bracket
-            parser.error(f'{option_string}: {" ".join(values)} cannot be read ({error}); write lists as [a,b]')
+            text = f'{" ".join(values)} cannot be read ({one_line(error)})'
+            parser.error(f'{option_string}: {text}; write lists as [a,b]')
 
 
 def add_model_options(parser: argparse.ArgumentParser, one_method: bool = True) -> None:

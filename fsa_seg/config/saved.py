@@ -87,6 +87,8 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
         raise UserError(f'{path} holds no composed config; give a result of fsa-seg test, or a config file')
     for key in ('exported', 'test_pipeline', 'visualizer'):  # for mmsegmentation's tools
         data.pop(key, None)
+    if isinstance(data.get('default_hooks'), dict):
+        data['default_hooks'].pop('visualization', None)
     for key in data:
         one_of(key, KEYS, f'key in the config of {path}')
     imports = _imports(data, path)
@@ -102,7 +104,6 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
     methods = _methods(data['model'], path)
     _check(data, path, _allowed(imports) | methods)
     hooks = data.setdefault('default_hooks', {})
-    hooks.pop('visualization', None)
     hooks.pop('pictures', None)  # --show-dir alone names the folder of the pictures
     hooks['logger'] = {key: value for key, value in (hooks.get('logger') or {}).items() if key in LOGGER}
     data['model'].pop('text_cache', None)

@@ -7,6 +7,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -297,12 +298,17 @@ def metrics(total: np.ndarray) -> dict:
         iou = 100 * intersect / (label + predicted - intersect)
         acc = 100 * intersect / label
         return dict(
-            mIoU=float(np.nanmean(iou)),
-            mAcc=float(np.nanmean(acc)),
+            mIoU=_mean(iou),
+            mAcc=_mean(acc),
             aAcc=float(100 * intersect.sum() / total.sum()),
             IoU=iou.tolist(),
             Acc=acc.tolist(),
         )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are numbers; NaN if none is."""
+    return math.nan if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def per_image_counts(confusions: Iterable[np.ndarray]) -> list[dict]:

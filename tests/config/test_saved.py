@@ -55,7 +55,7 @@ def test_a_config_goes_through_json_as_it_was(saved):
         ('test_dataloader.collate_fn', dict(type='os.system'), "asks for 'os.system'"),
         ('test_dataloader.dataset.pipeline.0', dict(type='os.system'), "asks for 'os.system'"),
         ('model.type', ['os', 'system'], 'asks for'),
-        ('visualizer', dict(type='Visualizer'), "unknown key in the config of r.json 'visualizer'"),
+        ('train_cfg', dict(type='TrainLoop'), "unknown key in the config of r.json 'train_cfg'"),
         ('_base_', '../evil.py', "unknown key in the config of r.json '_base_'"),
         ('model._base_', '../evil.py', "the key '_base_' has no place"),
         ('model._scope_', 'evil', "the key '_scope_' has no place"),
@@ -110,3 +110,12 @@ def test_a_module_of_a_users_own_is_imported_where_it_is_allowed(saved, tmp_path
     data['custom_imports'] = dict(imports=['own_gone'])
     with pytest.raises(UserError, match='own_gone.*PYTHONPATH'):
         from_json(data, 'r.json', ['own_gone'])
+
+
+def test_what_mmsegs_tools_need_is_left_out(tmp_path):
+    """A visualizer writes files; a saved config of an exported config has one, and it is not used."""
+    data = to_json(compose('voc21', 'sclip', backbone='toy', data_root=MINI))
+    extra = dict(visualizer=dict(type='Visualizer'), test_pipeline=[dict(type='x')], exported=dict(a='b'))
+    data['default_hooks']['visualization'] = dict(type='SegVisualizationHook', draw=True)
+    config = from_json(dict(data, **extra), 'r.json')
+    assert not {*extra} & {*config} and 'visualization' not in config.default_hooks

@@ -223,7 +223,8 @@ def test_a_back_end_may_lack_a_kernel_but_not_fail(error, verdict, monkeypatch):
 def test_without_a_clone_checks_are_skipped(name, constant, monkeypatch, tmp_path):
     monkeypatch.setattr(self_checks, constant, str(tmp_path / 'missing'))
     missing = os.path.relpath(tmp_path / 'missing', ROOT)
-    assert verdicts(name) == {'': (f'skipped ({missing} is missing: run it from a clone of the repository)', '')}
+    reason = f'{missing} is missing, which ships with the package: install it again'
+    assert verdicts(name) == {'': (f'skipped ({reason})', '')}
 
 
 def test_processes_that_hang_are_ended(monkeypatch):

@@ -2,6 +2,7 @@ import hashlib
 import http.server
 import io
 import os
+import sys
 import tarfile
 import threading
 import tracemalloc
@@ -73,7 +74,8 @@ def url(monkeypatch):
     server.shutdown()
 
 
-def test_download(url, tmp_path, capsys):
+def test_download(url, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)  # a terminal has a bar
     path = fetch(Download(url, 5, hashlib.md5(CONTENT).hexdigest()), str(tmp_path / 'new'))
     assert path == str(tmp_path / 'new' / 'all.tar') and (tmp_path / 'new' / 'all.tar').read_bytes() == CONTENT
     assert '100%' in capsys.readouterr().err and os.listdir(tmp_path / 'new') == ['all.tar']
