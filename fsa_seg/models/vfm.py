@@ -12,6 +12,8 @@ Its constructor takes `random_weights`: the seed of random weights, or None for 
 Shape legend: B images, C feature channels, (h, w) the VFM's grid; images (B, 3, height, width).
 """
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -19,7 +21,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
-from timm.models import load_pretrained, vision_transformer, vision_transformer_sam
+from timm.layers import RotaryEmbeddingDinoV3
+from timm.models import eva, load_pretrained, vision_transformer, vision_transformer_sam
 from torch import nn
 
 from fsa_seg.errors import UserError, built, one_line, one_of
@@ -175,22 +178,10 @@ class TimmModel(nn.Module):
         return (images - mean) / std
 
 
-@MODELS.register_module()
-class TimmViT(TimmModel):
-    """A plain ViT of `timm`; the features are the last block's normalised patch tokens.
-
-    Args:
-        model, checkpoint, model_args, mean, std, random_weights: as of `TimmModel`.
-        pos_embed: how position embeddings are resized to another grid: 'offset' bicubically with scale factors
-            (n + 0.1)/s, 'size' bicubically to size, 'timm' as `timm` does (bicubically to size, antialiased). A
-            VFM's config has the publisher's rule.
-
-    Raises:
-        UserError: the model or an option is unknown, or the weights are missing or do not fit.
-    """
+class PatchTokens(TimmModel):
+    """A ViT of `timm` whose features are the last block's normalised patch tokens; base of such classes."""
 
     family = 'vit_*'
-    filter_fn = vision_transformer.checkpoint_filter_fn
 
     def __init__(
         self,
@@ -199,17 +190,10 @@ class TimmViT(TimmModel):
         model_args: dict | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        pos_embed: str = 'offset',
         random_weights: int | None = None,
     ):
-        self.pos_embed = one_of(pos_embed, POSITION_RULES, 'pos_embed')
         super().__init__(model, checkpoint, model_args, mean, std, random_weights, dynamic_img_size=True)
         self.multiple = self.vit.patch_embed.patch_size
-
-    def check_architecture(self, model: str) -> None:
-        """Raise a UserError if `self.vit`, called `model`, is no plain ViT."""
-        if not isinstance(self.vit, vision_transformer.VisionTransformer) or self.vit.pos_embed is None:
-            raise UserError(f'{model!r} is no plain ViT with absolute position embeddings; it needs a class of its own')
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of features for a window of height × width pixels."""
@@ -228,13 +212,53 @@ class TimmViT(TimmModel):
                 f'a window of {height}×{width} pixels does not divide into the patches of the VFM, '
                 f'{self.multiple[0]}×{self.multiple[1]}'
             )
-        images = self.normalised(images).to(self.vit.patch_embed.proj.weight.dtype)
+        tokens = self.tokens(self.normalised(images).to(self.vit.patch_embed.proj.weight.dtype), grid)
+        return tokens[:, self.vit.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+
+    def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Return all tokens (B, T, C) after the last block and its norm, of normalised images on a grid of patches."""
+        return self.vit.forward_features(images)
+
+
+@MODELS.register_module()
+class TimmViT(PatchTokens):
+    """A plain ViT of `timm`; the features are the last block's normalised patch tokens.
+
+    Args:
+        model, checkpoint, model_args, mean, std, random_weights: as of `TimmModel`.
+        pos_embed: how position embeddings are resized to another grid: 'offset' bicubically with scale factors
+            (n + 0.1)/s, 'size' bicubically to size, 'timm' as `timm` does (bicubically to size, antialiased). A
+            VFM's config has the publisher's rule.
+
+    Raises:
+        UserError: the model or an option is unknown, or the weights are missing or do not fit.
+    """
+
+    filter_fn = vision_transformer.checkpoint_filter_fn
+
+    def __init__(
+        self,
+        model: str,
+        checkpoint: str | None = None,
+        model_args: dict | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        pos_embed: str = 'offset',
+        random_weights: int | None = None,
+    ):
+        self.pos_embed = one_of(pos_embed, POSITION_RULES, 'pos_embed')
+        super().__init__(model, checkpoint, model_args, mean, std, random_weights)
+
+    def check_architecture(self, model: str) -> None:
+        """Raise a UserError if `self.vit`, called `model`, is no plain ViT."""
+        if not isinstance(self.vit, vision_transformer.VisionTransformer) or self.vit.pos_embed is None:
+            raise UserError(f'{model!r} is no plain ViT with absolute position embeddings; it needs a class of its own')
+
+    def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Return all tokens (B, T, C) after the last block, with position embeddings resized by `pos_embed`."""
         if self.pos_embed == 'timm':
-            tokens = self.vit.forward_features(images)
-        else:
-            tokens = self.vit.norm(self.vit.blocks(self._embed(images, grid)))
-        patches = tokens[:, self.vit.num_prefix_tokens :]
-        return patches.transpose(1, 2).unflatten(2, grid)
+            return super().tokens(images, grid)
+        return self.vit.norm(self.vit.blocks(self._embed(images, grid)))
 
     def _embed(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Return the tokens (B, T, C) that enter the first block, with position embeddings resized by `pos_embed`."""
@@ -249,6 +273,51 @@ class TimmViT(TimmModel):
         else:
             x = torch.cat([*prefix, x], 1) + position
         return vit.norm_pre(x)
+
+
+def _dinov3_state(state: dict, model: nn.Module) -> dict:
+    """Return a file's state as `timm` names it; refuse what the conversion would drop: positions, biases of q and v."""
+    tensors = state.get('model', state)
+    if 'pos_embed' in tensors:
+        raise RuntimeError('state_dict: the file has position embeddings, which the model lacks (pos_embed)')
+    with contextlib.redirect_stdout(io.StringIO()):  # timm prints each missing bias
+        converted = eva.checkpoint_filter_fn(state, model)
+    for key, value in tensors.items():
+        q_and_v = [value.chunk(3)[part] for part in (0, 2)] if key.endswith('attn.qkv.bias') else []  # k's is 0
+        if key.replace('qkv.bias', 'q_bias') not in converted and any(bias.any() for bias in q_and_v):
+            raise RuntimeError(f'state_dict: the model has no place for {key}; timm has such models as ..._qkvb')
+    return converted
+
+
+@MODELS.register_module()
+class TimmRoPEViT(PatchTokens):
+    """A ViT of `timm` with rotary position embeddings alone, such as DINOv3.
+
+    The features are the last block's normalised patch tokens. The rotary embeddings follow the window's grid, and stay
+    float32 in half precision.
+
+    Args:
+        model, checkpoint, model_args, mean, std, random_weights: as of `TimmModel`.
+
+    Raises:
+        UserError: the model is unknown, or its weights are missing or do not fit.
+    """
+
+    filter_fn = _dinov3_state
+
+    def check_architecture(self, model: str) -> None:
+        """Raise a UserError if `self.vit`, called `model`, has other position embeddings than DINOv3's."""
+        if not isinstance(getattr(self.vit, 'rope', None), RotaryEmbeddingDinoV3) or self.vit.pos_embed is not None:
+            raise UserError(
+                f"{model!r} is no ViT with DINOv3's rotary position embeddings alone; it needs another class"
+            )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> 'TimmRoPEViT':
+        """Move or cast the module; the periods of the rotary embeddings stay float32, which older timm casts."""
+        periods = self.vit.rope.periods
+        super()._apply(fn, recurse)
+        self.vit.rope.periods = periods.to(self.vit.rope.periods.device)
+        return self
 
 
 @MODELS.register_module()
@@ -322,7 +391,7 @@ def _load_strictly(vit: Any, filter_fn: Callable[..., dict[str, torch.Tensor]] |
         converted = filter_fn(dict(state), model)
         for key, value in state.get('model', state).items():
             name = key.removeprefix('image_encoder.')
-            if (
+            if name in expected and (
                 name == 'patch_embed.proj.weight'
                 and value.shape != expected[name].shape
                 or (name == 'pos_embed' and value.shape[1] - expected[name].shape[1] not in (0, 1))

@@ -5,11 +5,12 @@ from mmseg.registry import MODELS
 from safetensors.torch import save_file
 from torchvision.transforms.functional import normalize
 
+from fsa_seg.config.components import component_config, load_component
 from fsa_seg.config.compose import compose
 from fsa_seg.config.suites import load_suite
 from fsa_seg.errors import UserError
 from fsa_seg.methods import find_method
-from fsa_seg.models.vfm import TimmSAM, TimmViT, check_vfm, run_vfm
+from fsa_seg.models.vfm import TimmRoPEViT, TimmSAM, TimmViT, check_vfm, run_vfm
 from fsa_seg.ops.attention import named_map
 from fsa_seg.profiling.architectures import ArchitectureRuns
 
@@ -94,6 +95,116 @@ def test_the_publishers_files(tmp_path):
     dinov2 = TimmViT(name, str(tmp_path / 'dinov2.pth'), ARGS, pos_embed='timm')
     tokens = vit.eval().forward_features(normalize(images, dinov2.mean, dinov2.std))
     torch.testing.assert_close(dinov2(images).flatten(2).transpose(1, 2), tokens[:, 5:], atol=1e-5, rtol=1e-4)
+
+
+DINOV3_ARGS = dict(patch_size=8, embed_dim=48, depth=2, num_heads=2, img_size=32)
+
+
+def dinov3(name='vit_small_patch16_dinov3'):
+    """Return a small DINOv3 of timm, no parameter at its (neutral) initial value."""
+    torch.manual_seed(0)
+    vit = timm.create_model(name, num_classes=0, **DINOV3_ARGS).eval().requires_grad_(False)
+    for parameter in vit.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    return vit
+
+
+def publishers_dinov3(vit, bias=0.0):
+    """Return a state of timm's DINOv3 under the names of its publisher's file."""
+    names = dict(gamma_1='ls1.gamma', gamma_2='ls2.gamma', reg_token='storage_tokens')
+    state = {}
+    for key, value in vit.state_dict().items():
+        for old, new in names.items():
+            key = key.replace(old, new)
+        state[key] = value
+    for i in range(2):
+        q, v = (state.pop(f'blocks.{i}.attn.{part}_bias', torch.full((48,), bias)) for part in 'qv')
+        state[f'blocks.{i}.attn.qkv.bias'] = torch.cat([q, torch.ones(48), v])  # the bias of k is masked
+        state[f'blocks.{i}.attn.qkv.bias_mask'] = torch.ones(144)
+    return dict(state, mask_token=torch.zeros(1, 48), **{'rope_embed.periods': vit.rope.periods.bfloat16()})
+
+
+@pytest.mark.parametrize('name', ['vit_small_patch16_dinov3', 'vit_small_patch16_dinov3_qkvb'])
+@pytest.mark.parametrize('publishers', [False, True])
+def test_dinov3(name, publishers, tmp_path, capsys):
+    """The features of timm's patch tokens, from timm's files and the publisher's, for windows of any grid."""
+    vit = dinov3(name)
+    path = tmp_path / 'dinov3.pth'
+    torch.save(publishers_dinov3(vit) if publishers else vit.state_dict(), path)
+    vfm = TimmRoPEViT(name, str(path), DINOV3_ARGS)
+    assert capsys.readouterr().out == ''
+    for height, width in ((32, 32), (24, 80), (8, 8)):
+        images = torch.rand(2, 3, height, width)
+        expected = vit.forward_features(normalize(images, vfm.mean, vfm.std))[:, 5:]
+        features = vfm(images)
+        assert vfm.grid(height, width) == tuple(features.shape[2:]) == (height // 8, width // 8)
+        torch.testing.assert_close(features.flatten(2).transpose(1, 2), expected, atol=1e-5, rtol=1e-4)
+        assert torch.equal(features, vfm(images))  # no augmentation of positions
+
+
+def test_dinov3s_positions_follow_the_windows_grid():
+    """Rotations depend on a patch's place in the window alone: the published rule, computed by hand."""
+    vfm = TimmRoPEViT('vit_small_patch16_dinov3', model_args=DINOV3_ARGS, random_weights=0)
+    for grid in ((4, 4), (3, 10)):
+        places = [(torch.arange(side) + 0.5) / side * 2 - 1 for side in grid]
+        rows, columns = torch.meshgrid(*places, indexing='ij')
+        periods = 100 ** (torch.arange(6) / 6)  # 24 columns of a head
+        angles = torch.cat([2 * torch.pi * place.flatten()[:, None] / periods for place in (rows, columns)], 1)
+        sin, cos = vfm.vit.rope.get_embed(shape=grid).chunk(2, -1)
+        torch.testing.assert_close(sin, angles.sin().tile(2), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(cos, angles.cos().tile(2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_dinov3_in_half_precision(dtype, tmp_path):
+    vit = dinov3()
+    save_file(vit.state_dict(), tmp_path / 'dinov3.safetensors')
+    vfm = TimmRoPEViT('vit_small_patch16_dinov3', str(tmp_path / 'dinov3.safetensors'), DINOV3_ARGS)
+    images = torch.rand(1, 3, 24, 80)
+    full, half = vfm(images), vfm.to(dtype)(images)
+    assert half.dtype == dtype and {parameter.dtype for parameter in vfm.parameters()} == {dtype}
+    assert vfm.vit.rope.periods.dtype == torch.float32
+    assert torch.cosine_similarity(full, half.float(), 1).min() > 0.99
+
+
+def test_files_that_are_no_dinov3(tmp_path):
+    """Another patch size, missing registers, biases that timm would drop in silence, a DINOv2."""
+    vit = dinov3()
+    state = vit.state_dict()
+    files = dict(
+        patch=dict(state, **{'patch_embed.proj.weight': torch.zeros(48, 3, 16, 16)}),
+        registers={key: value for key, value in state.items() if key != 'reg_token'},
+        biases=publishers_dinov3(vit, bias=0.1),
+        dinov2=timm.create_model('vit_small_patch14_dinov2', num_classes=0, **DINOV3_ARGS).state_dict(),
+    )
+    messages = dict(
+        patch='size mismatch for patch_embed.proj.weight',
+        registers='1 keys missing .reg_token',
+        biases='no place for blocks.0.attn.qkv.bias; timm has such models as ..._qkvb',
+        dinov2='the file has position embeddings, which the model lacks',
+    )
+    for kind, content in files.items():
+        torch.save(content, tmp_path / f'{kind}.pth')
+        with pytest.raises(UserError, match=f'do not fit.*{messages[kind]}'):
+            TimmRoPEViT('vit_small_patch16_dinov3', str(tmp_path / f'{kind}.pth'), DINOV3_ARGS)
+    with pytest.raises(UserError, match="no ViT with DINOv3's rotary position embeddings alone"):
+        TimmRoPEViT('vit_tiny_patch16_224', model_args=ARGS, random_weights=0)
+    with pytest.raises(UserError, match='a window of 30×32 pixels does not divide into the patches'):
+        TimmRoPEViT('vit_small_patch16_dinov3', model_args=DINOV3_ARGS, random_weights=0)(torch.rand(1, 3, 30, 32))
+
+
+def test_dinov2_without_registers_has_its_publishers_rule():
+    """Scale factors (n + 0.1)/s, bicubic, without antialiasing: the position embeddings by hand."""
+    for name in ('dinov2_vit-b14-noreg', 'dinov2_vit-s14-noreg'):
+        small = dict(embed_dim=24, depth=1, num_heads=2)
+        vfm = MODELS.build(dict(component_config(load_component('vfm', name), 0), model_args=small))
+        assert vfm.vit.num_prefix_tokens == 1 and vfm.vit.pos_embed.shape[1] == 37**2 + 1
+        position = vfm.vit.pos_embed[0, 1:].T.reshape(1, 24, 37, 37)
+        scale = (24.1 / 37, 10.1 / 37)
+        resized = torch.nn.functional.interpolate(position, scale_factor=scale, mode='bicubic', align_corners=False)
+        empty = torch.zeros(1, 3, 24 * 14, 10 * 14)
+        found = vfm._embed(empty, (24, 10))[0, 1:] - vfm.vit.patch_embed(empty).flatten(1, 2)[0]
+        torch.testing.assert_close(found, resized[0].flatten(1).T, atol=1e-5, rtol=1e-5)
 
 
 def test_a_file_of_other_patches_or_another_grid_is_refused(tmp_path):
