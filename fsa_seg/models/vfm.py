@@ -360,22 +360,32 @@ class TimmSAM(TimmModel):
         return self.vit.forward_features(images.to(self.vit.patch_embed.proj.weight.dtype))
 
 
-def position_differences(config: dict, windows: Sequence[int], seed: int = 0) -> list[float]:
+def position_differences(
+    config: dict, windows: Sequence[int], random_weights: int | None = 0, seed: int = 0
+) -> list[float]:
     """Return the differences of a ViT's features between the publisher's rule for position embeddings and `timm`'s.
 
     The figure for each window is ‖f − f_timm‖ / ‖f_timm‖ over random pixels.
 
     Args:
-        config: config of a registered `TimmViT`, with random weights.
+        config: config of a registered `TimmViT`.
         windows: sides of the windows, in pixels.
+        random_weights: seed of random weights; None for trained weights.
         seed: seed of the pixels.
+
+    Raises:
+        UserError: trained weights are missing or do not fit.
     """
-    publishers, timms = MODELS.build(config), MODELS.build(dict(config, pos_embed='timm'))
-    figures = []
+    vfm = build_vfm(dict(config, random_weights=random_weights))
+    publishers, figures = vfm.pos_embed, []
     for window in windows:
         image = torch.rand(1, 3, window, window, generator=torch.Generator().manual_seed(seed))
-        expected = timms(image)
-        figures.append(float((publishers(image) - expected).norm() / expected.norm()))
+        features = {}
+        for rule in (publishers, 'timm'):
+            vfm.pos_embed = rule
+            features[rule] = vfm(image)
+        expected = features['timm']
+        figures.append(float((features[publishers] - expected).norm() / expected.norm()))
     return figures
 
 

@@ -10,7 +10,7 @@ from fsa_seg.config.compose import compose
 from fsa_seg.config.suites import load_suite
 from fsa_seg.errors import UserError
 from fsa_seg.methods import find_method
-from fsa_seg.models.vfm import TimmRoPEViT, TimmSAM, TimmViT, check_vfm, run_vfm
+from fsa_seg.models.vfm import TimmRoPEViT, TimmSAM, TimmViT, check_vfm, position_differences, run_vfm
 from fsa_seg.ops.attention import named_map
 from fsa_seg.profiling.architectures import ArchitectureRuns
 
@@ -205,6 +205,24 @@ def test_dinov2_without_registers_has_its_publishers_rule():
         empty = torch.zeros(1, 3, 24 * 14, 10 * 14)
         found = vfm._embed(empty, (24, 10))[0, 1:] - vfm.vit.patch_embed(empty).flatten(1, 2)[0]
         torch.testing.assert_close(found, resized[0].flatten(1).T, atol=1e-5, rtol=1e-5)
+
+
+def test_differences_of_position_rules_with_random_and_with_trained_weights(tmp_path):
+    """None at the trained size, and none of timm's rule from itself; trained weights give other figures than random."""
+    torch.manual_seed(3)
+    state = timm.create_model('vit_tiny_patch16_224', num_classes=0, **ARGS).state_dict()
+    save_file(state, tmp_path / 'trained.safetensors')
+    config = dict(type='TimmViT', model='vit_tiny_patch16_224', model_args=ARGS)
+    config.update(checkpoint=str(tmp_path / 'trained.safetensors'))
+    random, trained = (position_differences(config, (32, 48), seed) for seed in (0, None))
+    assert random[0] < 1e-6 > trained[0] and random[1] > 1e-4 < trained[1] and random[1] != trained[1]
+    assert position_differences(dict(config, pos_embed='timm'), (32, 48), None) == [0, 0]
+    images = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    own, timms = (MODELS.build(dict(config, pos_embed=rule))(images) for rule in ('offset', 'timm'))
+    assert trained[1] == pytest.approx(float((own - timms).norm() / timms.norm()), rel=1e-4)
+    config.update(checkpoint='gone.safetensors')
+    with pytest.raises(UserError, match='gone.safetensors.* does not exist'):
+        position_differences(config, (32,), None)
 
 
 def test_a_file_of_other_patches_or_another_grid_is_refused(tmp_path):
