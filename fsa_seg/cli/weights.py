@@ -3,7 +3,7 @@
 fsa-seg weights list                             # source, size, licence, and whether the weights are here
 fsa-seg weights get clip_vit-b16 dino_vit-b8     # download absent weights; a broken connection is resumed
 fsa-seg weights check                            # read all local weights, compare known SHA-256
-fsa-seg weights positions                        # the effect of the publishers' position embeddings
+fsa-seg weights positions                        # the effect of the publishers' position embeddings; --trained
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from fsa_seg.cli.options import tool_parser
+from fsa_seg.errors import UserError
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -21,7 +22,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     commands.add_parser('check', help='read and compare').add_argument(
         'names', nargs='*', metavar='NAME', help='default: all local weights'
     )
-    commands.add_parser('positions', help="features under the publishers' rules against timm's, with random weights")
+    positions = commands.add_parser('positions', help="features under the publishers' rules against timm's")
+    positions.add_argument('--trained', action='store_true', help='with the local trained weights, not random weights')
     return parser.parse_args(argv)
 
 
@@ -81,11 +83,21 @@ def compare_positions(args: argparse.Namespace) -> None:
     """Print how far the publishers' rules for position embeddings move each ViT's features from timm's rule."""
     from fsa_seg.config.components import component_config, component_names, load_component
     from fsa_seg.models.vfm import position_differences
+    from fsa_seg.models.weights import path_of, weights_from
 
     windows = (224, 336, 448)
-    print(f'{"":16}{"rule":8}' + ''.join(f'{window:>8}' for window in windows))
-    for name in component_names('vfm'):
-        part = load_component('vfm', name)
-        if part.type == 'TimmViT' and not part.get('toy'):
-            figures = position_differences(component_config(part, random_weights=0), windows)
-            print(f'{name:16}{part.get("pos_embed", "offset"):8}' + ''.join(f'{figure:8.4f}' for figure in figures))
+    parts = [load_component('vfm', name) for name in component_names('vfm')]
+    parts = [part for part in parts if part.type == 'TimmViT' and not part.get('toy')]
+    if args.trained:
+        parts = [part for part in parts if path_of(weights_from('vfm', part))]
+        if not parts:
+            raise UserError(
+                'no trained weights of a ViT are here; get them, such as by fsa-seg weights get dino_vit-b8'
+            )
+    width = max(len(part.name) for part in parts) + 2
+    print(f'{"":{width}}{"rule":8}' + ''.join(f'{window:>8}' for window in windows))
+    for part in parts:
+        figures = position_differences(component_config(part), windows, None if args.trained else 0)
+        print(
+            f'{part.name:{width}}{part.get("pos_embed", "offset"):8}' + ''.join(f'{figure:8.4f}' for figure in figures)
+        )

@@ -376,7 +376,7 @@ def position_differences(
     Raises:
         UserError: trained weights are missing or do not fit.
     """
-    vfm = build_vfm(dict(config, random_weights=random_weights))
+    vfm: Any = build_vfm(dict(config, random_weights=random_weights))
     publishers, figures = vfm.pos_embed, []
     for window in windows:
         image = torch.rand(1, 3, window, window, generator=torch.Generator().manual_seed(seed))
