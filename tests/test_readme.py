@@ -1,4 +1,4 @@
-"""The tools' parsers take every command of the documents, and every path in the documents exists."""
+"""The tools' parsers take every command of the documents, every path in the documents exists."""
 
 import importlib
 import os
@@ -7,49 +7,85 @@ import shlex
 
 import pytest
 
-from conftest import ROOT
+from fsa_seg.cli.main import TOOLS
 
-DOCUMENTS = ('README.md', 'configs/README.md', 'data/README.md', 'data/mini/README.md')
+from conftest import ROOT
+from documents import DOCUMENTS, blocks, read
+
+FOLDERS = ('configs', 'constraints', 'data/mini', 'docs', 'fsa_seg', 'tests', 'tools')
+NOT_OURS = 'cd export git mkdir mypy pip pre-commit ruff sed source torchrun $EDITOR'.split()
+SCRIPTS = {'tools/dist_test.sh': slice(1, 2), 'tools/slurm_test.sh': slice(0, 2)}  # arguments that are not the tool's
+
+
+def commands(block):
+    """Return the commands of a block, without comments, each in its words; a here-document's text is left out."""
+    block = re.sub(r"<<'(\w+)'\n.*?^\1$", '', block, flags=re.M | re.S)
+    found, text = [], ''
+    for line in block.replace('\\\n', ' ').splitlines():
+        text += line + '\n'
+        try:
+            words = shlex.split(text, comments=True)
+        except ValueError:  # a quotation goes on in the next line
+            continue
+        text = ''
+        while '&&' in words:
+            found.append(words[: words.index('&&')])
+            words = words[words.index('&&') + 1 :]
+        found.append(words)
+    assert not text, text
+    return [words for words in found if words]
+
+
+def tool_of(words):
+    """Return the tool of a command and its arguments; the tool is None for a command that is not the suite's."""
+    while re.match(r'[A-Z_]+=', words[0]):  # variables of the environment
+        if len(words) == 1 or '$(' in words[0]:
+            return None, []
+        words = words[1:]
+    if words[0] == 'fsa-seg':
+        return (words[1], words[2:]) if words[1] in TOOLS else (None, words[1:])
+    if '-m' in words and words[words.index('-m') + 1] == 'fsa_seg':
+        return tool_of(['fsa-seg', *words[words.index('-m') + 2 :]])
+    if words[0] == 'bash':
+        arguments = words[2:]
+        if words[1] in SCRIPTS:
+            del arguments[SCRIPTS[words[1]]]
+            return 'test', arguments
+        return None, arguments
+    if words[0] == 'python' and words[1].startswith('tools/'):
+        name = os.path.basename(words[1])[:-3]
+        return dict(prepare_dataset='prepare').get(name, name), words[2:]
+    assert words[0] in (*NOT_OURS, 'python'), words
+    return None, words[1:]
+
+
 COMMANDS = [
-    (document, line.split('  #')[0].strip())
-    for document in DOCUMENTS
-    for block in re.findall(r'```bash\n(.*?)```', open(os.path.join(ROOT, document)).read(), re.S)
-    for line in block.replace('\\\n', ' ').splitlines()
-    if line.strip()
+    (document, words) for document in DOCUMENTS for block in blocks(document, 'bash') for words in commands(block)
 ]
 
 
-@pytest.mark.parametrize('document, command', COMMANDS)
-def test_command(document, command, monkeypatch, capsys):
-    words = [word for word in shlex.split(command) if not re.match(r'[A-Z_]+=', word)]
-    tool = next((word for word in words if word.startswith('tools/')), None)
-    if tool is None:
-        assert words[0] in ('source', 'sed'), command
-        return
-    assert os.path.exists(os.path.join(ROOT, tool)), command
-    arguments = words[words.index(tool) + 1 :]
-    if tool == 'tools/dist_test.sh':
-        arguments = arguments[:1] + arguments[2:]
-    elif tool == 'tools/slurm_test.sh':
-        arguments = arguments[2:]
-    if tool in ('tools/dist_test.sh', 'tools/slurm_test.sh'):
-        tool = 'tools/test.py'
-    if not tool.endswith('.py'):
-        return
-    for argument in arguments:
-        if argument.startswith('configs/'):
-            assert os.path.exists(os.path.join(ROOT, argument)), argument
-    module = importlib.import_module(os.path.basename(tool)[:-3])
-    module.parse_args(arguments)  # argparse exits when it does not know an option
+@pytest.mark.parametrize(
+    'document, words', COMMANDS, ids=lambda value: value if isinstance(value, str) else ' '.join(value)[:60]
+)
+def test_command(document, words):
+    """The tool's parser takes the arguments: argparse exits when it does not know an option."""
+    tool, arguments = tool_of(words)
+    for word in words:
+        path = word.split('::')[0].strip(',')
+        if path.startswith(tuple(f'{folder}/' for folder in FOLDERS)):
+            assert os.path.exists(os.path.join(ROOT, path)), path
+    if tool:
+        module = importlib.import_module(f'fsa_seg.cli.{tool}' if tool in TOOLS else tool)
+        module.parse_args(arguments)
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)
-def test_links(document):
-    text = open(os.path.join(ROOT, document)).read()
-    for target in re.findall(r'\]\(([^)#:]+)\)', text):
-        assert os.path.exists(os.path.join(ROOT, os.path.dirname(document), target)), target
+def test_paths_in_the_text_exist(document):
+    for path in re.findall(r'`([\w.-]+/[\w./-]*)`', read(document)):
+        if path.startswith(tuple(f'{folder}/' for folder in FOLDERS)) and 'NAME' not in path:
+            assert os.path.exists(os.path.join(ROOT, path)), path
 
 
-def test_the_first_screen_has_the_two_commands():
-    head = open(os.path.join(ROOT, 'README.md')).read().splitlines()[:30]
-    assert 'bash tools/quickstart.sh' in '\n'.join(head) and 'bash tools/run_tests.sh' in '\n'.join(head)
+def test_the_readme_begins_with_the_two_commands():
+    head = '\n'.join(read('README.md').splitlines()[:30])
+    assert 'bash tools/quickstart.sh' in head and 'bash tools/run_tests.sh' in head
