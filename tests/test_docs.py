@@ -1,5 +1,6 @@
 """The documents' examples run as they stand."""
 
+import glob
 import inspect
 import json
 import os
@@ -9,21 +10,16 @@ import sys
 
 import pytest
 
+from fsa_seg.methods import find_method, method_files
 from fsa_seg.methods.naclip import NACLIP
 
 from conftest import ROOT
-
-
-def blocks(name, language='python'):
-    with open(os.path.join(ROOT, *name.split('/')), encoding='utf-8') as f:
-        return re.findall(rf'^```{language}\n(.*?)^```', f.read(), re.M | re.S)
+from documents import DOCUMENTS, PAGES, blocks, read
 
 
 def test_the_method_of_the_documents_keeps_the_contract(tmp_path):
-    """It is the same file in both documents, and the command that tests it is the page's."""
+    """The command that tests it is the page's."""
     (example,) = [block for block in blocks('docs/extending.md') if 'class ValueCLIP' in block]
-    (other,) = [block for block in blocks('README.md') if 'class ValueCLIP' in block]
-    assert example.split('from fsa_seg')[1:] == other.split('from fsa_seg')[1:]
     (command,) = [block for block in blocks('docs/extending.md', 'bash') if 'test_contract.py' in block]
     (tmp_path / 'methods').mkdir()
     (tmp_path / 'methods' / 'valueclip.py').write_text(example)
@@ -76,10 +72,65 @@ def test_naclips_example_is_the_code():
     assert [block for block in blocks('docs/extending.md') if block in protocol]
 
 
-def test_links_lead_somewhere():
-    for page in ('README.md', 'configs/README.md', 'docs/architecture.md', 'docs/extending.md', 'CONTRIBUTING.md'):
-        with open(os.path.join(ROOT, page), encoding='utf-8') as f:
-            links = re.findall(r'\]\(([^)#\s]+)', f.read())
-        for link in links:
-            if '://' not in link:
-                assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), link)), (page, link)
+def test_the_tables_of_protocols_are_those_of_the_files():
+    """The page's program prints the page's table of settings, and each method's own protocols are its class's."""
+    (program,) = blocks('docs/protocols.md')
+    environment = {key: value for key, value in os.environ.items() if key != 'FSA_SEG_CONFIGS'}
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = read('docs/protocols.md')
+    assert f'\n\n{done.stdout}\n' in page
+    rows = re.findall(r'^\| (`.+`) \| `(\w+)` \| `(\w+)` \|$', page, re.M)
+    shown = {name: own for names, *own in rows for name in re.findall(r'`(\w+)`', names)}
+    methods = {name: find_method(name) for name in method_files(users=False)}
+    assert shown == {name: [cls.protocol, cls.fsa_protocol or cls.protocol] for name, cls in methods.items()}
+
+
+def test_python_examples_print_what_the_pages_show(tmp_path):
+    """One process runs the examples that have an output of their own; figures may differ in their last digit."""
+    pattern = r'^```python\n((?:(?!```).)*)^```\n\n```\n(.*?)^```'
+    examples = [
+        example for page in ('python', 'mmseg') for example in re.findall(pattern, read(f'docs/{page}.md'), re.M | re.S)
+    ]
+    assert len(examples) == 4
+    os.symlink(os.path.join(ROOT, 'data'), tmp_path / 'data')
+    program = '\nprint("next")\n'.join(code for code, _ in examples)
+    environment = dict(os.environ, PYTHONPATH=ROOT)
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    number = re.compile(r'\d+\.\d+')
+    for printed, (_, shown) in zip(done.stdout.split('next\n'), examples):
+        assert number.sub('', printed) == number.sub('', shown)
+        figures = [[float(text) for text in number.findall(output)] for output in (printed, shown)]
+        assert figures[0] == pytest.approx(figures[1], abs=0.1)
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_a_page_begins_with_a_command_and_its_output(page):
+    """The output is a block without a language, or a table."""
+    lines = read(page).splitlines()
+    start = lines[:12].index('```bash')
+    rest = [line for line in lines[lines.index('```', start) + 1 :] if line]
+    assert any(line == '```' or line.startswith('| ') for line in rest[:2]), rest[:2]
+
+
+def test_the_index_names_every_page():
+    listed = {
+        os.path.normpath(f'docs/{name}') for name in re.findall(r'^\| \[\S+\]\(([^)]+)\)', read('docs/README.md'), re.M)
+    }
+    assert listed >= {*PAGES, *glob.glob('docs/*.ipynb', root_dir=ROOT)} - {'docs/README.md'}
+
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_links_lead_somewhere(document):
+    """Files exist, and a heading that a link names is a heading of the page."""
+    for link, heading in re.findall(r'\]\(([^)#\s]*)(?:#([^)\s]+))?\)', read(document)):
+        if '://' in link:
+            continue
+        target = os.path.normpath(os.path.join(os.path.dirname(document), link)) if link else document
+        assert os.path.exists(os.path.join(ROOT, target)), (document, link)
+        if heading:
+            headings = re.findall(r'^#+ (.+)$', read(target), re.M)
+            assert heading in [re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-') for text in headings], heading

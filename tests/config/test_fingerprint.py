@@ -1,8 +1,10 @@
 """A change that can move a number makes another cell or a stale result, or the run prints it."""
 
+import glob
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -98,11 +100,26 @@ def test_two_text_towers_that_differ_in_pooling_are_two_cells(tmp_path):
     assert digest(option) != digest()
 
 
-def test_the_readme_shows_the_hash():
-    """The hash is the same on every machine and every stack."""
-    cell = prepare(compose('voc21', **TOY))
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
-        assert f'voc21_sclip+fsa_toy_sclip_{cell.hash[:10]}.json' in f.read()
+def test_the_documents_show_the_hashes():
+    """A hash is the same on every machine and every stack."""
+    names = []
+    for options, arguments in (
+        ({}, {}),
+        ({}, dict(feedback=None)),
+        ({}, dict(method='clearclip')),
+        ({}, dict(method='clearclip', feedback=None)),
+        ({'model.stride': 56}, {}),
+        ({'model.stride': 224, 'model.feedback.p': 0.6}, {}),
+    ):
+        config = compose('voc21', **{**TOY, **arguments})
+        merge_options(config, options)
+        names.append(os.path.basename(result_path(prepare(config))))
+    shown = {}
+    for path in ('README.md', *glob.glob('docs/*.md', root_dir=ROOT)):
+        with open(os.path.join(ROOT, path), encoding='utf-8') as f:
+            shown[path] = re.findall(r'[\w+]+_[0-9a-f]{10}\.json', f.read())
+    assert names[0] in shown['README.md']
+    assert {name for found in shown.values() for name in found} == set(names)
 
 
 def test_numbers_are_canonical():
