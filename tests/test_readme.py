@@ -1,4 +1,4 @@
-"""The tools' parsers take every command of the documents, every path in the documents exists."""
+"""The tools' parsers take every command of the documents, every path in the documents exists, the README is short."""
 
 import importlib
 import os
@@ -86,6 +86,16 @@ def test_paths_in_the_text_exist(document):
             assert os.path.exists(os.path.join(ROOT, path)), path
 
 
-def test_the_readme_begins_with_the_two_commands():
-    head = '\n'.join(read('README.md').splitlines()[:30])
+def test_the_glossary_names_things_that_exist():
+    """What stands before ` in FILE` is a name in the file."""
+    found = re.findall(r'`(\w+)` in `([\w/.]+)`', read('docs/glossary.md'))
+    assert len(found) > 5
+    for name, path in found:
+        assert re.search(rf'\b{name}\b', read(path)), (name, path)
+
+
+def test_the_readme_is_short_and_begins_with_the_two_commands():
+    lines = read('README.md').splitlines()
+    assert len(lines) <= 120 and max(map(len, lines)) <= 120
+    head = '\n'.join(lines[:30])
     assert 'bash tools/quickstart.sh' in head and 'bash tools/run_tests.sh' in head

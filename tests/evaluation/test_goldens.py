@@ -1,4 +1,4 @@
-"""The numbers of the toy table: the README prints them, the tool compares them, `Segmenter` gives the same labels."""
+"""The numbers of the toy table: the documents print them, the tool compares them, `Segmenter` gives the same labels."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.goldens import compare, read_goldens, write_goldens
 from fsa_seg.evaluation.metric import ExactIoUMetric
-from fsa_seg.methods import find_method
+from fsa_seg.methods import find_method, method_names
 from fsa_seg.models.segmentor import ImageListPreprocessor
 
 from conftest import MINI, ROOT
@@ -86,16 +86,35 @@ def test_file_of_expected_numbers(tmp_path):
             read_goldens(path)
 
 
-def test_the_readme_prints_the_expected_numbers():
+def table_lines(document):
+    """Return the cells of each line of a document's tables."""
+    with open(os.path.join(ROOT, document), encoding='utf-8') as f:
+        return [line.strip('| \n').split(' | ') for line in f if line.startswith('| ')]
+
+
+def test_the_readme_of_the_toy_world_prints_the_expected_numbers():
     with open(FILE, encoding='utf-8') as f:
         cells = json.load(f)['cells']
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
-        lines = [line.strip('| \n').split(' | ') for line in f if line.startswith('| ')]
+    lines = table_lines('data/mini/README.md')
     head = next(line for line in lines if line[0] == 'method' and 'voc21' in line)
-    printed = {' | '.join(line[:4]): dict(zip(head[4:-1], line[4:-1])) for line in lines}
+    start = lines.index(head) + 1
+    printed = {' | '.join(line[:4]): dict(zip(head[4:], line[4:])) for line in lines[start : start + len(cells)]}
     for row, values in cells.items():
-        assert printed[row] == {dataset: f'{value:.1f}' for dataset, value in values.items()}
+        mean = dict(mean=sum(values.values()) / len(values))
+        assert printed[row] == {dataset: f'{value:.1f}' for dataset, value in {**values, **mean}.items()}
     assert sum(map(len, cells.values())) == 96
+
+
+def test_the_readme_prints_the_means_of_the_expected_numbers():
+    """A row of the README is a method, and its last columns are the means without FSA and with FSA."""
+    with open(FILE, encoding='utf-8') as f:
+        cells = json.load(f)['cells']
+    means = {row.split(' | ')[0]: f'{sum(values.values()) / len(values):.1f}' for row, values in cells.items()}
+    lines = table_lines('README.md')
+    printed = {line[0].strip('`'): line[-2:] for line in lines if line[0].strip('`') in method_names()}
+    titles = {name: find_method(name).title for name in printed}
+    assert printed == {name: [means[title], means[f'{title} + FSA']] for name, title in titles.items()}
+    assert len(printed) == len(cells) / 2 == 6
 
 
 def test_twelve_rows_on_two_data_sets(run_tool, tmp_path):
