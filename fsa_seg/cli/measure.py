@@ -1,6 +1,6 @@
 """Measure the suite's costs on this machine: by stage, FSA, shared passes, batches, precision, growth, compilation.
 
-    fsa-seg measure                                                   # every figure of the README's section
+    fsa-seg measure                                                   # every figure of docs/performance.md
     fsa-seg measure --sections stages fsa --backbone clip_vit-l14
 
 Weights and pixels are random, so that nothing is downloaded. WORK_DIR/measure keeps each section as soon as the section

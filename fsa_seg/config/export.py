@@ -15,7 +15,8 @@ from mmengine import Config
 from mmseg.registry import DATASETS
 
 from fsa_seg import __version__
-from fsa_seg.config.components import class_names
+from fsa_seg.config.components import class_names, load_file
+from fsa_seg.config.compose import RUNTIME
 from fsa_seg.config.fingerprint import LOCAL, Entry, fingerprint, shown
 from fsa_seg.datasets.palette import even_palette
 from fsa_seg.errors import UserError
@@ -79,6 +80,7 @@ def mark_changes(config: Config) -> None:
     for key in ('test_pipeline', 'visualizer'):
         config._cfg_dict.pop(key, None)
     config.default_hooks.pop('visualization', None)
+    config.log_level = load_file(RUNTIME).log_level
     pipeline = config.test_dataloader.dataset.pipeline
     if pipeline and dict(pipeline[0]) == READER:
         del pipeline[0]
