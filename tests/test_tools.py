@@ -318,7 +318,7 @@ def test_mmsegs_own_metric_loading_and_visualization_hook(tmp_path):
     config.default_hooks.visualization = dict(type='SegVisualizationHook', draw=True)
     config.visualizer = dict(
         type='SegLocalVisualizer',
-        name='visualizer',
+        name='of_this_test',  # mmengine keeps one visualizer of a name in a process
         save_dir=str(tmp_path / 'drawn'),
         vis_backends=[dict(type='LocalVisBackend')],
     )
