@@ -20,7 +20,7 @@ from fsa_seg.config.compose import RUNTIME
 from fsa_seg.config.fingerprint import LOCAL, Entry, fingerprint, shown
 from fsa_seg.datasets.palette import even_palette
 from fsa_seg.errors import UserError
-from fsa_seg.system.paths import check_file, find_root, local_path, new_file
+from fsa_seg.system.paths import check_file, config_folders, find_root, local_path, new_file
 
 READER = dict(type='LoadImageFromFile')  # mmseg's inferencer looks for this step; the suite's own step reads anew
 DIGEST = 12  # characters of a setting's digest
@@ -58,6 +58,9 @@ def export_config(config: Config, path: str, row: str) -> str:
     data = _for_mmseg(config)
     data['exported'] = _digests(fingerprint(config))
     text = HEAD.format(row=row, version=__version__, name=os.path.basename(stem))
+    own = config_folders()[1:]
+    if own:
+        text += f'# Methods and classes of your own: FSA_SEG_CONFIGS={os.pathsep.join(own)}\n'
     for key, value in data.items():
         text += f'{key} = {pprint.pformat(value, 1, 120, compact=True, sort_dicts=False)}\n'
     with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:

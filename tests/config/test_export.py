@@ -177,3 +177,22 @@ def test_an_exported_config_without_the_package(exported, tmp_path):
     code = 'import sys; sys.modules["fsa_seg"] = None\nfrom mmengine import Config\nConfig.fromfile(sys.argv[1])'
     done = subprocess.run([sys.executable, '-c', code, exported[0]], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and 'fsa_seg.register' in done.stderr
+
+
+def test_an_export_with_a_method_of_ones_own_names_its_folder(tmp_path, monkeypatch):
+    """The folder is absolute, and with it the config runs from another folder."""
+    (tmp_path / 'mine' / 'methods').mkdir(parents=True)
+    (tmp_path / 'mine' / 'methods' / 'exportedown.py').write_text(
+        'from fsa_seg.methods.base import Method\nfrom fsa_seg.ops.attention import named_map\n'
+        'class Own(Method):\n    """vv."""\n    title = "ExportedOwn"\n    protocol = "clearclip"\n'
+        '    def attention(self, block):\n        return named_map("vv", block)\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('FSA_SEG_CONFIGS', 'mine')
+    config = composed('voc20', 'exportedown')
+    export_config(config, 'x.py', 'row')
+    text = (tmp_path / 'x.py').read_text()
+    assert f'# Methods and classes of your own: FSA_SEG_CONFIGS={tmp_path}/mine\n' in text
+    read = Config.fromfile('x.py')
+    mark_changes(read)
+    assert cell_hash(fingerprint(read)) == cell_hash(fingerprint(config))
