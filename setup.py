@@ -18,6 +18,7 @@ class BuildWithShipped(build_py):
     """The usual build, and the copy; an editable installation reads the clone itself."""
 
     def run(self):
+        shutil.rmtree(os.path.join(self.build_lib, 'fsa_seg'), ignore_errors=True)  # files of an earlier build
         super().run()
         for path in () if self.editable_mode else SHIPPED:
             target = os.path.join(self.build_lib, 'fsa_seg', 'shipped', path)

@@ -5,6 +5,13 @@
 
 import importlib
 import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fsa_seg.apps.evaluate import evaluate
+    from fsa_seg.apps.segmenter import Segmenter
+    from fsa_seg.evaluation.results import load_results
+    from fsa_seg.models.window import patch_logits
 
 __version__ = '0.1.0'
 __all__ = ['Segmenter', 'evaluate', 'load_results', 'patch_logits']

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import TypeVar
 
 Value = TypeVar('Value')
+LONG = 60  # choices that a message names at most
 
 
 class UserError(ValueError):
@@ -49,12 +50,23 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return f'{name}: {text}'[:most] if text else name
 
 
-def one_of(name: Value, allowed: Collection, kind: str) -> Value:
-    """Return `name` if it is among `allowed`; else raise a UserError that names the nearest match and the choices."""
+def one_of(name: Value, allowed: Collection, kind: str, hint: str = '') -> Value:
+    """Return `name` if it is among `allowed`; else raise a UserError that names the nearest match and the choices.
+
+    Args:
+        name: the value.
+        allowed: the choices; of more than LONG the message names the nearest few.
+        kind: names the value in the message.
+        hint: ends the message.
+    """
     if isinstance(name, Hashable) and name in allowed:
         return name
     names = sorted(str(choice) for choice in allowed)
-    raise UserError(f'unknown {kind} {name!r}{_nearest(name, names)}; choose from: {", ".join(names)}')
+    shown = ', '.join(names)
+    if len(names) > LONG:
+        few = difflib.get_close_matches(str(name), names, 5, 0.3) or names[:5]
+        shown = f'{", ".join(few)}, ... ({len(names)} in all)'
+    raise UserError(f'unknown {kind} {name!r}{_nearest(name, names)}; choose from: {shown}{hint}')
 
 
 def check_keys(keys: Iterable[str], allowed: Collection[str], where: str) -> None:

@@ -12,7 +12,7 @@ command -v "$python" >/dev/null || die "$python not found; install Python 3.10 o
   || die "$("$python" --version 2>&1) is too old; Python 3.10 or newer is needed (set PYTHON=/path/to/python3)"
 
 stamp=$venv/installed ours=$venv/made_by_setup_env
-[ ! -f "$stamp" ] || touch "$ours"
+[ "$(head -n 1 "$stamp" 2>/dev/null)" != "$PWD" ] || touch "$ours"  # of an earlier version of this script
 if [ ! -f "$ours" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
   die "$venv was not made by this script and stays as it is. Either name another folder, VENV=.venv-fsa_seg bash ${0/#$PWD\//};" \
     "or install into $venv yourself: $venv/bin/python -m pip install -e '.[test]'" \

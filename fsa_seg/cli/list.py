@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from fsa_seg.cli.options import tool_parser
-from fsa_seg.errors import one_of
+from fsa_seg.errors import one_line, one_of
 from fsa_seg.system.paths import component_files
 
 FOLDERS = ('methods', 'backbones', 'vfms', 'protocols', 'datasets', 'suites', 'feedback')
@@ -47,12 +47,12 @@ def print_kind(folder: str) -> None:
 
 def about(path: str) -> str:
     """Return the first sentence of a file's docstring, or else of the comment at its head."""
-    with open(path, encoding='utf-8') as f:
-        text = f.read()
     try:
+        with open(path, encoding='utf-8') as f:
+            text = f.read()
         words = ast.get_docstring(ast.parse(text))
-    except SyntaxError as error:
-        return f'cannot be read: {error}'
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        return f'cannot be read: {one_line(error)}'
     if not words:
         lines = text.splitlines()
         end = next((i for i, line in enumerate(lines) if not line.startswith('#')), len(lines))

@@ -1,7 +1,8 @@
 """The options that several tools have in common. Heavy libraries load when an option is used, not with the parser."""
 
 import argparse
-from typing import Any
+import difflib
+from typing import Any, NoReturn
 
 from fsa_seg.errors import one_line
 from fsa_seg.system.paths import MINI
@@ -16,7 +17,19 @@ def tool_parser(name: str, text: str | None) -> argparse.ArgumentParser:
         name: the tool's name behind `fsa-seg`.
         text: the help text above the options, printed as it stands.
     """
-    return argparse.ArgumentParser(f'fsa-seg {name}', description=text, formatter_class=RAW)
+    return ToolParser(f'fsa-seg {name}', description=text, formatter_class=RAW, allow_abbrev=False)
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A parser whose error is one line, with the option that is nearest to an unknown option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error, and end with status 2."""
+        if message.startswith('unrecognized arguments: -'):
+            option = message.split()[2].split('=')[0]
+            nearest = difflib.get_close_matches(option, self._option_string_actions, 1, 0.5)
+            message = f'unknown option {option}' + (f' (did you mean {nearest[0]}?)' if nearest else '')
+        self.exit(2, f'{self.prog}: error: {message}; {self.prog} --help lists the options\n')
 
 
 def place(text: str) -> str:

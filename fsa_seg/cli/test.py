@@ -228,8 +228,8 @@ def start_processes(launcher: str) -> None:
     missing = [name for name in RANK_VARIABLES[launcher] if name not in os.environ]
     if missing:
         raise UserError(
-            f'--launcher {launcher}: {", ".join(missing)} is not set; start it by tools/dist_test.sh '
-            '(pytorch), tools/slurm_test.sh (slurm) or mpirun (mpi)'
+            f'--launcher {launcher}: {", ".join(missing)} is not set; start it by torchrun -m fsa_seg test '
+            '(pytorch; in a clone tools/dist_test.sh), srun (slurm; tools/slurm_test.sh) or mpirun (mpi)'
         )
     rank, size, local_rank = (os.environ[name] for name in RANK_VARIABLES[launcher])
     gpus = torch.cuda.device_count()

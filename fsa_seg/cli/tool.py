@@ -57,6 +57,10 @@ def _run(main):
     """Run a tool's main function, and exit with one message after an error that a user can mend."""
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except ImportError as error:  # libraries are imported when they are used
         if os.environ.get('FSA_SEG_TRACEBACK'):
             raise

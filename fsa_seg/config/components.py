@@ -15,7 +15,7 @@ from mmengine.registry import Registry
 from mmseg.registry import DATASETS, MODELS
 
 import fsa_seg.datasets.data_sets  # noqa: F401  (registers the data sets)
-from fsa_seg.config.own_classes import defines_classes, load_module
+from fsa_seg.config.own_classes import defined_classes, load_module
 from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.images import WHITE
 from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label
@@ -28,7 +28,7 @@ from fsa_seg.models.segmentor import register_method, vfms_by_role
 from fsa_seg.models.text import read_classes
 from fsa_seg.models.weights import Weights, weights_from
 from fsa_seg.settings import BACKBONE, DATASET, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values, dict_of, list_of
-from fsa_seg.system.paths import CONFIGS, component_files, find_root, is_drawn, local_path
+from fsa_seg.system.paths import CONFIGS, component_files, find_root, is_drawn, local_path, own_hint
 
 KINDS = dict(
     dataset='datasets',
@@ -92,14 +92,26 @@ def load_component(kind: str, name: str | dict | Method) -> ConfigDict | Method:
     if str(name).endswith(('.py', '.json')) or os.sep in str(name):
         path = local_path(name, f'{kind} config')
     else:
-        path = component_files(KINDS[kind])[one_of(name, component_names(kind), kind)]
+        path = component_files(KINDS[kind])[one_of(name, component_names(kind), kind, own_hint())]
     config = load_file(path)
     component = config.get(kind)
     if not isinstance(component, dict):
         raise UserError(f'{path} has no dict {kind!r}; see the files in {os.path.join(CONFIGS, KINDS[kind])}')
     if config.get('custom_imports'):
         component.custom_imports = config.custom_imports  # a composed config imports the modules too
-    return _checked(component, kind, path)
+    component = _checked(component, kind, path)
+    _check_name(component.get('name'), kind, path)
+    return component
+
+
+def _check_name(name, kind, path):
+    """Raise a UserError if a component's name is that of another file that ships, as a name from `_base_` is."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    if kind != 'dataset' and name != stem and shipped(kind, name):
+        raise UserError(
+            f'{path}: its name is {name!r}, which is the name of a {kind} that ships: give name={stem!r}, or its rows '
+            'would pass for those of the other'
+        )
 
 
 def load_method(method: str | dict | Method) -> Method:
@@ -147,9 +159,14 @@ def load_file(path: str, modules: Sequence[str] = ()) -> Config:
         if path.endswith('.json'):
             with open(path, encoding='utf-8') as f:
                 return from_json(json.load(f)['config'], path, modules)
-        return load_module(path) if defines_classes(path) else Config.fromfile(path, format_python_code=False)
+        return load_module(path) if defined_classes(path) else Config.fromfile(path, format_python_code=False)
     except UserError:
         raise
+    except FileNotFoundError as error:
+        folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
+        base = os.path.join(CONFIGS, folder, os.path.basename(error.filename or ''))
+        mend = f'; the file that ships is _base_ = {base!r}' if os.path.isfile(base) else ''
+        raise UserError(f'the config {path} cannot be read: {one_line(error)}{mend}') from None
     except RecursionError:
         raise UserError(f'the config {path} cannot be read: its _base_ files name each other in a cycle') from None
     except Exception as error:  # the file is a program, and can raise any error
@@ -387,7 +404,8 @@ def check_constructor(config: Mapping, registry: Registry, where: str) -> None:
         registry: the registry of the class.
         where: names the config in the message.
     """
-    name = one_of(config.get('type'), registry.module_dict, f'class in {where}')
+    hint = '; a class of your own is registered by its file in a folder of FSA_SEG_CONFIGS, or by custom_imports'
+    name = one_of(config.get('type'), registry.module_dict, f'class in {where}', hint)
     allowed = set()
     for cls in registry.get(name).__mro__:
         if '__init__' not in vars(cls):
@@ -425,6 +443,11 @@ def _checked(component, kind, path):
     if kind == 'backbone':
         check_keys(component, (*ABOUT, *BACKBONE_KEYS), f'{kind} in {path}')
     if kind == 'vfm':
+        if component.type not in MODELS.module_dict and component.type in defined_classes(path):
+            raise UserError(
+                f'{path} defines {component.type}, and does not register it: put @MODELS.register_module() above '
+                'the class (from mmseg.registry import MODELS)'
+            )
         check_constructor(component_config(component), MODELS, f'{kind} in {path}')
     return component
 

@@ -56,6 +56,7 @@ RUNTIME = os.path.join(CONFIGS, 'runtime.py')
 RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # runtime entries that a tool's option sets
 MAX_LONG_SIDE = 2048  # pixels of a resized image, in every published configuration
 FROM_PROTOCOL = ('logit_scale', 'window', 'stride', 'prob_thd', 'area_thd', 'refinement')
+PROCESS_COUNTS = ('LOCAL_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_SIZE', 'SLURM_NTASKS_PER_NODE')  # of a machine
 ABOUT = ('cell', 'known_images')  # entries that describe a run; options do not set them
 REQUIRED = {  # place -> keys of a complete config
     '': (
@@ -212,6 +213,11 @@ def check_config(config: Config) -> None:
     Every required key is there; every class takes its keys; every value fits its rule; every class name has words.
     """
     _check_required(config)
+    for key in ('load_from', 'resume'):
+        if config.get(key):
+            raise UserError(
+                f'the config has {key}={config[key]!r}, which would replace weights: backbone and vfm name theirs'
+            )
     check_values(config, RUNTIME_RULES, 'the config')
     check_values(config.cell, CELL, 'cell')
     check_values(config.test_dataloader, LOADER, 'test_dataloader')
@@ -378,8 +384,8 @@ def set_runtime(config: Config, runtime: Mapping[str, object]) -> None:
 
 def _share_of_cores(most: int = 4) -> int:
     """Return the usable cores of a process, at most `most`; the processes of a machine share its cores."""
-    processes = int(os.environ.get('LOCAL_WORLD_SIZE') or 1)  # set by torchrun
-    return min(most, usable_cores() // processes)
+    counts = (re.match(r'\d+', os.environ.get(name, '')) for name in PROCESS_COUNTS)
+    return min(most, usable_cores() // max([1, *(int(count.group()) for count in counts if count)]))
 
 
 def _add_imports(config, components):

@@ -6,29 +6,35 @@ digests of the settings, by which `mark_changes` knows what a user has changed.
 
 import copy
 import hashlib
+import inspect
 import json
 import os
 import pprint
 
 import torch
 from mmengine import Config
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, MODELS
 
 from fsa_seg import __version__
 from fsa_seg.config.components import class_names, load_file
-from fsa_seg.config.compose import RUNTIME
+from fsa_seg.config.compose import RUNTIME, check_config
 from fsa_seg.config.fingerprint import LOCAL, Entry, fingerprint, shown
 from fsa_seg.datasets.palette import even_palette
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, warn_once
+from fsa_seg.methods import is_shipped
+from fsa_seg.models.segmentor import configured_method, vfms_by_role
+from fsa_seg.system.files import read_file
+from fsa_seg.system.modules import PREFIX
 from fsa_seg.system.paths import check_file, config_folders, find_root, local_path, new_file
 
 READER = dict(type='LoadImageFromFile')  # mmseg's inferencer looks for this step; the suite's own step reads anew
+LOG_LEVEL = 'INFO'  # mmseg's tools show what they do
 DIGEST = 12  # characters of a setting's digest
 HEAD = """\
 # {row}, written by fsa_seg {version}.
 # It runs where fsa_seg is installed, from any folder:
 #   fsa-seg test {name}.py
-#   python tools/test.py {name}.py {name}.pth          (mmsegmentation's own tool)
+#   python MMSEGMENTATION/tools/test.py {name}.py {name}.pth
 #   mmseg.apis.init_model('{name}.py', '{name}.pth', device='cpu')
 # The .pth holds class names alone: backbone and VFM load their own weights, which mmengine then lists as missing.
 # A config of yours may start from it: _base_ = ['{name}.py'], and then what differs: model = dict(stride=56).
@@ -47,22 +53,31 @@ def export_config(config: Config, path: str, row: str) -> str:
         The path of the checkpoint.
 
     Raises:
-        UserError: a file cannot be written, a local file of weights does not exist, or the config has a `limit`.
+        UserError: a file cannot be written, a local file of weights does not exist, the config has a `limit`, or the
+            file exists with other content.
     """
     if config.cell.limit:
         raise UserError('--export writes a config of the whole data set: leave out --limit')
+    _check_found_by_name(config)
     stem = os.path.splitext(path)[0]
     checkpoint = f'{stem}.pth'
-    for file in (path, checkpoint):
-        check_file(file, '--export')
     data = _for_mmseg(config)
     data['exported'] = _digests(fingerprint(config))
+    row = ' '.join(f'{row}, {config.model.precision}'.split())  # one line, whatever a name holds
     text = HEAD.format(row=row, version=__version__, name=os.path.basename(stem))
     own = config_folders()[1:]
     if own:
-        text += f'# Methods and classes of your own: FSA_SEG_CONFIGS={os.pathsep.join(own)}\n'
+        text += f'# Methods and classes of your own: FSA_SEG_CONFIGS={os.pathsep.join(own)!r}\n'
     for key, value in data.items():
         text += f'{key} = {pprint.pformat(value, 1, 120, compact=True, sort_dicts=False)}\n'
+    for file in (path, checkpoint):
+        check_file(file, '--export')
+    if os.path.exists(path) and read_file(path).decode(errors='replace') != text:
+        raise UserError(f'--export {path} exists, and holds something else; name another file, or remove it')
+    if os.path.exists(checkpoint) and not _is_ours(checkpoint):
+        raise UserError(
+            f'--export: {checkpoint}, which goes beside {path}, exists and is another checkpoint; name another'
+        )
     with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         f.write(text)
     meta = dict(zip(('classes', 'palette'), _classes(config.test_dataloader.dataset)))
@@ -71,30 +86,80 @@ def export_config(config: Config, path: str, row: str) -> str:
     return checkpoint
 
 
+def _check_found_by_name(config):
+    """Raise a UserError if the config names a class of a file that was given by its path: no registry will have it."""
+    method = configured_method(config.model)
+    vfms = vfms_by_role(method, config.model.get('vfm')) if method is not None else {}
+    files = [method.path] if method is not None and not is_shipped(type(method)) else []
+    classes = [MODELS.get(vfm['type']) for vfm in vfms.values()]
+    files += [inspect.getsourcefile(cls) for cls in classes if cls.__module__.startswith(PREFIX)]
+    folders = tuple(os.path.join(folder, '') for folder in config_folders()[1:])
+    for file in files:
+        if not os.path.abspath(file).startswith(folders or ('\0',)):
+            raise UserError(
+                f'--export: no config finds the class of {file}, which was given by its path: put it into methods/ or '
+                'vfms/ of a folder that FSA_SEG_CONFIGS names'
+            )
+
+
+def _is_ours(path):
+    """Return whether a checkpoint holds no weights, as those of `export_config`."""
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True).get('state_dict') == {}
+    except Exception:  # any file may lie there
+        return False
+
+
 def mark_changes(config: Config) -> None:
     """Make the suite's own config of an exported config, and list in the cell's `changed` what a user has changed.
 
     Args:
         config: changed in place; another config than an exported config stays as it is.
+
+    Raises:
+        UserError: the changed config cannot run.
     """
-    digests = config._cfg_dict.pop('exported', None)
-    if digests is None:
+    if 'exported' not in config:
         return
+    digests = config._cfg_dict.pop('exported') or {}
+    if not digests:
+        warn_once('exported is empty in the config: every setting counts as changed')
+    check_config(config)
     for key in ('test_pipeline', 'visualizer'):
         config._cfg_dict.pop(key, None)
     config.default_hooks.pop('visualization', None)
-    config.log_level = load_file(RUNTIME).log_level
+    if config.log_level == LOG_LEVEL:
+        config.log_level = load_file(RUNTIME).log_level
     pipeline = config.test_dataloader.dataset.pipeline
     if pipeline and dict(pipeline[0]) == READER:
         del pipeline[0]
     entries = fingerprint(config)
     now = _digests(entries)
     changed = {
-        entry.key: shown(entry.key, entry.value) for entry in entries if digests.get(entry.key) != now.get(entry.key)
+        entry.key: shown(entry.key, entry.value)
+        for entry in entries
+        if entry.key in now and digests.get(entry.key) != now[entry.key]
     }
-    changed.update({key: f'{key}=none' for key in digests if key not in now})
+    gone = [key for key in digests if key not in now and not _below(key, changed)]
+    changed.update({key: f'{key}=none' for key in gone})
     earlier = [text for text in config.cell.changed if text.split('=')[0] not in changed]
     config.cell.changed = sorted([*earlier, *changed.values()])
+    _rename(config, changed)
+
+
+def _below(key, changed):
+    """Return whether a setting belongs to a part that has changed as a whole, such as the feedback's λ."""
+    part = key.rsplit('.', 1)[0]
+    return part in changed or f'{part}.type' in changed
+
+
+def _rename(config, changed):
+    """Give the cell the names of a method or a feedback that a user has changed."""
+    method = configured_method(config.model)
+    if method is not None and 'method.type' in changed:
+        config.cell.update(method=method.name, title=method.title)
+    if 'model.feedback' in changed:
+        config.cell.feedback = config.model.feedback and config.model.feedback['type'].lower()
 
 
 def _digests(entries: list[Entry]) -> dict[str, str]:
@@ -125,7 +190,7 @@ def _for_mmseg(config):
     for part in (backbone, *([vfms] if 'type' in vfms else vfms.values())):
         if part.get('checkpoint'):
             part['checkpoint'] = os.path.abspath(local_path(part['checkpoint'], 'checkpoint'))
-    return dict(data, log_level='INFO', launcher='none')
+    return dict(data, log_level=LOG_LEVEL, launcher='none')
 
 
 def _classes(dataset):

@@ -59,6 +59,7 @@ DATASET_IGNORED = (
     'backend_args',
     'metainfo',
 )  # arguments of a data set that other entries cover, or that change no number
+SHIPPED_HOOKS = ('runtime_info', 'timer', 'logger', 'sampler_seed', 'pictures', 'visualization')  # change no number
 METRIC_IGNORED = ('root', 'collect_device', 'output_dir', 'keep_results', 'prefix', 'field')
 MEMBER_KEYS = (
     'method',
@@ -365,6 +366,8 @@ def _dataset(config):
         for step in dataset.get('pipeline', ())
     ]
     metric = config.test_evaluator
+    hooks = config.get('default_hooks') or {}
+    own_hooks = [hook for name, hook in hooks.items() if hook and name not in SHIPPED_HOOKS]
     return [
         Entry('dataset.type', dataset.type, 'number'),
         Entry('dataset.classes', classes, 'number'),
@@ -378,7 +381,7 @@ def _dataset(config):
             if key not in METRIC_IGNORED
         ),
         *(Entry(f'loop.{key}', value, 'number') for key, value in config.test_cfg.items()),
-        Entry('hooks', config.get('custom_hooks', []), 'number'),
+        Entry('hooks', [*config.get('custom_hooks', []), *own_hooks], 'number'),
     ]
 
 

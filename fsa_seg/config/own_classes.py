@@ -12,12 +12,12 @@ from fsa_seg.system.paths import component_files, config_folders
 FOLDERS = ('vfms', 'datasets', 'feedback', 'protocols')  # of the components whose class can be a user's
 
 
-def defines_classes(path: str) -> bool:
-    """Return whether a component file is Python and defines a class."""
+def defined_classes(path: str) -> list[str]:
+    """Return the names of the classes that a component file defines, if it is Python."""
     if not path.endswith('.py'):
-        return False
+        return []
     with open(path, encoding='utf-8') as f:
-        return any(isinstance(node, ast.ClassDef) for node in ast.parse(f.read()).body)
+        return [node.name for node in ast.parse(f.read()).body if isinstance(node, ast.ClassDef)]
 
 
 def load_module(path: str) -> Config:
@@ -35,7 +35,7 @@ def register_own_classes() -> None:
     own = tuple(os.path.join(folder, '') for folder in config_folders()[1:])
     for path in (path for folder in FOLDERS for path in component_files(folder).values()):
         try:
-            if path.startswith(own) and defines_classes(path):
+            if path.startswith(own) and defined_classes(path):
                 run_file(path, 'component file')
         except (UserError, OSError, SyntaxError, UnicodeDecodeError) as error:
             warn_once(f'the classes of {path} are not registered: {error}')

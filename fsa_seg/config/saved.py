@@ -89,6 +89,9 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
         data.pop(key, None)
     if isinstance(data.get('default_hooks'), dict):
         data['default_hooks'].pop('visualization', None)
+    if isinstance(data['test_evaluator'], dict):
+        for key in ('output_dir', 'keep_results'):  # files of predictions that an earlier run was asked for
+            data['test_evaluator'].pop(key, None)
     for key in data:
         one_of(key, KEYS, f'key in the config of {path}')
     imports = _imports(data, path)

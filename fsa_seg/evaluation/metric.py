@@ -133,6 +133,7 @@ class ExactIoUMetric(IoUMetric):
         self.images, self.confusions, self.done, self.journal = [], [], {}, None
         self.root, self.field, self.settings = root, field, 'the given settings'
         self._pending = []
+        self._written = {}  # file of predicted labels -> image
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
         """Count a batch's pixels; a GPU's counts are read at the next batch, so that the CPU does not wait for them."""
@@ -155,6 +156,10 @@ class ExactIoUMetric(IoUMetric):
         """Write the predicted labels of a sample."""
         labels = predicted.cpu().numpy() + bool(sample.get('reduce_zero_label'))
         name = os.path.splitext(os.path.basename(sample['img_path']))[0] + '.png'
+        if self._written.setdefault(name, sample['img_path']) != sample['img_path']:
+            raise UserError(
+                f'{name} would hold the labels of two images, {self._written[name]} and {sample["img_path"]}'
+            )
         kind = np.uint8 if len(self.dataset_meta['classes']) < 255 else np.uint16
         with new_file(os.path.join(self.output_dir, name)) as part:
             Image.fromarray(labels.astype(kind)).save(part, 'PNG')

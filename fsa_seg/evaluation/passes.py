@@ -43,7 +43,7 @@ from fsa_seg.models.segmentor import check_window, configured_method, vfms_by_ro
 from fsa_seg.models.shared_pass import label_field
 from fsa_seg.models.vfm import build_vfm
 from fsa_seg.ops.device import device_name, exact_float32
-from fsa_seg.system.paths import check_file, cut_name, find_root, locked, make_folder
+from fsa_seg.system.paths import check_file, cut_name, find_root, is_drawn, locked, make_folder
 from fsa_seg.system.progress import Bar, note
 from fsa_seg.visualization.pictures import picture_grid, picture_path
 
@@ -62,6 +62,7 @@ def prepare(config: Config) -> Cell:
     exact_float32()
     dataset = config.test_dataloader.dataset
     dataset.data_root = find_root(dataset.data_root)
+    _mark_worth(config)
     limit, name = config.cell.limit, config.cell.dataset
     if limit:
         dataset.pop('indices', None)  # a saved result's config holds the subset of its run
@@ -75,6 +76,17 @@ def prepare(config: Config) -> Cell:
     fingerprints = [fingerprint(config, data) if is_main_process() else None]  # it reads files of weights
     broadcast_object_list(fingerprints)
     return Cell(config, fingerprints[0], data)
+
+
+def _mark_worth(config):
+    """Mark a cell of drawn scenes or of random weights, which a user's config may name after the cell was composed."""
+    cell, method = config.cell, configured_method(config.model)
+    vfms = vfms_by_role(method, config.model.get('vfm')) if method is not None else {}
+    seeds = [part.get('random_weights') for part in (config.model.backbone, *vfms.values())]
+    if cell.get('random_weights') is None:
+        cell.random_weights = next((seed for seed in seeds if seed is not None), None)
+    if is_drawn(config.test_dataloader.dataset.data_root):
+        cell.update(toy=True, **({'toy_data': True} if 'toy_data' in cell else {}))
 
 
 def result_path(cell: Cell) -> str:
@@ -379,7 +391,7 @@ class ImageBar(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None
     ) -> None:
-        self.bar.update(len(outputs))
+        self.bar.update(min(len(outputs) * get_world_size(), self.bar.total - self.bar.n))  # each process has its share
 
     def after_test(self, runner: Runner) -> None:
         self.bar.close()

@@ -194,11 +194,13 @@ def result_row(result: Mapping[str, Any], path: str | None = None) -> dict[str, 
         dict: the row's name in tables (`row`), the names of the cell's components (`dataset`, `method`, ...), mIoU,
         mAcc and aAcc in percent, what the result is worth (`partial`, `toy`, `random_weights`), `images` (their
         number), `seconds`, `device`, `hash`, `path`, and every setting that can change the number, as it was: numbers
-        as numbers, such as `window`, `stride`, `feedback.lam`. Long values, such as the words, are left out.
+        as numbers, such as `window`, `stride`, `feedback.lam`. Lists, such as the words, are left out; where a
+        user has changed them, `changed` has their digests.
     """
     cell = result['cell']
     about = {key: cell.get(key) for key in ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words')}
     worth = dict(partial=result['partial'], toy=cell['toy'], random_weights=cell.get('random_weights'))
+    about['changed'] = ', '.join(cell['changed'])
     run = dict(images=len(result['images']), **{key: result[key] for key in ('seconds', 'device', 'hash')}, path=path)
     settings = {
         key.removeprefix('model.'): value

@@ -4,6 +4,7 @@ A user's own files lie in methods/ of a folder that the environment variable FSA
 their path.
 """
 
+import difflib
 import importlib
 import inspect
 import os
@@ -12,7 +13,7 @@ from types import ModuleType
 from fsa_seg.errors import UserError, check_keys, one_line, one_of
 from fsa_seg.methods.base import SCOPES, STAGES, Method, option_names
 from fsa_seg.system.modules import run_file
-from fsa_seg.system.paths import component_files
+from fsa_seg.system.paths import component_files, own_hint
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NOT_METHODS = ('__init__', 'base', 'spelled_out')  # files of this folder that hold no method of a name
@@ -55,7 +56,7 @@ def find_method(name: str) -> type[Method]:
     if name.endswith('.py'):
         return _load_file(name)
     files = method_files()
-    return _load_file(files[one_of(name, files, 'method')])
+    return _load_file(files[one_of(name, files, 'method', own_hint())])
 
 
 def is_shipped(method: type[Method]) -> bool:
@@ -111,6 +112,11 @@ def _method_of(module: ModuleType) -> type[Method]:
 
 
 def _check_attributes(method: type[Method]) -> None:
+    hooks = {name for name, value in vars(Method).items() if callable(value) and not name.startswith('_')}
+    for name in {name for name, value in vars(method).items() if inspect.isfunction(value)} - hooks:
+        nearest = difflib.get_close_matches(name, hooks, 1, 0.8)
+        if nearest:
+            raise UserError(f'{method.path}: {name} is no hook of a method (did you mean {nearest[0]!r}?)')
     if not isinstance(method.title, str) or not method.title.isidentifier():
         raise UserError(
             f'{method.path}: title is {method.title!r}; it has to be a name such as "SCLIP", for tables and configs'

@@ -51,7 +51,7 @@ def load_clip(
         checkpoint: a local file of weights, read in place of a download, of the tag's weights or of others. Formats
             are those that `open_clip` loads, and OpenAI's TorchScript archives.
         quick_gelu: whether a checkpoint without a tag was trained with QuickGELU, where the file does not say.
-        mean, std: 3 floats each, the weights' normalisation on 0..1 RGB, where neither tag nor file gives it.
+        mean, std: 3 floats each, the normalisation on 0..1 RGB in place of what tag, file or folder gives.
         cache_dir: folder of downloads; by default `open_clip`'s cache.
         random_weights: seed of random weights, which replace trained weights.
 
@@ -61,11 +61,13 @@ def load_clip(
     """
     options: dict[str, Any] = dict(device=str(torch.empty(0).device), cache_dir=cache_dir)
     source: str | None
+    override = {key: tuple(value) for key, value in (('mean', mean), ('std', std)) if value}
     if model.startswith('local-dir:'):
         source = local_path(model.removeprefix('local-dir:'), 'folder of a CLIP model')
         if pretrained or checkpoint:
             raise UserError(f'{model}: the folder holds the weights; leave out pretrained and checkpoint')
         model = f'local-dir:{source}'
+        options['force_preprocess_cfg'] = override
     else:
         tag = _pretrained_tag(model, pretrained)
         if checkpoint:
@@ -75,7 +77,6 @@ def load_clip(
         beside = _config_beside(checkpoint)
         if pretrained or random_weights is None:
             _check_activation(model, pretrained, tag, checkpoint, quick_gelu, beside)
-        override = {key: value for key, value in (('mean', mean), ('std', std)) if value}
         preprocess = {**(tag or beside.get('preprocess_cfg', {})), **override}
         options['force_preprocess_cfg'] = {key: tuple(preprocess[key]) for key in ('mean', 'std') if key in preprocess}
         source = checkpoint or pretrained

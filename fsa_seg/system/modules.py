@@ -12,8 +12,10 @@ from types import ModuleType
 
 from fsa_seg.errors import UserError, one_line
 from fsa_seg.system.machine import PACKAGE
+from fsa_seg.system.paths import file_digest
 
 PREFIX = 'fsa_seg_own_'  # of the names of such modules
+_imported: dict[str, str] = {}  # a module that such a file imports -> its digest when it was first seen
 
 
 def run_file(path: str, what: str) -> ModuleType:
@@ -41,6 +43,7 @@ def _run(path: str, changed: int, what: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     _forget_classes(spec.name)
     sys.modules[spec.name] = module
+    sys.path.insert(0, os.path.dirname(path))  # of helpers beside the file
     try:
         spec.loader.exec_module(module)
     except OSError:
@@ -50,6 +53,8 @@ def _run(path: str, changed: int, what: str) -> ModuleType:
         line = getattr(error, 'lineno', None) if isinstance(error, SyntaxError) else (lines or [None])[-1]
         where = f', line {line}' if line else ''
         raise UserError(f'the {what} {path}{where}: {one_line(error)}') from error
+    finally:
+        sys.path.remove(os.path.dirname(path))
     return module
 
 
@@ -79,6 +84,9 @@ def source_files(path: str) -> list[str]:
                 names |= {node.module or '', *(f'{node.module}.{alias.name}' for alias in node.names)}
         modules = (sys.modules.get(name) for name in sorted(names))
         pending += [file for file in map(_own_file, modules) if file and file not in (*files, *pending)]
+    for file in files[1:]:
+        if _imported.setdefault(file, file_digest(file)) != file_digest(file):
+            raise UserError(f'{file} has changed since it was imported: start Python anew, which then runs it')
     return files
 
 

@@ -85,7 +85,7 @@ def sources_digest() -> str:
     Left out are `cli`, whose options are in the config, and `shipped`, which an installed package alone has.
     """
     left_out = tuple(os.path.join(PACKAGE, folder) + os.sep for folder in ('cli', 'shipped'))
-    files = sorted(glob.glob(os.path.join(PACKAGE, '**', '*.py'), recursive=True))
+    files = sorted(glob.glob(os.path.join(glob.escape(PACKAGE), '**', '*.py'), recursive=True))
     return files_digest(file for file in files if not file.startswith(left_out))
 
 
@@ -173,6 +173,14 @@ def check_file(path: str, option: str) -> None:
 def cut_name(name: str, max_bytes: int = 160) -> str:
     """Return the head of a file's name that takes at most `max_bytes` bytes."""
     return os.fsencode(name)[:max_bytes].decode(errors='ignore')
+
+
+def own_hint() -> str:
+    """Return where components of a user's own are looked for, as the end of a message about an unknown name."""
+    folders = os.environ.get('FSA_SEG_CONFIGS')
+    return '; one of your own lies in a folder that FSA_SEG_CONFIGS names, ' + (
+        f'now {folders}' if folders else 'which is not set'
+    )
 
 
 def config_folders() -> list[str]:

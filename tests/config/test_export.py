@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from fsa_seg.config.compose import compose
 from fsa_seg.config.export import export_config, mark_changes
 from fsa_seg.config.fingerprint import cell_hash, fingerprint
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation.passes import prepare
 
 from conftest import MINI
 
@@ -133,7 +135,7 @@ def test_a_users_config_on_an_exported_one(exported, run_tool, tmp_path):
     status, printed = run_tool('test', 'same.py', '--out', 'same.json')
     assert status == 0 and 'SCLIP + FSA on voc21 (sclip): mIoU' in printed, printed
     assert len(printed.splitlines()) < 6  # the log is for mmseg's tools
-    assert json.loads((tmp_path / 'same.json').read_text())['hash'] != ''
+    assert json.loads((tmp_path / 'same.json').read_text())['hash'][:10] == prepare(composed()).hash[:10]
     status, printed = run_tool('test', 'mine.py', '--out', 'mine.json')
     assert status == 0, printed
     assert 'SCLIP + FSA on voc21 (sclip, model.feedback.p=0.6, model.stride=224): mIoU' in printed
@@ -154,7 +156,7 @@ def test_an_edited_export_says_what_was_edited(exported, tmp_path):
     config.model.feedback = None
     mark_changes(config)
     changed = config.cell.changed
-    assert 'model.prob_thd=0.2' in changed and 'model.feedback=null' in changed and 'model.feedback.p=none' in changed
+    assert changed == ['model.feedback=null', 'model.prob_thd=0.2'] and config.cell.feedback is None
 
 
 def test_what_an_export_refuses(run_tool):
@@ -192,7 +194,68 @@ def test_an_export_with_a_method_of_ones_own_names_its_folder(tmp_path, monkeypa
     config = composed('voc20', 'exportedown')
     export_config(config, 'x.py', 'row')
     text = (tmp_path / 'x.py').read_text()
-    assert f'# Methods and classes of your own: FSA_SEG_CONFIGS={tmp_path}/mine\n' in text
+    assert '# Methods and classes of your own: FSA_SEG_CONFIGS=' in text and f'{tmp_path}/mine' in text
     read = Config.fromfile('x.py')
     mark_changes(read)
     assert cell_hash(fingerprint(read)) == cell_hash(fingerprint(config))
+
+
+def test_a_name_is_no_program(tmp_path):
+    """A saved result's texts stand in a comment of the exported file."""
+    config = composed()
+    export_config(config, str(tmp_path / 'x.py'), 'a)\nopen("PWNED", "w")\n#(')
+    assert 'open(' not in {line.split('=')[0][:5] for line in (tmp_path / 'x.py').read_text().splitlines()}
+    assert (tmp_path / 'x.py').read_text().splitlines()[0].startswith('# a) open("PWNED", "w") #(')
+
+
+def test_what_an_export_leaves_alone(tmp_path):
+    """A file with other content, and a checkpoint of the same stem."""
+    export_config(composed(), str(tmp_path / 'x.py'), 'row')
+    export_config(composed(), str(tmp_path / 'x.py'), 'row')  # the same
+    with pytest.raises(UserError, match='x.py exists, and holds something else'):
+        export_config(composed(method='clip'), str(tmp_path / 'x.py'), 'row')
+    (tmp_path / 'y.pth').write_bytes(b'weights')
+    with pytest.raises(UserError, match='y.pth, which goes beside .*y.py, exists and is another checkpoint'):
+        export_config(composed(), str(tmp_path / 'y.py'), 'row')
+
+
+def test_a_method_given_by_its_path_is_not_exported(tmp_path):
+    path = tmp_path / 'bypath.py'
+    path.write_text(
+        'from fsa_seg.methods.base import Method\nfrom fsa_seg.ops.attention import named_map\n'
+        'class Own(Method):\n    """vv."""\n    title = "ByPath"\n    protocol = "clearclip"\n'
+        '    def attention(self, block):\n        return named_map("vv", block)\n'
+    )
+    with pytest.raises(UserError, match='no config finds the class of .*bypath.py, which was given by its path'):
+        export_config(composed(method=str(path)), str(tmp_path / 'x.py'), 'row')
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ("model = dict(type='SCLP')", "unknown class in model 'SCLP'.*FSA_SEG_CONFIGS"),
+        ("model = dict(feedback=dict(type='FSAA'))", "unknown feedback 'FSAA'"),
+        ("test_evaluator = dict(type='Nonsense')", "unknown class in test_evaluator 'Nonsense'"),
+        ('default_hooks = dict(_delete_=True, timer=None)', 'default_hooks lacks logger'),
+        ("load_from = 'w.pth'", "load_from.* is 'w.pth'|load_from='w.pth', which would replace weights"),
+    ],
+)
+def test_mistakes_in_a_config_on_an_exported_one(exported, run_tool, tmp_path, text, message):
+    (tmp_path / 'mine.py').write_text(f'_base_ = [{exported[0]!r}]\n{text}\n')
+    status, printed = run_tool('test', 'mine.py')
+    assert status == 1 and re.search(message, printed) and 'Traceback' not in printed, printed
+
+
+def test_names_and_marks_follow_what_is_changed(exported, tmp_path):
+    """Another method is another row; random weights and drawn scenes are marked, whoever named them."""
+    (tmp_path / 'mine.py').write_text(
+        f"_base_ = [{exported[0]!r}]\nmodel = dict(type='ClearCLIP', feedback=None, backbone=dict(random_weights=3))\n"
+        "default_hooks = dict(mine=dict(type='CheckInvalidLossHook'))\ncell = dict(toy=False, toy_data=False)\n"
+    )
+    config = Config.fromfile(str(tmp_path / 'mine.py'))
+    mark_changes(config)
+    assert (config.cell.title, config.cell.method, config.cell.feedback) == ('ClearCLIP', 'clearclip', None)
+    assert any(text.startswith('hooks=') for text in config.cell.changed)
+    assert not any(text.endswith('=none') for text in config.cell.changed)
+    cell = prepare(config).config.cell
+    assert cell.random_weights == 3 and cell.toy and cell.toy_data

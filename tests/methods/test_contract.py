@@ -82,10 +82,31 @@ def test_the_attention_map(name, tower):
         return
     attention, values = windows.attention, windows.block.values(windows.attention)
     sums = attention.apply(torch.ones_like(values))
-    torch.testing.assert_close(sums, torch.full_like(values, attention.row_sum), atol=1e-4, rtol=1e-4)
+    expected = torch.full_like(values, attention.row_sum)
+    assert torch.allclose(sums, expected, atol=1e-4), f'row_sum is {attention.row_sum}; rows sum to {sums.mean():.4g}'
     other = torch.randn_like(values)
     expected = attention.apply(values) + 2 * attention.apply(other)
     torch.testing.assert_close(attention.apply(values + 2 * other), expected, atol=1e-3, rtol=1e-3)
+
+
+@every_method
+def test_the_map_treats_heads_as_it_says(name, tower):
+    """A head's columns come from its own; a map with shared=True treats all columns alike."""
+    method = make_method(name)
+    attention = windows_of(tower, method, *inputs(method)).attention
+    if attention is None:
+        return
+    block = windows_of(tower, method, *inputs(method)).block
+    values, size = torch.randn_like(block.values(attention)), block.tokens.shape[2] // block.heads
+    alone = torch.zeros_like(values)
+    alone[..., :size] = values[..., :size]
+    if not attention.shared:
+        mixed = attention.apply(alone)[..., size:].abs().max()
+        assert mixed < 1e-5, 'apply mixes heads: keep the D/H columns of a head together, (B, T, heads, D/H)'
+    else:
+        swapped = attention.apply(values.flip(-1)).flip(-1)
+        told = 'the map says shared=True, and treats heads differently: leave shared out'
+        assert (swapped - attention.apply(values)).abs().max() < 1e-4, told
 
 
 @every_method

@@ -19,6 +19,7 @@ from fsa_seg.methods import find_method, make_method, method_names
 from fsa_seg.models.shared_pass import Member, merged_images
 from fsa_seg.ops import attention
 from fsa_seg.ops.attention import neighbour_bias
+from fsa_seg.system import modules
 from fsa_seg.system.modules import source_files
 
 from conftest import MINI, ROOT
@@ -113,7 +114,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_scan_finds_the_suites_methods():
-    assert method_names(users=False) == ['clearclip', 'clip', 'maskclip', 'naclip', 'proxyclip', 'sclip']
+    names = method_names(users=False)
+    assert names == sorted(names) and {'clearclip', 'clip', 'maskclip', 'naclip', 'proxyclip', 'sclip'} <= set(names)
+    assert not {'base', 'spelled_out', '__init__'} & set(names)
 
 
 def test_a_file_is_a_method(folder):
@@ -382,6 +385,9 @@ def test_modules_that_a_method_imports_are_behind_its_number(folder, monkeypatch
         str(names),
     ]
     names.write_text("NAME = 'identity'\n")
+    with pytest.raises(UserError, match='my_names.py has changed since it was imported: start Python anew'):
+        fingerprint(config)
+    modules._imported.clear()  # as in a new process
     assert sources_hash(fingerprint(config)) != before
 
 
