@@ -105,6 +105,15 @@ def test_an_environment_that_the_script_did_not_make_stays(repository, pip):
     assert (repository / 'other' / 'installed').exists() and sorted(os.listdir(folder)) == ['bin', 'pyvenv.cfg']
 
 
+def test_a_folder_with_a_file_installed_stays(repository):
+    (repository / 'mydata').mkdir()
+    for name in ('installed', 'precious'):
+        (repository / 'mydata' / name).write_text('mine')
+    done = run(repository, VENV='mydata')
+    assert done.returncode == 1 and 'mydata was not made by this script' in done.stderr
+    assert sorted(os.listdir(repository / 'mydata')) == ['installed', 'precious']
+
+
 def test_a_half_made_environment_is_made_again(repository):
     """It was interrupted before it had an interpreter; the script's mark stands first."""
     (repository / '.venv').mkdir()

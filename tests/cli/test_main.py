@@ -33,7 +33,8 @@ def test_help_and_a_misspelt_option_load_no_library(tool):
     status, text, loaded = answer(tool, '--help')
     assert status == 0 and f'usage: fsa-seg {tool}' in text and loaded == '[]', text
     status, text, loaded = answer(tool, '--no-such-option')
-    assert status == 2 and 'error' in text and loaded == '[]', text
+    assert status == 2 and 'error: unknown option --no-such-option' in text and loaded == '[]', text
+    assert len(text.splitlines()) == 1
 
 
 def test_the_command_itself():
@@ -43,6 +44,20 @@ def test_the_command_itself():
     assert status == 1 and "error: unknown tool 'tset' (did you mean 'test'?)" in text
     assert answer()[0] == 2
     assert answer('--version')[1].strip().count('.') == 2
+
+
+def test_the_nearest_option():
+    assert (
+        'unknown option --metod (did you mean --method?); fsa-seg test --help' in answer('test', 'a', '--metod', 'x')[1]
+    )
+    assert answer('benchmark', '--method', 'sclip')[0] == 2  # no abbreviation of --methods
+
+
+def test_a_pipe_that_ends(tmp_path):
+    run = subprocess.run(
+        f'{sys.executable} -m fsa_seg list | head -1', shell=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert 'Traceback' not in run.stderr and 'BrokenPipe' not in run.stderr, run.stderr
 
 
 def test_help_names_what_can_be_chosen():
@@ -64,11 +79,16 @@ def test_list_has_a_line_for_each_component(run_tool, tmp_path, monkeypatch):
     own = tmp_path / 'mine' / 'protocols' / 'my_own.py'
     own.parent.mkdir(parents=True)
     own.write_text('# My settings. Long ones.\nprotocol = dict()\n')
+    (own.parent / 'latin.py').write_bytes(b'# caf\xe9\n')
     monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path / 'mine'))
     status, printed = run_tool('list', 'protocols')
     lines = {line.split()[0]: line for line in printed.splitlines()}
     names = {file[:-3] for file in os.listdir(os.path.join(ROOT, 'configs', 'protocols'))} - {'__pycach'}
-    assert status == 0 and set(lines) == names | {'my_own'} and all(len(line.split()) > 2 for line in lines.values())
+    assert (
+        status == 0
+        and set(lines) == names | {'my_own', 'latin'}
+        and all(len(line.split()) > 2 for line in lines.values())
+    )
     assert lines['my_own'].endswith('My settings  [mine/protocols/my_own.py]')
     status, printed = run_tool('list', 'methods')
     assert status == 0 and 'SCLIP: correlative self-attention' in printed and 'spelled_out' not in printed

@@ -358,3 +358,35 @@ def test_a_component_and_its_class_are_one_file(folder, tmp_path, monkeypatch, c
     assert 'broken.py, line 4: TypeError' in capsys.readouterr().err
     with pytest.raises(UserError, match='broken.py, line 4: TypeError'):
         load_component(kind, str(path.parent / 'broken.py'))
+
+
+def test_a_name_that_another_file_ships_under(tmp_path):
+    """As from a _base_ whose name is not replaced: its rows would pass for the published ones."""
+    shipped = os.path.join(ROOT, 'configs', 'protocols', 'sclip.py')
+    (tmp_path / 'dense.py').write_text(f'_base_ = {shipped!r}\nprotocol = dict(default=dict(stride=56))\n')
+    with pytest.raises(
+        UserError, match="its name is 'sclip', which is the name of a protocol that ships: give name='dense'"
+    ):
+        load_component('protocol', str(tmp_path / 'dense.py'))
+
+
+def test_a_base_that_ships_is_named_by_its_path(tmp_path):
+    (tmp_path / 'protocols').mkdir()
+    (tmp_path / 'protocols' / 'dense.py').write_text("_base_ = 'sclip.py'\n")
+    with pytest.raises(UserError, match="the file that ships is _base_ = '/.*/configs/protocols/sclip.py'"):
+        load_component('protocol', str(tmp_path / 'protocols' / 'dense.py'))
+
+
+def test_a_class_that_its_file_does_not_register(tmp_path):
+    (tmp_path / 'edges.py').write_text("class Edges:\n    pass\n\n\nvfm = dict(name='edges', type='Edges')\n")
+    with pytest.raises(UserError, match='defines Edges, and does not register it: put @MODELS.register_module'):
+        load_component('vfm', str(tmp_path / 'edges.py'))
+
+
+def test_an_unknown_name_says_where_own_components_lie(monkeypatch, tmp_path):
+    monkeypatch.delenv('FSA_SEG_CONFIGS', raising=False)
+    with pytest.raises(UserError, match="unknown vfm 'mine'.*FSA_SEG_CONFIGS names, which is not set"):
+        load_component('vfm', 'mine')
+    monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path))
+    with pytest.raises(UserError, match=f"unknown method 'mine'.*now {tmp_path}"):
+        load_component('method', 'mine')

@@ -505,3 +505,19 @@ def test_vfms_of_whole_images_run_alone(folder):
         vfm.register_forward_hook(lambda _, inputs, out: runs.append(tuple(inputs[0].shape[2:])))
     list(merged_images([Member(model, model.text)], [torch.randn(3, 64, 96)], [(40, 50)]))
     assert sorted(runs) == [(64, 96), (70, 98)]
+
+
+def test_a_misspelt_hook(folder):
+    (folder / 'wronghook.py').write_text(SMALL.replace('def attention', 'def attentoin'))
+    with pytest.raises(UserError, match="attentoin is no hook of a method .did you mean 'attention'"):
+        find_method('wronghook')
+
+
+def test_a_helper_beside_a_methods_file(folder, monkeypatch):
+    """A file whose name begins with _ is a helper: the method imports it."""
+    monkeypatch.delitem(sys.modules, '_own_helper', raising=False)
+    (folder / '_own_helper.py').write_text("NAME = 'qq'\n")
+    (folder / 'helped.py').write_text(
+        SMALL.replace('import torch', 'from _own_helper import NAME').replace("'vv'", 'NAME').replace('Mine', 'Helped')
+    )
+    assert source_files(find_method('helped').path)[1:] == [str(folder / '_own_helper.py')]

@@ -257,3 +257,11 @@ def test_towers_that_the_methods_cannot_run_on(model, missing):
 def test_a_text_tower_of_a_library_that_is_not_here():
     with pytest.raises(UserError, match="CLIP 'xlm-roberta-base-ViT-B-32' cannot be built: .*transformers"):
         load_clip('xlm-roberta-base-ViT-B-32', random_weights=0)
+
+
+def test_a_folders_normalisation_can_be_replaced():
+    folder = 'local-dir:data/mini/models/toy_clip'
+    own = load_clip(folder)[0].visual.preprocess_cfg
+    for seed in (None, 0):
+        changed = load_clip(folder, mean=[0.2, 0.3, 0.4], random_weights=seed)[0].visual.preprocess_cfg
+        assert changed['mean'] == (0.2, 0.3, 0.4) and list(changed['std']) == list(own['std'])
