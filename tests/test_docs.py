@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -134,3 +135,18 @@ def test_links_lead_somewhere(document):
         if heading:
             headings = re.findall(r'^#+ (.+)$', read(target), re.M)
             assert heading in [re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-') for text in headings], heading
+
+
+def test_the_map_of_the_documents_keeps_the_contract(tmp_path):
+    """The hook stands in the page without its class."""
+    (hook,) = [block for block in blocks('docs/extending.md') if 'torch.cdist' in block]
+    (tmp_path / 'methods').mkdir()
+    (tmp_path / 'methods' / 'distances.py').write_text(
+        'import torch\nfrom fsa_seg.methods.base import Method\nfrom fsa_seg.ops.attention import AttentionMap\n'
+        'from fsa_seg.ops.last_block import LastBlock\n\n\nclass Distances(Method):\n    """Distances."""\n\n'
+        '    title = "Distances"\n    protocol = "clearclip"\n\n' + textwrap.indent(hook, '    ')
+    )
+    environment = dict(os.environ, FSA_SEG_CONFIGS=str(tmp_path))
+    arguments = ['-m', 'pytest', 'tests/methods/test_contract.py', '-k', 'distances']
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -33,7 +33,7 @@ def test_help_and_a_misspelt_option_load_no_library(tool):
     status, text, loaded = answer(tool, '--help')
     assert status == 0 and f'usage: fsa-seg {tool}' in text and loaded == '[]', text
     status, text, loaded = answer(tool, '--no-such-option')
-    assert status == 2 and 'error: unknown option --no-such-option' in text and loaded == '[]', text
+    assert status == 2 and f'fsa-seg {tool}: error: ' in text and loaded == '[]', text
     assert len(text.splitlines()) == 1
 
 
@@ -47,9 +47,8 @@ def test_the_command_itself():
 
 
 def test_the_nearest_option():
-    assert (
-        'unknown option --metod (did you mean --method?); fsa-seg test --help' in answer('test', 'a', '--metod', 'x')[1]
-    )
+    text = answer('test', 'a', '--metod', 'x')[1]
+    assert 'unknown option --metod (did you mean --method?); fsa-seg test --help' in text
     assert answer('benchmark', '--method', 'sclip')[0] == 2  # no abbreviation of --methods
 
 
