@@ -115,7 +115,9 @@ def test_a_module_of_a_users_own_is_imported_where_it_is_allowed(saved, tmp_path
 def test_what_mmsegs_tools_need_is_left_out(tmp_path):
     """A visualizer writes files; a saved config of an exported config has one, and it is not used."""
     data = to_json(compose('voc21', 'sclip', backbone='toy', data_root=MINI))
+    data['test_evaluator'].update(output_dir='labels', keep_results=True)
     extra = dict(visualizer=dict(type='Visualizer'), test_pipeline=[dict(type='x')], exported=dict(a='b'))
     data['default_hooks']['visualization'] = dict(type='SegVisualizationHook', draw=True)
     config = from_json(dict(data, **extra), 'r.json')
     assert not {*extra} & {*config} and 'visualization' not in config.default_hooks
+    assert config.test_evaluator.to_dict() == dict(type='ExactIoUMetric')
