@@ -119,19 +119,20 @@ def mark_changes(config: Config) -> None:
     Raises:
         UserError: the changed config cannot run.
     """
-    if 'exported' not in config:
-        return
-    digests = config._cfg_dict.pop('exported') or {}
-    if not digests:
-        warn_once('exported is empty in the config: every setting counts as changed')
     check_config(config)
+    pipeline = config.test_dataloader.dataset.pipeline
+    from_export = bool(pipeline) and dict(pipeline[0]) == READER
+    if 'exported' not in config and not from_export:
+        return
+    digests = config._cfg_dict.pop('exported', None) or {}
+    if not digests:
+        warn_once('the config came from an export, and has lost its `exported`: every setting counts as changed')
     for key in ('test_pipeline', 'visualizer'):
         config._cfg_dict.pop(key, None)
     config.default_hooks.pop('visualization', None)
     if config.log_level == LOG_LEVEL:
         config.log_level = load_file(RUNTIME).log_level
-    pipeline = config.test_dataloader.dataset.pipeline
-    if pipeline and dict(pipeline[0]) == READER:
+    if from_export:
         del pipeline[0]
     entries = fingerprint(config)
     now = _digests(entries)
