@@ -42,9 +42,11 @@ PACKAGES = (  # distributions whose versions the report gives
     'ftfy',
     'regex',
     'tqdm',
+    'matplotlib',
+    'jinja2',
 )
 FINGERPRINT_PACKAGES = tuple(
-    name for name in PACKAGES if name not in ('triton', 'scipy', 'tqdm')
+    name for name in PACKAGES if name not in ('triton', 'scipy', 'tqdm', 'matplotlib', 'jinja2')
 )  # a fingerprint names these
 INSTRUCTIONS = (  # instruction sets that the report names
     'avx2',
