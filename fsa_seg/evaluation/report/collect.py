@@ -1,0 +1,173 @@
+"""Read folders of results: what each result is worth, and which files are left out, and why.
+
+A report keeps the light part of every result: names, figures and fingerprint. The counts of the images and the config
+stay in the file; `heavy` reads them for the pairs that need them.
+"""
+
+import functools
+import glob
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fsa_seg.config.fingerprint import sources_hash, weights_files
+from fsa_seg.errors import UserError, one_line
+from fsa_seg.evaluation.report.statistics import Counts, image_counts
+from fsa_seg.evaluation.results import read_result, result_row
+
+Light = dict[str, Any]  # a result without `images`, `confusion` and `config`; with `path`, `flat` and `label_folder`
+HEAVY = ('images', 'confusion', 'config')
+WORTHS = dict(  # what a result is worth -> how a report calls it
+    full='complete results with trained weights',
+    toy='the toy world: toy models or drawn scenes, never comparable with published numbers',
+    partial='a part of a data set',
+    random='random weights',
+)
+METRICS = ('mIoU', 'mAcc', 'aAcc')
+
+
+class Found(NamedTuple):
+    """What folders hold.
+
+    Attributes:
+        results: light results, without duplicates.
+        left_out: a line for each file that is no usable result: the file, and what to do.
+        duplicates: a line for each file whose cell another file has.
+    """
+
+    results: list[Light]
+    left_out: list[str]
+    duplicates: list[str]
+
+
+class Heavy(NamedTuple):
+    """The heavy part of a result.
+
+    Attributes:
+        counts: of the images.
+        confusion: (K truth, K predicted) int64, in pixels.
+        config: the composed config, as a dict.
+    """
+
+    counts: Counts
+    confusion: np.ndarray
+    config: dict
+
+
+def worth(result: Mapping[str, Any]) -> str:
+    """Return what a result is worth: a key of WORTHS."""
+    if result['cell'].get('random_weights') is not None:
+        return 'random'
+    if result['partial']:
+        return 'partial'
+    return 'toy' if result['cell']['toy'] else 'full'
+
+
+def find_results(places: Sequence[str], progress: Callable[[list[str]], Iterable[str]] = iter) -> Found:
+    """Return the results in files and folders.
+
+    Args:
+        places: result files; folders of result files; work_dirs, whose results lie in results/.
+        progress: function that shows progress over the files, such as `Bar`.
+
+    Raises:
+        UserError: a place does not exist, or no place holds a result.
+    """
+    results, left_out, duplicates, kept = [], [], [], {}
+    for path in progress(list(dict.fromkeys(path for place in places for path in _files(place)))):
+        try:
+            result = light(path)
+        except UserError as error:
+            left_out.append(str(error))
+            continue
+        identity = _identity(result)
+        if identity in kept:
+            duplicates.append(_duplicate(kept[identity], result))
+        else:
+            kept[identity] = result
+            results.append(result)
+    if not results:
+        lines = '\n'.join(f'  {line}' for line in left_out[:5])
+        raise UserError(
+            f'{", ".join(places)}: no result; give the work_dir of a run, or the folder of its *.json'
+            + (f'. Left out:\n{lines}' if lines else '')
+        )
+    return Found(results, left_out, duplicates)
+
+
+def light(path: str) -> Light:
+    """Return the light part of a result file.
+
+    Raises:
+        UserError: the file is no result, or a damaged one; the message names the file.
+    """
+    result = read_result(path)
+    try:
+        _check(result)
+        flat = result_row(result, path)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f'{path} is a damaged result ({one_line(error)}); remove it, and run its cell again') from None
+    labels = result.get('labels')
+    folder = os.path.join(os.path.dirname(path), labels) if isinstance(labels, str) else None
+    kept = {key: value for key, value in result.items() if key not in HEAVY}
+    return dict(kept, path=path, flat=flat, label_folder=folder)
+
+
+@functools.lru_cache(4)
+def heavy(path: str) -> Heavy:
+    """Return the heavy part of a result file that `light` has read."""
+    result = read_result(path)
+    classes, cells = len(result['classes']), result['confusion']
+    confusion = np.zeros((classes, classes), np.int64)
+    confusion[cells['truth'], cells['predicted']] = cells['pixels']
+    return Heavy(image_counts(result), confusion, result['config'])
+
+
+def _files(place):
+    """Return the JSON files of a place."""
+    if os.path.isfile(place):
+        return [place]
+    if not os.path.isdir(place):
+        raise UserError(f'{place} does not exist; give result files, or folders such as work_dirs')
+    results = os.path.join(place, 'results')
+    return sorted(glob.glob(os.path.join(glob.escape(results if os.path.isdir(results) else place), '*.json')))
+
+
+def _check(result):
+    """Raise an error of any kind if a result lacks a value that a report reads, or holds a value of another kind."""
+    classes = len(result['classes'])
+    for entry in result['classes']:
+        str.strip(entry['name'])
+        None if entry['IoU'] is None else float(entry['IoU'])
+    for key in METRICS:
+        None if result['metrics'][key] is None else float(result['metrics'][key])
+    for key in ('dataset', 'method', 'backbone', 'protocol', 'words'):
+        str.strip(result['cell'][key])
+    for image in result['images']:
+        str.strip(image['name'])
+        parts = [image[key] for key in ('classes', 'intersection', 'union', 'label')]
+        if len({len(part) for part in parts}) != 1 or any(not 0 <= label < classes for label in parts[0]):
+            raise ValueError(f'the counts of image {image["name"]}')
+    parts = [result['confusion'][key] for key in ('truth', 'predicted', 'pixels')]
+    if len({len(part) for part in parts}) != 1 or any(not 0 <= label < classes for part in parts[:2] for label in part):
+        raise ValueError('the confusion matrix')
+    float(result['seconds']), str.strip(result['device']), str.strip(result['hash'])
+
+
+def _identity(result):
+    """Return what two files of one number share: cell, code, weights, and names."""
+    cell, entries = result['cell'], result['fingerprint']
+    names = [
+        cell.get(key) for key in ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words', 'title')
+    ]
+    return (result['hash'], sources_hash(entries), *map(str, weights_files(entries)), *map(str, names))
+
+
+def _duplicate(first, second):
+    """Return a line about a file whose cell another file has."""
+    values = [result['metrics']['mIoU'] for result in (first, second)]
+    same = values[0] == values[1] or None not in values and abs(values[0] - values[1]) < 1e-9
+    figures = 'the same figures' if same else f'mIoU {values[1]} in place of {values[0]}: other devices or libraries'
+    return f'{second["path"]} repeats {first["path"]}, with {figures}; the latter is used'
