@@ -11,6 +11,8 @@ from fsa_seg.errors import UserError, one_of
 TOOLS = dict(
     test='evaluate one cell: a method on a data set',
     benchmark='run a suite of cells, and print its table',
+    report='make a report of results: tables, intervals, where each gain comes from',
+    compare='compare two results: figures, interval, and all that differs',
     segment='segment one picture into the classes that you name',
     prepare="make data sets of their publishers' files, and check them",
     weights='list, download and check the weights of backbones and VFMs',
