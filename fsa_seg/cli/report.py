@@ -39,6 +39,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar='DIR',
         help='folder of all data sets, for pictures (default: as in the results)',
     )
+    parser.add_argument('--title', metavar='TEXT', help='title of the page')
     parser.add_argument(
         '--draws', type=int, default=10_000, metavar='N', help='draws of the intervals (default: 10000)'
     )
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     from fsa_seg.evaluation.goldens import compare, read_goldens
     from fsa_seg.evaluation.report.collect import find_results
     from fsa_seg.evaluation.report.gains import add_gains
-    from fsa_seg.evaluation.report.page import page
+    from fsa_seg.evaluation.report.page import TITLE, page
     from fsa_seg.evaluation.report.rows import make_tables
     from fsa_seg.evaluation.report.tables import csv_text, markdown, notes, summary, tex
     from fsa_seg.system.paths import make_folder, new_file
@@ -77,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
             args.draws,
             args.data_root,
             args.details,
+            args.title or TITLE,
             lambda pairs: Bar(pairs, desc='details', unit='pair', leave=False),
         ),
     }

@@ -32,6 +32,7 @@ from fsa_seg.evaluation.report.sections import (
 from fsa_seg.evaluation.report.tables import MARKS, NOTHING, columns, figure, notes, plain, signed, summary, unranked
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+TITLE = 'Results of training-free open-vocabulary segmentation'
 PANELS = 120  # pairs that the page shows in detail
 KINDS = {'reproduced': 'good', 'above': 'above', 'below': 'bad', 'not run': 'grey'}
 
@@ -42,6 +43,7 @@ def page(
     draws: int,
     data_root: str | None = None,
     panels: int = PANELS,
+    title: str = TITLE,
     progress: Callable[[list], Iterable] = iter,
 ) -> str:
     """Return the report as HTML.
@@ -52,6 +54,7 @@ def page(
         draws: of the intervals.
         data_root: folder of all data sets, from which images are drawn.
         panels: pairs that are shown in detail; of more pairs, those with the largest gains or losses.
+        title: of the page.
         progress: function that shows progress over the pairs in detail, such as `Bar`.
     """
     entries = [_table(table, draws) for table in tables]
@@ -66,7 +69,7 @@ def page(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template('page.html').render(
-        title='Results of training-free open-vocabulary segmentation',
+        title=plain(title),
         about=f'{len(found.results)} results; mIoU in percent; made by fsa_seg {__version__} from result files alone.',
         notes=notes(found, tables),
         sections=sections,

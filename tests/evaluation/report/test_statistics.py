@@ -79,7 +79,7 @@ def test_equal_rows_get_equal_draws():
 
 
 def test_the_interval_of_equal_rows_holds_zero():
-    """20 pairs whose rows have one skill: about 95 % of the intervals hold 0; 20 pairs of unlike skill hold it never."""
+    """Of 20 pairs with one skill about 95 % of the intervals hold 0; of 20 pairs of unlike skill none does."""
     rng, held, unlike = np.random.default_rng(11), 0, 0
     for _ in range(20):
         rows = [random_counts(rng, 200, 5, 0.6) for _ in range(2)]
