@@ -9,6 +9,7 @@ window_batch = (
     'auto'  # windows, of the step's images, that go through the models at once. 1 on a CPU; by free memory on a GPU
 )
 compile = False  # torch.compile for trunk and VFM
+save_labels = False  # whether the predicted labels of every image are written, into WORK_DIR/labels
 log_interval = 50  # steps between two lines of progress
 env_cfg = dict(
     cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')

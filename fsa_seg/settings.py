@@ -215,6 +215,7 @@ RUNTIME = dict(
     window_batch=SEGMENTOR['window_batch'],
     compile=FLAG,
     log_interval=whole(1, 2**31),
+    save_labels=FLAG,
     env_cfg=MAPPING,
     model_wrapper_cfg=MAPPING,
     cell=MAPPING,

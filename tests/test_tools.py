@@ -63,7 +63,7 @@ def test_a_saved_result_runs_again_as_it_was(run_tool, tmp_path):
 def test_one_process_and_two_give_the_same_counts(tmp_path):
     """Of five images, the first process evaluates three images, and the second process two images."""
     environment = dict(os.environ, OMP_NUM_THREADS='1', PORT='29611')
-    arguments = ['--mini', '--limit', '5', '--method', 'proxyclip', '--work-dir', str(tmp_path)]
+    arguments = ['--mini', '--limit', '5', '--method', 'proxyclip', '--work-dir', str(tmp_path), '--save-labels']
     tools = os.path.join(ROOT, 'tools')
     for name, command in (
         ('single', [sys.executable, f'{tools}/test.py', 'voc20']),
@@ -81,6 +81,11 @@ def test_one_process_and_two_give_the_same_counts(tmp_path):
     assert len(single['images']) == 5
     for key in ('images', 'confusion', 'hash'):
         assert single[key] == double[key]
+    labels = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*.png')}
+        for folder in (tmp_path / 'labels' / name for name in ('single', 'double'))
+    ]
+    assert labels[0] == labels[1] and len(labels[0]) == 5
 
 
 def test_processes_leave_their_group_before_python_ends():

@@ -165,7 +165,7 @@ MUTANTS = [
         ('absent_classes_count', 'np.nanmean(values)', 'np.nan_to_num(values).mean()'),
         ('counts_of_a_journal_are_lost', 'dict(self.done)', 'dict()'),
         ('counts_of_other_files_are_kept', 'content == self._contents[name]', 'True'),
-        ('garbled_counts_are_kept', 'and seal == self._seal([name, content, weights, counts])', ''),
+        ('garbled_counts_are_kept', 'and seal == self._seal([name, content, weights, counts, labels])', ''),
         ('counts_of_other_weights_are_kept', 'and self._same(weights)', ''),
         ('labels_outside_the_classes_pass', 'if (rows == classes).any():', 'if False:'),
         ('counts_in_float32', 'np.zeros((classes, classes), np.int64)', 'np.zeros((classes, classes), np.float32)'),
@@ -174,6 +174,19 @@ MUTANTS = [
         'fsa_seg/evaluation/metric.py',
         'test_tools.py::test_one_process_and_two_give_the_same_counts',
         ('counts_of_one_process_alone', 'in all_gather_object(self.results):', 'in [self.results]:'),
+    ),
+    *of(
+        'fsa_seg/evaluation/metric.py',
+        'evaluation/test_label_files.py::test_an_interrupted_pass_writes_the_missing_labels',
+        ('labels_of_another_run_are_kept', 'labels == _digest(label_file(name))', 'os.path.isfile(label_file(name))'),
+    ),
+    *of(
+        'fsa_seg/evaluation/label_files.py',
+        'evaluation/test_label_files.py',
+        ('labels_do_not_shift', 'label_picture(labels + shift,', 'label_picture(labels,'),
+        ('colours_do_not_shift', '[*[(0, 0, 0)] * shift, *palette]', '[*palette]'),
+        ('labels_beyond_eight_bits', 'if highest > 255:', 'if highest > 256:'),
+        ('missing_labels_pass', 'if not missing:', 'if True:'),
     ),
     *of(
         'fsa_seg/models/segmentor.py',

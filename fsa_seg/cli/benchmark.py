@@ -37,6 +37,7 @@ DATA_OPTIONS = (  # a suite on one window has no use for these options
     'picture_of',
     'window_batch',
     'compile',
+    'save_labels',
     'cells_per_pass',
     'golden',
     'write_golden',

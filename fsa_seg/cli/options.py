@@ -110,12 +110,18 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="windows at once, of a step's images (default: auto, by free memory; on a CPU 1)",
     )
     parser.add_argument('--compile', action='store_true', default=None, help='torch.compile for trunk and VFM')
+    parser.add_argument(
+        '--save-labels',
+        action='store_true',
+        default=None,
+        help='write the predicted labels of every image as PNG, into WORK_DIR/labels/...',
+    )
     parser.add_argument('--verbose', action='store_true', help='the whole log on the console, too')
 
 
 def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `add_run_options` on the command line, as entries of configs/runtime.py."""
-    names = ('work_dir', 'workers', 'batch_size', 'window_batch', 'compile')
+    names = ('work_dir', 'workers', 'batch_size', 'window_batch', 'compile', 'save_labels')
     options = {name: value for name in names if (value := getattr(args, name)) is not None}
     if options.get('window_batch', '').isdecimal():
         options['window_batch'] = int(options['window_batch'])

@@ -150,6 +150,8 @@ def main(argv: Sequence[str]) -> None:
         print(f'random weights of seed {names["random_weights"]}: it enters no table')
     if result['partial']:
         print(f'partial: {len(result["images"])} images; it enters no table')
+    if labels := result.get('labels'):
+        print(f'labels: {os.path.normpath(os.path.join(os.path.dirname(path), labels))}')
     print(f'result: {path}')
 
 

@@ -223,6 +223,11 @@ def check_config(config: Config) -> None:
     check_values(config.test_dataloader, LOADER, 'test_dataloader')
     check_values(config.test_evaluator, METRIC, 'test_evaluator')
     check_values(config.test_cfg, LOOP, 'test_cfg')
+    if config.get('save_labels') and config.test_evaluator.get('output_dir'):
+        raise UserError(
+            f'save_labels (--save-labels) and output_dir={config.test_evaluator.output_dir!r} of test_evaluator both '
+            'say where the predicted labels go; leave one out'
+        )
     dataset = _without(config.test_dataloader.dataset, 'pipeline')
     _check_void(config)
     check_values(config.test_dataloader.dataset, DATASET, 'the data set')

@@ -57,14 +57,19 @@ LIBRARY_CLASSES = (  # of mmengine, mmcv and mmseg, beside mmseg's data sets
     'pseudo_collate',
 )
 LOGGER = ('type', 'interval', 'log_metric_by_epoch')  # keys of the log's hook that a saved config may set
+NOT_SAVED = ('save_labels',)  # what a run writes beside its result: the run that reads the result is asked anew
 COMPOSED = {'cell', 'model', 'test_dataloader', 'test_evaluator', 'test_cfg'}  # keys of every composed config
 REGISTER = 'fsa_seg.register'  # the suite's own module, which a config may always import
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
 
 
 def to_json(config: Config) -> dict:
-    """Return a composed config as JSON-ready data; a value that JSON does not have (a class, an array) becomes text."""
-    return json.loads(json.dumps(config.to_dict(), default=repr))
+    """Return a composed config as JSON-ready data; a value that JSON does not have (a class, an array) becomes text.
+
+    What a run was asked to write beside its result (NOT_SAVED) is left out.
+    """
+    data = {key: value for key, value in config.to_dict().items() if key not in NOT_SAVED}
+    return json.loads(json.dumps(data, default=repr))
 
 
 def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
@@ -85,7 +90,7 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
         )
     if not isinstance(data, dict) or not set(data) >= COMPOSED:
         raise UserError(f'{path} holds no composed config; give a result of fsa-seg test, or a config file')
-    for key in ('exported', 'test_pipeline', 'visualizer'):  # for mmsegmentation's tools
+    for key in ('exported', 'test_pipeline', 'visualizer', *NOT_SAVED):  # the first three for mmsegmentation's tools
         data.pop(key, None)
     if isinstance(data.get('default_hooks'), dict):
         data['default_hooks'].pop('visualization', None)

@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from mmengine.dist import all_gather_object, get_rank, is_main_process
 from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
-from PIL import Image
 
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation.label_files import label_path, write_labels
 from fsa_seg.models.shared_pass import check_finite_stages, finite_field
 from fsa_seg.ops.device import count_labels, to_device, to_host
-from fsa_seg.system.paths import new_file
+from fsa_seg.system.paths import file_digest
 
 MOST_LOGGED = 200  # classes whose IoU the log shows; the result has all classes
 
@@ -47,9 +47,13 @@ class Journal:
         self.folder, self.weights, self._cell, self._contents = folder, list(weights), cell, contents
         self._path = os.path.join(folder, f'{get_rank()}_{secrets.token_hex(8)}.jsonl')
 
-    def keep(self, name: str, counts: np.ndarray) -> None:
-        """Append the sparse confusion matrix (3, n) of an image; a full disk is a UserError."""
-        line = [name, self._contents[name], self.weights, counts.tolist()]
+    def keep(self, name: str, counts: np.ndarray, labels: str | None = None) -> None:
+        """Append the sparse confusion matrix (3, n) of an image, and the digest of its file of predicted labels.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        line = [name, self._contents[name], self.weights, counts.tolist(), labels]
         try:
             os.makedirs(self.folder, exist_ok=True)
             with open(self._path, 'a', encoding='utf-8') as f:
@@ -60,18 +64,24 @@ class Journal:
                 'on with what is counted'
             ) from None
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Return the counts in all lines with a right seal: image name -> sparse confusion matrix (3, n)."""
+    def read(self, label_file: Callable[[str], str] | None = None) -> dict[str, np.ndarray]:
+        """Return the counts in all lines with a right seal: image name -> sparse confusion matrix (3, n).
+
+        Args:
+            label_file: function from an image's name to the path of its predicted labels. A line then counts only if
+                the file is there as the line's run wrote it.
+        """
         matrices = {}
         for path in sorted(glob.glob(os.path.join(glob.escape(self.folder), '*.jsonl'))):
             with open(path, encoding='utf-8', errors='replace') as f:
                 for text in f:
                     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
-                        name, content, weights, counts, seal = json.loads(text)
+                        name, content, weights, counts, labels, seal = json.loads(text)
                         if (
                             content == self._contents[name]
                             and self._same(weights)
-                            and seal == self._seal([name, content, weights, counts])
+                            and seal == self._seal([name, content, weights, counts, labels])
+                            and (label_file is None or labels is not None and labels == _digest(label_file(name)))
                         ):
                             matrices[name] = np.array(counts, np.int64)
         return matrices
@@ -91,6 +101,11 @@ class Journal:
         return hashlib.sha256(json.dumps([self._cell, *line]).encode()).hexdigest()[:16]
 
 
+def _digest(path):
+    """Return the digest of a file; None for a missing file."""
+    return file_digest(path) if os.path.isfile(path) else None
+
+
 @METRICS.register_module()
 class ExactIoUMetric(IoUMetric):
     """mmseg's `IoUMetric` with exact int64 counts for each image.
@@ -103,7 +118,7 @@ class ExactIoUMetric(IoUMetric):
         root: the data root; an image's name is its path below the root.
         field: field of the data samples that holds the predicted labels.
         output_dir: folder of the predicted labels as PNG, named as the images; None writes none. Labels are those of
-            the files: with `reduce_zero_label` the first class is 1.
+            the files: with `reduce_zero_label` the first class is 1, see `fsa_seg.evaluation.label_files`.
         keep_results: mmseg's tools/test.py --out sets it; it changes nothing.
 
     Attributes:
@@ -112,6 +127,7 @@ class ExactIoUMetric(IoUMetric):
         done (dict): image name -> sparse confusion matrix, of the images that an interrupted run has evaluated.
         journal (Journal): keeps the counts of every image as soon as they are there; None keeps nothing.
         settings (str): how messages name the segmentor's settings.
+        by_path (bool): files of predicted labels lie in `output_dir` as the images lie below `root`; else side by side.
 
     Raises (while processing):
         UserError: a label or a prediction outside the classes, or numbers that are not finite; the message names the
@@ -131,7 +147,7 @@ class ExactIoUMetric(IoUMetric):
     ):
         super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix, output_dir=output_dir)
         self.images, self.confusions, self.done, self.journal = [], [], {}, None
-        self.root, self.field, self.settings = root, field, 'the given settings'
+        self.root, self.field, self.settings, self.by_path = root, field, 'the given settings', False
         self._pending = []
         self._written = {}  # file of predicted labels -> image
 
@@ -142,39 +158,37 @@ class ExactIoUMetric(IoUMetric):
             predicted, truth = sample[self.field]['data'].squeeze(0), sample['gt_sem_seg']['data'].squeeze(0)
             if 'truth' not in sample:  # the metrics of a pass share one copy on the device
                 sample['truth'] = to_device(truth, predicted.device)
-            if self.output_dir:
-                self._write(sample, predicted)
+            written = self._write(sample, predicted) if self.output_dir else None
             with _named(sample['seg_map_path']):
                 counts = _counting(sample['truth'], predicted, classes, self.ignore_index)
             finite = sample.get(finite_field(self.field))  # absent in the samples of other segmentors
-            self._pending.append(
-                (sample['img_path'], sample['seg_map_path'], truth, counts, finite is not None and to_host(finite))
-            )
+            finite = finite is not None and to_host(finite)
+            self._pending.append((sample['img_path'], sample['seg_map_path'], truth, counts, finite, written))
         self._settle(before if predicted.is_cuda else len(self._pending))
 
     def _write(self, sample, predicted):
-        """Write the predicted labels of a sample."""
-        labels = predicted.cpu().numpy() + bool(sample.get('reduce_zero_label'))
-        name = os.path.splitext(os.path.basename(sample['img_path']))[0] + '.png'
-        if self._written.setdefault(name, sample['img_path']) != sample['img_path']:
-            raise UserError(
-                f'{name} would hold the labels of two images, {self._written[name]} and {sample["img_path"]}'
-            )
-        kind = np.uint8 if len(self.dataset_meta['classes']) < 255 else np.uint16
-        with new_file(os.path.join(self.output_dir, name)) as part:
-            Image.fromarray(labels.astype(kind)).save(part, 'PNG')
+        """Write the predicted labels of a sample, and return the file's digest."""
+        image = sample['img_path']
+        path = label_path(self.output_dir, self._name(image) if self.by_path else os.path.basename(image))
+        if self._written.setdefault(path, image) != image:
+            raise UserError(f'{path} would hold the labels of two images, {self._written[path]} and {image}')
+        return write_labels(path, predicted.cpu().numpy(), self.dataset_meta, bool(sample.get('reduce_zero_label')))
+
+    def _name(self, image):
+        """Return the name of an image: its path below the data root."""
+        return os.path.relpath(image, self.root or '.')
 
     def _settle(self, count):
         """Keep the counts of the first `count` pending images."""
-        for image, labels, truth, counts, finite in self._pending[:count]:
+        for image, labels, truth, counts, finite, written in self._pending[:count]:
             if finite:
                 check_finite_stages(finite(), image, self.settings)
             with _named(labels):
                 counts = _sparse(truth, counts(), len(self.dataset_meta['classes']), self.ignore_index)
-            name = os.path.relpath(image, self.root or '.')
+            name = self._name(image)
             self.results.append((name, counts))
             if self.journal:
-                self.journal.keep(name, counts)
+                self.journal.keep(name, counts, written)
         del self._pending[:count]
 
     def evaluate(self, size: int) -> dict[str, float]:

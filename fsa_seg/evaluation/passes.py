@@ -36,6 +36,7 @@ from fsa_seg.datasets.data_sets import (
     read_as_loaded,
 )
 from fsa_seg.errors import UserError, built, warn_once
+from fsa_seg.evaluation.label_files import claim_folder, label_path, labels_folder, missing_labels
 from fsa_seg.evaluation.metric import Journal
 from fsa_seg.evaluation.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
 from fsa_seg.models.clip import check_inner_blocks, load_clip
@@ -145,6 +146,9 @@ def run_pass(cells: Sequence[Cell], paths: Sequence[str] | None = None) -> list[
     for path, folder in zip(paths, folders):
         make_folder(os.path.dirname(os.path.abspath(path)))
         make_folder(folder)
+    for path, cell in zip(paths, cells):
+        if folder := _labels_folder(path, cell):
+            claim_folder(folder, path, cell.data.names)
     with contextlib.ExitStack() as stack:
         lock_folders = sorted(set(folders)) if is_main_process() else []
         waits = [stack.enter_context(locked(folder, get_world_size() == 1)) for folder in lock_folders]
@@ -158,12 +162,23 @@ def run_pass(cells: Sequence[Cell], paths: Sequence[str] | None = None) -> list[
 
 
 def usable(path: str, cell: Cell) -> dict | None:
-    """Return the result in a file if cell, code and weights agree with a cell's; else None."""
+    """Return the result in a file if cell, code and weights agree with a cell's; else, or without its labels, None."""
     try:
         result = read_result(path)
     except UserError:
         return None
-    return None if stale(result, cell) else result
+    return None if _unusable(result, path, cell) else result
+
+
+def _unusable(result, path, cell):
+    """Return the reasons why the result in a file cannot stand for a cell, see `stale`."""
+    labels = missing_labels(result, path) if cell.config.get('save_labels') else None
+    return [*stale(result, cell), *([labels] if labels else [])]
+
+
+def _labels_folder(path, cell):
+    """Return the folder of the predicted labels that a cell writes; None for a cell that writes none."""
+    return labels_folder(cell.config.work_dir, path) if cell.config.get('save_labels') else None
 
 
 def _run_locked_pass(cells, paths, folders):
@@ -178,11 +193,14 @@ def _run_locked_pass(cells, paths, folders):
         )
         for folder, cell in zip(folders, cells)
     ]
-    counts = _skip_counted(run, journals, cells[0].data.names)
+    label_folders = [_labels_folder(path, cell) for path, cell in zip(paths, cells)]
+    counts = _skip_counted(run, journals, label_folders, cells[0].data.names)
     runner = built('the run of this config', lambda: _runner(run))
     metrics = runner.test_loop.evaluator.metrics
     cells = [cell._replace(fingerprint=with_files(cell.fingerprint, cell.config)) for cell in cells]
-    for metric, counts_of_cell, journal, cell in zip(metrics, counts, journals, cells):
+    for metric, counts_of_cell, journal, labels, cell in zip(metrics, counts, journals, label_folders, cells):
+        if labels:
+            metric.output_dir, metric.by_path = labels, True
         journal.weights = cell.weights
         metric.done, metric.journal = counts_of_cell, journal
         metric.settings = f'{row_name(cell.config.cell)}, {cell.config.model.precision}'
@@ -226,6 +244,8 @@ def _write_results(cells, paths, journals, runner, seconds):
     for cell, path, metric, member, journal in zip(cells, paths, metrics, members, journals):
         result = make_result(cell, metric, metric.dataset_meta['classes'], member.weights, device, seconds)
         result.update(cells_in_pass=len(cells), window_batch=members[0].windows_at_once)
+        if folder := _labels_folder(path, cell):
+            result['labels'] = os.path.relpath(folder, os.path.dirname(os.path.abspath(path))).replace(os.sep, '/')
         write_result(result, path)
         journal.remove()
         results.append(result)
@@ -335,7 +355,7 @@ def _kept_results(cells):
     for cell in cells:
         path = result_path(cell)
         result = read_result(path) if os.path.exists(path) else None
-        reasons = stale(result, cell) if result else []
+        reasons = _unusable(result, path, cell) if result else []
         if result is None or reasons:
             result = _result_of_other_names(cell)
         if result is None:
@@ -478,7 +498,7 @@ def _check_models(models):
         check_window(model.window, patch, window_vfms)
 
 
-def _skip_counted(config, journals, names):
+def _skip_counted(config, journals, label_folders, names):
     """Take the images that the journals of all cells have counted out of a pass, and return their counts.
 
     The last image always runs, so that each process has an image.
@@ -486,13 +506,16 @@ def _skip_counted(config, journals, names):
     Args:
         config (Config): of the pass; its data set loses the counted images.
         journals (list of Journal): one per cell.
+        label_folders (list): folder of the predicted labels of each cell, or None. An image whose labels are missing
+            there is not taken out.
         names (list of str): the images of the split, in order.
 
     Returns:
         list of dict: for each cell, image name -> sparse confusion matrix (3, n).
     """
     dataset = config.test_dataloader.dataset
-    readings = [[journal.read() for journal in journals] if is_main_process() else None]
+    label_files = [folder and functools.partial(label_path, folder) for folder in label_folders]
+    readings = [list(map(Journal.read, journals, label_files)) if is_main_process() else None]
     broadcast_object_list(readings)
     counted = set(names[:-1]).intersection(*readings[0])
     pictures = config.default_hooks.get('pictures')
