@@ -78,6 +78,7 @@ def test_any_value_anywhere_is_taken_or_is_one_error():
         ('model.logit_scale', float('inf')),
         ('model.backbone.std', [0, 1, 1]),
         ('cell.toy', False),
+        ('test_dataloader.dataset.pipeline.0', 3),
     ]:
         changed = copy.deepcopy(config)
         try:

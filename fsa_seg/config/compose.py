@@ -229,8 +229,8 @@ def check_config(config: Config) -> None:
             'say where the predicted labels go; leave one out'
         )
     dataset = _without(config.test_dataloader.dataset, 'pipeline')
-    _check_void(config)
     check_values(config.test_dataloader.dataset, DATASET, 'the data set')
+    _check_void(config)
     _check_model(config.model)
     check_constructor(dataset, DATASETS, 'dataset')
     check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
