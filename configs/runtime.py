@@ -10,6 +10,7 @@ window_batch = (
 )
 compile = False  # torch.compile for trunk and VFM
 save_labels = False  # whether the predicted labels of every image are written, into WORK_DIR/labels
+visualizer = None  # trackers of the metrics, such as dict(vis_backends=[dict(type='TensorboardVisBackend')])
 log_interval = 50  # steps between two lines of progress
 env_cfg = dict(
     cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')

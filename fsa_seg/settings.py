@@ -216,6 +216,7 @@ RUNTIME = dict(
     compile=FLAG,
     log_interval=whole(1, 2**31),
     save_labels=FLAG,
+    visualizer=either(MAPPING, NONE),
     env_cfg=MAPPING,
     model_wrapper_cfg=MAPPING,
     cell=MAPPING,

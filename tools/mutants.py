@@ -181,6 +181,11 @@ MUTANTS = [
         ('labels_of_another_run_are_kept', 'labels == _digest(label_file(name))', 'os.path.isfile(label_file(name))'),
     ),
     *of(
+        'fsa_seg/config/saved.py',
+        'config/test_runtime.py::test_each_cell_of_a_pass_is_tracked_by_its_name',
+        ('results_hold_trackers', "NOT_SAVED = ('save_labels', 'visualizer')", "NOT_SAVED = ('save_labels',)"),
+    ),
+    *of(
         'fsa_seg/evaluation/label_files.py',
         'evaluation/test_label_files.py',
         ('labels_do_not_shift', 'label_picture(labels + shift,', 'label_picture(labels,'),

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fsa_seg.config.components import load_file
-from fsa_seg.config.compose import RUNTIME, compose
+from fsa_seg.config.compose import compose
+from fsa_seg.config.runtime import RUNTIME
 from fsa_seg.errors import UserError, check_keys
 from fsa_seg.evaluation.passes import run_cells
 from fsa_seg.evaluation.results import cell_id, result_row

@@ -177,12 +177,13 @@ def run_windows(
     """Run cells on one window with random weights, and print their costs; arguments as of `run_data`."""
     from mmengine.device import get_device
 
+    from fsa_seg.config.runtime import default_runtime
     from fsa_seg.models.segmentor import resolve_precision
     from fsa_seg.profiling.architectures import ArchitectureRuns, architectures_table
     from fsa_seg.system.paths import check_file, make_folder
     from fsa_seg.system.progress import Bar
 
-    work_dir = args.work_dir or 'work_dirs'
+    work_dir = args.work_dir or default_runtime()['work_dir']
     folder = os.path.join(work_dir, suite.name)
     make_folder(folder)
     check_file(table_path(work_dir, args.suite), 'the table')

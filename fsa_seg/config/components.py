@@ -406,15 +406,20 @@ def check_constructor(config: Mapping, registry: Registry, where: str) -> None:
     """
     hint = '; a class of your own is registered by its file in a folder of FSA_SEG_CONFIGS, or by custom_imports'
     name = one_of(config.get('type'), registry.module_dict, f'class in {where}', hint)
+    check_keys([key for key in config if key != 'type'], constructor_keys(registry.get(name)), where)
+
+
+def constructor_keys(cls: type) -> set[str]:
+    """Return the names of the arguments that a class takes; `**kwargs` stands for those of the next base."""
     allowed = set()
-    for cls in registry.get(name).__mro__:
-        if '__init__' not in vars(cls):
+    for base in cls.__mro__:
+        if '__init__' not in vars(base):
             continue
-        parameters = inspect.signature(cls.__init__).parameters.values()
+        parameters = inspect.signature(base.__init__).parameters.values()
         allowed |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    check_keys({key: value for key, value in config.items() if key != 'type'}, allowed, where)
+    return allowed
 
 
 def _check_protocol(settings, where):

@@ -33,6 +33,7 @@ from fsa_seg.config.components import (
     with_classes,
 )
 from fsa_seg.config.fingerprint import differences, fingerprint, shown
+from fsa_seg.config.runtime import RUNTIME, check_visualizer, default_runtime
 from fsa_seg.config.saved import REGISTER
 from fsa_seg.datasets.label_images import VOID
 from fsa_seg.errors import UserError, built, check_keys, one_of
@@ -49,9 +50,7 @@ from fsa_seg.models.text import check_words, class_words, read_words
 from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, check_values, whole
 from fsa_seg.settings import RUNTIME as RUNTIME_RULES
 from fsa_seg.system.machine import usable_cores
-from fsa_seg.system.paths import CONFIGS, find_root, is_drawn
-
-RUNTIME = os.path.join(CONFIGS, 'runtime.py')
+from fsa_seg.system.paths import find_root, is_drawn
 
 RUN_OPTIONS = ('batch_size', 'workers', 'window_batch', 'compile')  # runtime entries that a tool's option sets
 MAX_LONG_SIDE = 2048  # pixels of a resized image, in every published configuration
@@ -139,7 +138,7 @@ def compose(
         limit: number of images to evaluate, a seeded choice; the result is marked as partial.
         precision: 'auto', 'fp32', 'fp16' or 'bf16'.
         random_weights: seed of random weights in place of trained weights; the result is marked, and in no table.
-        runtime: replaces entries of configs/runtime.py.
+        runtime: replaces entries of configs/runtime.py, and of a user's own, see `default_runtime`.
 
     Raises:
         UserError: a component, a key or a value that cannot be used.
@@ -168,7 +167,7 @@ def compose(
         toy_models=toy_models,
         toy_data=toy_data,
     )
-    defaults = load_file(RUNTIME)
+    defaults = default_runtime()
     check_keys(runtime or {}, defaults, 'the runtime')
     runtime = dict(defaults, **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
@@ -223,6 +222,7 @@ def check_config(config: Config) -> None:
     check_values(config.test_dataloader, LOADER, 'test_dataloader')
     check_values(config.test_evaluator, METRIC, 'test_evaluator')
     check_values(config.test_cfg, LOOP, 'test_cfg')
+    check_visualizer(config.get('visualizer'))
     if config.get('save_labels') and config.test_evaluator.get('output_dir'):
         raise UserError(
             f'save_labels (--save-labels) and output_dir={config.test_evaluator.output_dir!r} of test_evaluator both '

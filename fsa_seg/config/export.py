@@ -16,9 +16,10 @@ from mmengine import Config
 from mmseg.registry import DATASETS, MODELS
 
 from fsa_seg import __version__
-from fsa_seg.config.components import class_names, load_file
-from fsa_seg.config.compose import RUNTIME, check_config
+from fsa_seg.config.components import class_names
+from fsa_seg.config.compose import check_config
 from fsa_seg.config.fingerprint import LOCAL, Entry, fingerprint, shown
+from fsa_seg.config.runtime import default_runtime
 from fsa_seg.datasets.palette import even_palette
 from fsa_seg.errors import UserError, warn_once
 from fsa_seg.methods import is_shipped
@@ -28,6 +29,7 @@ from fsa_seg.system.modules import PREFIX
 from fsa_seg.system.paths import check_file, config_folders, find_root, local_path, new_file
 
 READER = dict(type='LoadImageFromFile')  # mmseg's inferencer looks for this step; the suite's own step reads anew
+VISUALIZER = dict(type='SegLocalVisualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])
 LOG_LEVEL = 'INFO'  # mmseg's tools show what they do
 DIGEST = 12  # characters of a setting's digest
 HEAD = """\
@@ -127,11 +129,12 @@ def mark_changes(config: Config) -> None:
     digests = config._cfg_dict.pop('exported', None) or {}
     if not digests:
         warn_once('the config came from an export, and has lost its `exported`: every setting counts as changed')
-    for key in ('test_pipeline', 'visualizer'):
-        config._cfg_dict.pop(key, None)
+    config._cfg_dict.pop('test_pipeline', None)
+    if config.get('visualizer') == VISUALIZER:  # else it is a user's own
+        del config._cfg_dict['visualizer']
     config.default_hooks.pop('visualization', None)
     if config.log_level == LOG_LEVEL:
-        config.log_level = load_file(RUNTIME).log_level
+        config.log_level = default_runtime()['log_level']
     if from_export:
         del pipeline[0]
     entries = fingerprint(config)
@@ -179,7 +182,7 @@ def _for_mmseg(config):
     model.pop('text_cache', None)
     hooks.pop('pictures', None)
     hooks['visualization'] = dict(type='SegVisualizationHook', draw=False)
-    data['visualizer'] = dict(type='SegLocalVisualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    data['visualizer'] = copy.deepcopy(VISUALIZER)
     dataset['data_root'] = os.path.abspath(find_root(dataset['data_root']))
     dataset['pipeline'].insert(0, dict(READER))
     data['test_pipeline'] = copy.deepcopy(dataset['pipeline'])

@@ -57,7 +57,7 @@ LIBRARY_CLASSES = (  # of mmengine, mmcv and mmseg, beside mmseg's data sets
     'pseudo_collate',
 )
 LOGGER = ('type', 'interval', 'log_metric_by_epoch')  # keys of the log's hook that a saved config may set
-NOT_SAVED = ('save_labels',)  # what a run writes beside its result: the run that reads the result is asked anew
+NOT_SAVED = ('save_labels', 'visualizer')  # what a run writes beside its result; another run is asked for it anew
 COMPOSED = {'cell', 'model', 'test_dataloader', 'test_evaluator', 'test_cfg'}  # keys of every composed config
 REGISTER = 'fsa_seg.register'  # the suite's own module, which a config may always import
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
@@ -90,7 +90,7 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
         )
     if not isinstance(data, dict) or not set(data) >= COMPOSED:
         raise UserError(f'{path} holds no composed config; give a result of fsa-seg test, or a config file')
-    for key in ('exported', 'test_pipeline', 'visualizer', *NOT_SAVED):  # the first three for mmsegmentation's tools
+    for key in ('exported', 'test_pipeline', *NOT_SAVED):  # the first two are for mmsegmentation's tools
         data.pop(key, None)
     if isinstance(data.get('default_hooks'), dict):
         data['default_hooks'].pop('visualization', None)

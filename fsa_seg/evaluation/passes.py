@@ -7,7 +7,9 @@ import glob
 import inspect
 import json
 import logging
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -35,7 +37,7 @@ from fsa_seg.datasets.data_sets import (
     loading,
     read_as_loaded,
 )
-from fsa_seg.errors import UserError, built, warn_once
+from fsa_seg.errors import UserError, built, one_line, warn_once
 from fsa_seg.evaluation.label_files import claim_folder, label_path, labels_folder, missing_labels
 from fsa_seg.evaluation.metric import Journal
 from fsa_seg.evaluation.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
@@ -49,6 +51,7 @@ from fsa_seg.system.progress import Bar, note
 from fsa_seg.visualization.pictures import picture_grid, picture_path
 
 LIMIT_SEED = 0
+METRIC_NAMES = ('mIoU', 'mAcc', 'aAcc')
 LONG_LIST = 200  # a log shows lists of the config up to this length whole
 
 
@@ -206,6 +209,8 @@ def _run_locked_pass(cells, paths, folders):
         metric.settings = f'{row_name(cell.config.cell)}, {cell.config.model.precision}'
     if logging.getLevelName(run.log_level) > logging.INFO:  # else the console has the log's lines of progress
         runner.register_hook(ImageBar())
+    if run.get('visualizer'):
+        runner.register_hook(CellMetrics([cell_id(cell.config.cell, cell.hash) for cell in cells]))
     start = time.perf_counter()
     runner.test()
     seconds = time.perf_counter() - start
@@ -224,6 +229,8 @@ def _run_config(cells, folders):
     run = copy.deepcopy(first)
     run.work_dir = os.path.join(first.work_dir, 'logs', name)
     run.experiment_name = f'{cut_name(name)}_{time.time_ns()}'
+    if run.get('visualizer'):  # mmengine gives out one visualizer for each name
+        run.visualizer = {'type': 'Visualizer', **run.visualizer, 'name': run.experiment_name}
     run.test_dataloader.pin_memory = torch.cuda.is_available()
     metrics = [dict(cell.config.test_evaluator, root=run.test_dataloader.dataset.data_root) for cell in cells]
     if len(cells) > 1:
@@ -415,6 +422,29 @@ class ImageBar(Hook):
 
     def after_test(self, runner: Runner) -> None:
         self.bar.close()
+
+
+class CellMetrics(Hook):
+    """Gives the metrics of each cell of a pass to the config's trackers, as NAME/mIoU, NAME/mAcc and NAME/aAcc.
+
+    A tracker that fails ends no run: the number is in the result.
+
+    Args:
+        names: of the cells. Characters that a tracker may refuse in a name become '-'.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = [re.sub(r'[^A-Za-z0-9_.-]+', '-', name) for name in names]
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Send the metrics; mmengine's `Hook` gives the arguments."""
+        for name, metric in zip(self.names, runner.test_loop.evaluator.metrics):
+            figures = {key: (metrics or {})['/'.join(filter(None, (metric.prefix, key)))] for key in METRIC_NAMES}
+            scalars = {f'{name}/{key}': figure for key, figure in figures.items() if math.isfinite(figure)}
+            try:
+                runner.visualizer.add_scalars(scalars)
+            except Exception as error:  # a tracker's package, or its service
+                warn_once(f'visualizer: the metrics of {name} are not recorded: {one_line(error)}')
 
 
 def picture_of_rows(configs: Sequence[Config], index: int = 0, columns: int = 4) -> Image.Image:
