@@ -41,6 +41,7 @@ DATA_OPTIONS = (  # a suite on one window has no use for these options
     'cells_per_pass',
     'golden',
     'write_golden',
+    'report',
 )
 
 
@@ -74,6 +75,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar='FILE',
         help='compare the table with expected numbers (of --datasets, if given); status 1 at a difference',
     )
+    parser.add_argument('--report', action='store_true', default=None, help='end with a report in WORK_DIR/report')
     parser.add_argument('--write-golden', type=place, metavar='FILE', help='write the numbers as a file for --golden')
     args = parser.parse_args(argv)
     args.command = shlex.join(['fsa-seg', 'benchmark', *argv])
@@ -126,6 +128,7 @@ def run_data(args: argparse.Namespace, cells: Sequence[Mapping[str, Any]], optio
         options: arguments of `compose` for all cells.
     """
 
+    from fsa_seg.cli.report import default_folder, make_report
     from fsa_seg.config.compose import compose
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.evaluation.goldens import compare, read_goldens, write_goldens
@@ -154,6 +157,8 @@ def run_data(args: argparse.Namespace, cells: Sequence[Mapping[str, Any]], optio
     if args.write_golden:
         write_goldens(results, args.command, args.write_golden)
         print(f'expected numbers: {args.write_golden}')
+    if args.report:
+        make_report([work_dir], default_folder(work_dir), expected, args.data_root)
     if args.golden:
         right, report = compare(results, *expected)
         print(f'compared with {args.golden}:\n{report}')

@@ -18,6 +18,7 @@ from fsa_seg.cli.options import place, tool_parser
 
 MOST = 10  # classes that are named
 LONGEST = 60  # characters of a value
+ABSENT = object()
 ROUNDING = 1e-9  # so that 38.1 and 38.2 are within 0.1
 
 
@@ -132,7 +133,7 @@ def print_fingerprints(results: Sequence[Mapping[str, Any]]) -> None:
     rows = [
         (*key, *(value_text(part, key) for part in entries))
         for key in keys
-        if entries[0].get(key) != entries[1].get(key)
+        if entries[0].get(key, ABSENT) != entries[1].get(key, ABSENT)
     ]
     if not rows:
         print('\nthe fingerprints are equal')

@@ -8,9 +8,11 @@ figures unrounded, a row each) and table.tex (booktabs).
 """
 
 import argparse
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fsa_seg.cli.options import place, tool_parser
 
@@ -51,6 +53,40 @@ def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     from fsa_seg.errors import UserError
     from fsa_seg.evaluation.goldens import compare, read_goldens
+
+    for option, least in (('draws', 100), ('details', 0)):
+        if getattr(args, option) < least:
+            raise UserError(f'--{option} is {getattr(args, option)}; it has to be at least {least}')
+    expected = read_goldens(args.golden) if args.golden else None
+    folder = args.out or default_folder(args.results[0])
+    results = make_report(args.results, folder, expected, args.data_root, args.draws, args.details, args.title)
+    if expected:
+        right, lines = compare(results, *expected)
+        print(f'compared with {args.golden}:\n{lines}')
+        sys.exit(0 if right else 1)
+
+
+def make_report(
+    places: Sequence[str],
+    folder: str,
+    expected: tuple[Mapping[tuple[str, str], float], float] | None = None,
+    data_root: str | None = None,
+    draws: int = 10_000,
+    most: int = 120,
+    title: str | None = None,
+) -> list[dict[str, Any]]:
+    """Write the report of results, print its summary, and return the results.
+
+    Args:
+        places: folders of results, or result files.
+        folder: of the report.
+        expected: numbers and their tolerance, see `fsa_seg.evaluation.goldens.read_goldens`; they take the place of
+            the published figures.
+        data_root: folder of all data sets; None is what the results name.
+        draws: of the intervals.
+        most: pairs that are shown in detail.
+        title: of the page.
+    """
     from fsa_seg.evaluation.report.collect import find_results
     from fsa_seg.evaluation.report.gains import add_gains
     from fsa_seg.evaluation.report.page import TITLE, page
@@ -59,39 +95,24 @@ def main(argv: Sequence[str]) -> None:
     from fsa_seg.system.paths import make_folder, new_file
     from fsa_seg.system.progress import Bar
 
-    for option, least in (('draws', 100), ('details', 0)):
-        if getattr(args, option) < least:
-            raise UserError(f'--{option} is {getattr(args, option)}; it has to be at least {least}')
-    expected, tolerance = read_goldens(args.golden) if args.golden else (None, 0)
-    folder = args.out or default_folder(args.results[0])
     make_folder(folder)
-    found = find_results(args.results, lambda paths: Bar(paths, desc='results', unit='file', leave=False))
-    tables = make_tables(found.results, expected, tolerance) if args.golden else make_tables(found.results)
-    add_gains(tables, args.draws, progress=lambda pairs: Bar(pairs, desc='intervals', unit='pair', leave=False))
+    found = find_results(places, functools.partial(Bar, desc='results', unit='file', leave=False))
+    tables = make_tables(found.results, *(expected or ()))
+    add_gains(tables, draws, progress=functools.partial(Bar, desc='intervals', unit='pair', leave=False))
+    bar = functools.partial(Bar, desc='details', unit='pair', leave=False)
     texts = {
         'table.md': markdown(found, tables),
         'table.csv': csv_text(found, tables),
         'table.tex': tex(found, tables),
-        'report.html': page(
-            found,
-            tables,
-            args.draws,
-            args.data_root,
-            args.details,
-            args.title or TITLE,
-            lambda pairs: Bar(pairs, desc='details', unit='pair', leave=False),
-        ),
+        'report.html': page(found, tables, draws, data_root, most, title or TITLE, bar),
     }
     for name, text in texts.items():
         with new_file(os.path.join(folder, name)) as part, open(part, 'w', encoding='utf-8') as f:
             f.write(text)
     for line in [*notes(found, tables), *(summary(table) for table in tables)]:
         print(line)
-    print('report: ' + os.path.join(folder, 'report.html') + f' ({", ".join(list(texts)[:3])} beside it)')
-    if args.golden:
-        right, lines = compare(found.results, expected, tolerance)
-        print(f'compared with {args.golden}:\n{lines}')
-        sys.exit(0 if right else 1)
+    print(f'report: {os.path.join(folder, "report.html")} ({", ".join(list(texts)[:3])} beside it)')
+    return found.results
 
 
 def default_folder(place: str) -> str:

@@ -115,9 +115,14 @@ def light(path: str) -> Light:
     return dict(kept, path=path, flat=flat, label_folder=folder)
 
 
-@functools.lru_cache(4)
 def heavy(path: str) -> Heavy:
-    """Return the heavy part of a result file that `light` has read."""
+    """Return the heavy part of a result file that `light` has read; the last files stay in memory until they change."""
+    state = os.stat(path)
+    return _heavy(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(4)
+def _heavy(path, size, modified):
     result = read_result(path)
     classes, cells = len(result['classes']), result['confusion']
     confusion = np.zeros((classes, classes), np.int64)
@@ -162,7 +167,13 @@ def _identity(result):
     names = [
         cell.get(key) for key in ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words', 'title')
     ]
-    return (result['hash'], sources_hash(entries), *map(str, weights_files(entries)), *map(str, names))
+    return (
+        result['hash'],
+        result['partial'],
+        sources_hash(entries),
+        *map(str, weights_files(entries)),
+        *map(str, names),
+    )
 
 
 def _duplicate(first, second):

@@ -18,11 +18,12 @@ from fsa_seg.config.components import load_component
 from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.data_sets import list_images, read_as_loaded
 from fsa_seg.errors import UserError, one_line
+from fsa_seg.evaluation.label_files import label_path
 from fsa_seg.evaluation.report.collect import heavy
 from fsa_seg.evaluation.report.rows import Pair
 from fsa_seg.evaluation.results import row_name
 from fsa_seg.system.paths import find_root
-from fsa_seg.visualization.pictures import picture_grid, picture_path
+from fsa_seg.visualization.pictures import picture_grid
 
 LONGEST = 320  # pixels of a tile's longer side
 HOW = 'run both rows with --save-labels, and draw the report again'
@@ -80,7 +81,7 @@ def _dataset(path, data_root):
 
 def _labels(result, name, reduce_zero_label):
     """Return an image's saved labels (height, width), from 0."""
-    path = picture_path(result['label_folder'], name, None)
+    path = label_path(result['label_folder'], name)
     try:
         with Image.open(path) as file:
             return np.array(file).astype(np.int64) - bool(reduce_zero_label)

@@ -6,6 +6,7 @@ element's colours are the page's variables, so that it follows light and dark.
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -172,7 +173,9 @@ _number = iter(range(10**9))  # of the elements of this process: their ids share
 def _svg(figure, about):
     """Return a figure as an SVG element."""
     out = io.StringIO()
-    figure.savefig(out, format='svg', bbox_inches='tight', pad_inches=0.05, metadata=dict(Date=None, Creator=None))
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing')  # the page's font draws the text
+        figure.savefig(out, format='svg', bbox_inches='tight', pad_inches=0.05, metadata=dict(Date=None, Creator=None))
     text = out.getvalue()
     text = text[text.index('<svg') :]
     text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
