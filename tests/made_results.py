@@ -31,6 +31,7 @@ from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.evaluation.metric import metrics, sum_confusions
 from fsa_seg.evaluation.report.published import published
 from fsa_seg.evaluation.results import Cell, cell_id, make_result, write_result
+from fsa_seg.ops.device import exact_float32
 
 MADE = 'made up'  # the device of every made result
 NASTY = (
@@ -117,6 +118,7 @@ def make_results(
         most: largest number of results.
         chosen: further lists that take the place of the suite's, such as dataset=['voc21'].
     """
+    exact_float32()  # as before a run: the fingerprint has the state of TF32
     if toy:
         backbones, chosen = ['toy'], dict(chosen, vfm=['toy'])
     cells = suite_cells(load_suite(suite), **chosen, **({} if backbones is None else dict(backbone=backbones)))
