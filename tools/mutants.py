@@ -181,6 +181,18 @@ MUTANTS = [
         ('labels_of_another_run_are_kept', 'labels == _digest(label_file(name))', 'os.path.isfile(label_file(name))'),
     ),
     *of(
+        'fsa_seg/config/compose.py',
+        'config/test_compose.py::test_words_by_name config/test_compose.py::test_words_in_files_beside_names '
+        'config/test_compose.py::test_words_of_a_protocol_of_ones_own',
+        ('words_by_name_are_the_cells_own', 'if words is None or words == protocol.name:', 'if True:'),
+        ('words_of_another_file_of_the_name', 'words is None or words == protocol.name', 'words is None'),
+        (
+            'words_of_a_file_for_a_protocol',
+            'if words in protocols:',
+            'if words in protocols and not os.path.isfile(words):',
+        ),
+    ),
+    *of(
         'fsa_seg/config/saved.py',
         'config/test_runtime.py::test_each_cell_of_a_pass_is_tracked_by_its_name',
         ('results_hold_trackers', "NOT_SAVED = ('save_labels', 'visualizer')", "NOT_SAVED = ('save_labels',)"),

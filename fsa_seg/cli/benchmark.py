@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         '--suite',
         default='methods',
         metavar='S',
-        help='methods (default), paper, attention33, ablation, architectures, or a file',
+        help='methods (default), paper, attention33, ablation, words, architectures, or a file',
     )
     parser.add_argument('--datasets', nargs='+', metavar='D', help="data sets in place of the suite's")
     parser.add_argument('--methods', nargs='+', metavar='M', help="methods in place of the suite's")

@@ -75,8 +75,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--words',
         type=place,
-        metavar='FILE',
-        help="class words in place of the protocol's: a line per class, synonyms by ';'",
+        metavar='NAME|FILE',
+        help="class words in place of the protocol's: those of the protocol NAME; the plain class names (names); or a "
+        "file, a line per class, synonyms by ';'",
     )
     parser.add_argument(
         '--random-weights',

@@ -60,6 +60,7 @@ RULES = dict(
     suite=dict(name=TEXT, groups=list_of(MAPPING)),
 )
 WEIGHT_KINDS = ('backbone', 'vfm')  # components that have weights
+NAMES = 'names'  # in place of a protocol's words: the plain class names
 DEFAULTS = dict(words={}, refinement=None)  # settings that a protocol may leave out
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', *DEFAULTS)
 
@@ -434,6 +435,8 @@ def _checked(component, kind, path):
     """Return a component, checked: a missing key, an unknown key or a wrong value is a UserError."""
     if kind == 'protocol':
         check_keys(component, (*REQUIRED[kind], 'custom_imports'), f'{kind} in {path}')
+        if component.get('name') == NAMES:
+            raise UserError(f'protocol in {path}: its name is {NAMES!r}, which stands for the plain class names')
     missing = [key for key in REQUIRED[kind] if key not in component]
     if missing:
         raise UserError(f'{kind} in {path} lacks the keys {", ".join(missing)}')

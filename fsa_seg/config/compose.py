@@ -15,9 +15,11 @@ from mmengine.utils import import_modules_from_strings
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.config.components import (
+    NAMES,
     check_constructor,
     class_names,
     component_config,
+    component_names,
     component_titles,
     dataset_config,
     feedback_of,
@@ -133,7 +135,8 @@ def compose(
         dataset: name, file or dict of a component, see `fsa_seg.config.components.load_component`.
         method, feedback, backbone, vfm: as of `fsa_seg.config.components.load_components`.
         protocol: name or file of a protocol; 'own' is the protocol of the method's publication.
-        words: file of class words that replace the protocol's; see `fsa_seg.models.text.read_words`.
+        words: class words that replace the protocol's: the name of another protocol; 'names' for the plain class names;
+            or a file, see `fsa_seg.models.text.read_words`.
         data_root: folder that holds all data sets; a relative path may start here or at the repository.
         limit: number of images to evaluate, a seeded choice; the result is marked as partial.
         precision: 'auto', 'fp32', 'fp16' or 'bf16'.
@@ -151,7 +154,7 @@ def compose(
         if value is not None:
             check_values({key: value}, {key: rule}, 'options')
     classes = class_names(data)
-    queries = read_words(words, classes) if words is not None else class_words(classes, **settings['words'])
+    queries, words_name = _queries(words, protocol, data.name, classes)
     model = dict(model_config(components, settings, precision, random_weights=random_weights), words=queries)
     toy_models = has_toy_models(components)
     toy_data = is_drawn(find_root(os.path.join(data_root, data['data_root'])))
@@ -162,7 +165,7 @@ def compose(
         limit=limit,
         random_weights=random_weights,
         changed=[],
-        words=_words_name(words, queries) if words is not None else protocol.name,
+        words=words_name,
         toy=toy_models or toy_data,
         toy_models=toy_models,
         toy_data=toy_data,
@@ -236,7 +239,7 @@ def check_config(config: Config) -> None:
     check_constructor(config.test_evaluator, METRICS, 'test_evaluator')
     check_keys(config.model.backbone, BACKBONE_KEYS, 'model.backbone')
     cell = config.cell
-    published = cell.words == cell.protocol and shipped('protocol', cell.protocol) and shipped('dataset', cell.dataset)
+    published = (cell.words == NAMES or shipped('protocol', cell.words)) and shipped('dataset', cell.dataset)
     check_words(config.model.words, class_names(dataset), f'the words ({cell.words}) of {cell.dataset}', published)
     built('the pipeline', lambda: [TRANSFORMS.build(step) for step in config.test_dataloader.dataset.pipeline])
 
@@ -433,6 +436,23 @@ def _add_loop(config, dataset, short, label_map, image_max):
         )
     )
     set_runtime(config, {})
+
+
+def _queries(words, protocol, dataset, classes):
+    """Return the words of each class that `words` of `compose` asks for, and the cell's name of these words."""
+    if words is None or words == protocol.name:
+        return class_words(classes, **protocol_settings(protocol, dataset)['words']), protocol.name
+    words = str(words)
+    if words == NAMES:
+        return class_words(classes), NAMES
+    protocols = component_names('protocol')
+    if words in protocols:
+        other = load_component('protocol', words)
+        return class_words(classes, **protocol_settings(other, dataset)['words']), words
+    if not os.path.splitext(words)[1] and os.sep not in words and not os.path.isfile(words):
+        one_of(words, [NAMES, *protocols], 'words', '; or give a file of words, such as my_words.txt')
+    queries = read_words(words, classes)
+    return queries, _words_name(words, queries)
 
 
 def _words_name(path, words):

@@ -64,6 +64,6 @@ def suite_cells(suite: dict, **chosen: Sequence) -> list[dict]:
 def _all_components(kind):
     """Return the names of all components of a kind, without the toys."""
     if kind == 'words':
-        raise UserError("words=['all']: name files of words")
+        raise UserError("words=['all']: name files of words, protocols or 'names'")
     names = component_names(kind)
     return names if kind == 'method' else [name for name in names if not load_component(kind, name).get('toy')]

@@ -291,8 +291,9 @@ def _shortened(value):
 
 
 def _member_name(cell):
-    """Return the name of a cell in the list of its pass: row and VFM."""
-    return ' '.join(filter(None, (row_name(cell), cell['vfm'] and f'({cell["vfm"]})')))
+    """Return the name of a cell in the list of its pass: row, VFM, and words that are not the protocol's."""
+    words = f'words {cell["words"]}' if cell['words'] != cell['protocol'] else None
+    return ' '.join(filter(None, (row_name(cell), cell['vfm'] and f'({cell["vfm"]})', words)))
 
 
 def run_cells(

@@ -1,12 +1,16 @@
+import contextlib
 import itertools
 import os
+import re
 
 import pytest
 
-from fsa_seg.config.components import component_names, load_component, load_file, protocol_settings
+from fsa_seg.config.components import class_names, component_names, load_component, load_file, protocol_settings
 from fsa_seg.config.compose import check_config, compose, is_complete, merge_options, set_runtime
 from fsa_seg.config.fingerprint import cell_hash, fingerprint
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation.results import cell_id
+from fsa_seg.system.paths import CONFIGS
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
 PUBLISHED = {  # protocol, data set: short, window, stride, prob_thd, logit_scale, area_thd
@@ -118,6 +122,9 @@ def test_a_data_set_that_no_protocol_knows(tmp_path):
         (dict(dataset='nowhere/custom.py'), 'does not exist'),
         (dict(dataset='nowhere/result.json'), 'does not exist'),
         (dict(words='nowhere.txt'), "'nowhere.txt' cannot be read"),
+        (dict(words='nowhere/words'), "'nowhere/words' cannot be read"),
+        (dict(words='clearclop'), "unknown words 'clearclop' .did you mean 'clearclip'.*; or give a file of words"),
+        (dict(words='name'), "unknown words 'name' .did you mean 'names'"),
     ],
 )
 def test_bad_choices(arguments, message):
@@ -174,6 +181,63 @@ def test_words_of_a_wrong_number_of_classes():
     config.model.words = config.model.words[:-1]
     with pytest.raises(UserError, match='words for 20 classes, but the data set has 21'):
         check_config(config)
+
+
+def test_words_by_name():
+    """Those of another protocol, and the plain class names; the settings stay those of the cell's protocol."""
+    plain, other, names = (compose('voc21', 'proxyclip', **TOY, words=words) for words in (None, 'sclip', 'names'))
+    assert [config.cell.words for config in (plain, other, names)] == ['fsa', 'sclip', 'names']
+    assert {config.cell.protocol for config in (plain, other, names)} == {'fsa'}
+    assert other.model.words == compose('voc21', 'sclip', **TOY).model.words != plain.model.words
+    assert names.model.words == [[name] for name in class_names(names.test_dataloader.dataset)]
+    entries = [{entry.key: entry for entry in fingerprint(config)} for config in (plain, other, names)]
+    for changed in entries[1:]:
+        assert [key for key in changed if changed[key] != entries[0][key]] == ['model.words']
+    named = compose('voc21', 'proxyclip', **TOY, words='fsa')
+    assert dict(named.cell) == dict(plain.cell) and cell_hash(fingerprint(named)) == cell_hash(fingerprint(plain))
+    same = compose('voc21', 'proxyclip', **TOY, words='proxyclip')
+    assert same.cell.words == 'proxyclip' and cell_hash(fingerprint(same)) == cell_hash(fingerprint(plain))
+    assert 'fsa_proxyclip' in cell_id(same.cell, 'a') and 'fsa_fsa' not in cell_id(named.cell, 'a')
+
+
+def test_words_in_files_beside_names(tmp_path, monkeypatch):
+    """A suffix or a folder makes a file; a name without either is a protocol's first, then a file's."""
+    monkeypatch.chdir(tmp_path)
+    lines = '\n'.join(f'thing {i}' for i in range(21))
+    for name in ('sclip.txt', 'sclip', 'names', 'mine'):
+        (tmp_path / name).write_text(lines)
+    for words in ('sclip.txt', './sclip', 'mine', str(tmp_path / 'names')):
+        config = compose('voc21', 'proxyclip', **TOY, words=words)
+        assert config.model.words[3] == ['thing 3'] and re.fullmatch(r'(sclip|mine|names)-\w{6}', config.cell.words)
+    for words in ('sclip', 'names'):
+        config = compose('voc21', 'proxyclip', **TOY, words=words)
+        assert config.model.words[3] == ['bird'] and config.cell.words == words
+
+
+def test_words_of_a_protocol_of_ones_own(tmp_path, monkeypatch):
+    """A protocol that is given by its path has its own words, whatever another file of its name says."""
+    text = "_base_ = '{}'\nprotocol = dict(name='mine', datasets=dict(voc21=dict(words=dict(rename=dict(bird='{}')))))"
+    for folder, word in (('found', 'finch'), ('given', 'gull')):
+        path = tmp_path / folder / 'protocols' / 'mine.py'
+        path.parent.mkdir(parents=True)
+        path.write_text(text.format(os.path.join(CONFIGS, 'protocols', 'clearclip.py'), word))
+    monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path / 'found'))
+    assert compose('voc21', 'sclip', **TOY, words='mine').model.words[3] == ['finch']
+    given = compose('voc21', 'sclip', **TOY, protocol=str(path), words='mine')
+    assert given.model.words[3] == ['gull'] and given.cell.words == given.cell.protocol == 'mine'
+    path.write_text(path.read_text().replace("name='mine'", "name='names'"))
+    with pytest.raises(UserError, match="its name is 'names', which stands for the plain class names"):
+        compose('voc21', 'sclip', **TOY, protocol=str(path))
+
+
+def test_published_words_that_agree_are_a_warning():
+    """Of a protocol or the class names; words of a user's file that are one text to CLIP are an error."""
+    config = compose('voc20', 'sclip', **TOY)
+    config.model.words = [['light'], ['Light'], *config.model.words[2:]]
+    for words, raises in (('names', False), ('sclip', False), ('mine-123456', True)):
+        config.cell.words = words
+        with pytest.raises(UserError, match='one text to CLIP') if raises else contextlib.nullcontext():
+            check_config(config)
 
 
 def test_saved_config_is_the_same(tmp_path):

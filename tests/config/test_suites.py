@@ -1,13 +1,15 @@
 import json
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fsa_seg.config.components import component_names
+from fsa_seg.config.components import component_names, load_component, protocol_settings
 from fsa_seg.config.compose import compose
+from fsa_seg.config.fingerprint import cell_hash, fingerprint
 from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.passes import prepare, run_cells
@@ -82,6 +84,35 @@ def test_ablation_changes_one_setting_at_a_time():
         'similarity',
         'rounds',
     }
+
+
+def test_words():
+    """Twelve cells, of which two pairs have the same words; FSA's words are ProxyCLIP's on every data set."""
+    cells = suite_cells(load_suite('words'))
+    assert len(cells) == 12 and {cell['protocol'] for cell in cells} == {'fsa'}
+    toys = [compose(**cell, backbone='toy', vfm='toy', data_root=MINI) for cell in cells]
+    hashes = {}
+    for config in toys:
+        hashes.setdefault(cell_hash(fingerprint(config)), []).append((config.cell.dataset, config.cell.words))
+    assert sorted(names for names in hashes.values() if len(names) > 1) == [
+        [('coco_object', 'clearclip'), ('coco_object', 'names')],
+        [('voc20', 'fsa'), ('voc20', 'clearclip')],
+    ]
+    fsa, proxyclip = (load_component('protocol', name) for name in ('fsa', 'proxyclip'))
+    for dataset in component_names('dataset'):
+        assert protocol_settings(fsa, dataset)['words'] == protocol_settings(proxyclip, dataset)['words']
+
+
+def test_the_table_of_words(run_tool, tmp_path):
+    """Words stand in the rows; cells of the same words have one number."""
+    status, printed = run_tool('benchmark', '--suite', 'words', '--mini', '--datasets', 'voc20')
+    assert status == 0 and '4 cells: 0 are there, 3 run in 1 passes' in printed, printed
+    assert 'voc20: ProxyCLIP + FSA (toy), ProxyCLIP + FSA (toy) words sclip, ' in printed
+    rows = dict(re.findall(r'^\| ProxyCLIP \+ FSA \| toy \| toy \| (.+?) \| +([\d.]+) \|', printed, re.M))
+    assert list(rows) == ['fsa', 'fsa, words sclip', 'fsa, words clearclip', 'fsa, words names']
+    assert rows['fsa'] == rows['fsa, words clearclip'] != rows['fsa, words names']
+    paths = sorted(path.name for path in (tmp_path / 'work_dirs' / 'results').iterdir())
+    assert len(paths) == 4 and any(name.startswith('voc20_proxyclip+fsa_toy_toy_fsa_names_') for name in paths)
 
 
 def test_options_stand_in_place_of_the_suites_lists(tmp_path):
