@@ -147,6 +147,8 @@ def _cell(cell: Cell | None, row: Row):
             verdict=cell.verdict,
             kind=KINDS[cell.verdict] if cell.verdict else '',
         )
+    elif cell.remark:
+        about.update(remark=plain(cell.remark))
     elif _could_be_published(row.first['cell']) and cell.dataset != AVERAGE:
         about.update(remark='no published figure')
     if cell.pair and cell.pair.gain:

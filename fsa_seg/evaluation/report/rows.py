@@ -4,11 +4,15 @@ A pair is a row with feedback and its baseline: the same method, backbone, VFMs,
 differ in the feedback alone.
 """
 
+import contextlib
 import dataclasses
+import functools
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from fsa_seg.config.fingerprint import differences
+from fsa_seg.config.compose import compose
+from fsa_seg.config.fingerprint import differences, fingerprint
 from fsa_seg.evaluation.report.collect import Light, worth
 from fsa_seg.evaluation.report.published import DATASETS, TOLERANCE, Figure, published, verdict
 from fsa_seg.evaluation.report.statistics import Gain
@@ -17,6 +21,7 @@ from fsa_seg.evaluation.results import table_rows
 METHODS = ('clip', 'maskclip', 'sclip', 'clearclip', 'naclip', 'proxyclip')  # in tables; other methods come after
 BACKBONES = ('clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14')
 DATA_KEYS = ('data.split', 'data.contents')  # entries of a fingerprint that tell images apart
+PRECISION = 'model.precision'
 FEEDBACK = 'model.feedback'  # beginning of the entries of a feedback
 AVERAGE = 'avg'  # of the eight data sets, as in the paper
 
@@ -32,6 +37,7 @@ class Cell:
         tolerance: of the verdict, in percent points.
         judged: whether a verdict is due: the first reference comes from released code, or is an expected number.
         result: None for an average, and for a cell that was not run.
+        remark: why the cell has no published figure although its names have one; or None.
         pair: the pair whose row with feedback this cell stands in.
     """
 
@@ -41,6 +47,7 @@ class Cell:
     tolerance: float = TOLERANCE
     judged: bool = False
     result: Light | None = None
+    remark: str | None = None
     pair: 'Pair | None' = None
 
     @property
@@ -149,6 +156,8 @@ def _table(kind, results, expected, tolerance):
         row = rows.setdefault(name, Row(name, {}))
         dataset = result['cell']['dataset']
         cell = Cell(dataset, result['metrics']['mIoU'], published(result['cell']), result=result)
+        if cell.references and (keys := unlike_published(result)):
+            cell.references, cell.remark = [], f'other settings than the published: {", ".join(keys[:3])}'
         cell.judged = bool(cell.references) and cell.reference.comparable == 'code'
         row.cells[dataset] = cell
     ordered = sorted(rows.values(), key=_order)
@@ -176,6 +185,31 @@ def _table(kind, results, expected, tolerance):
     for row in ordered:
         _add_average(row, expected is None)
     return table
+
+
+def unlike_published(result: Light) -> list[str]:
+    """Return the settings in which a result differs from the cell of its names that ships.
+
+    A user's own file may have the name of a component that ships. Weights and precision are not compared: a local file
+    may hold the published weights. Settings that another version of the suite lacks are not compared either.
+    """
+    names = ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol')
+    shipped = _shipped_settings(*(result['cell'].get(name) for name in names))
+    own = {entry[0]: entry[1] for entry in result['fingerprint'] if entry[2] == 'number'}
+    return [key for key in own if key in shipped and own[key] != shipped[key] and not _uncompared(key)]
+
+
+@functools.cache
+def _shipped_settings(dataset, method, feedback, backbone, vfm, protocol):
+    """Return key -> value of the fingerprint of a cell that ships, at level 'number'."""
+    with contextlib.redirect_stderr(io.StringIO()):  # warnings about words: a run has printed them
+        config = compose(dataset, method, feedback, backbone, vfm, protocol)
+    return {entry.key: entry.value for entry in fingerprint(config) if entry.level == 'number'}
+
+
+def _uncompared(key):
+    """Return whether a setting may differ from that of the published figures."""
+    return key in (*DATA_KEYS, PRECISION) or key.endswith('.weights')
 
 
 def _order(row):

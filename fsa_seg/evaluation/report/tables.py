@@ -26,6 +26,7 @@ CSV_KEYS = (  # what stands beside a figure, in the first columns of the table
     'published source',
     'difference',
     'verdict',
+    'remark',
     'baseline',
     'gain',
     'gain low',
@@ -264,6 +265,7 @@ def _beside(table, row, cell):
         'worth': table.worth,
         'difference': cell.difference,
         'verdict': cell.verdict,
+        'remark': cell.remark,
     }
     if cell.references:
         best = cell.reference

@@ -113,6 +113,24 @@ def test_no_other_protocol_has_the_published_figure(tables):
     assert not any(cell.references for cell in rows['ProxyCLIP', 'fsa'].cells.values())
 
 
+def test_other_settings_under_a_shipped_name_have_no_published_figure(made, tmp_path):
+    """A user's own file may be called as the protocol that ships; weights and precision may differ."""
+    (path,) = copied(made, tmp_path, 'voc21_sclip_clip_vit-b16_sclip')
+
+    def change(**values):
+        def change_entries(result):
+            for entry in result['fingerprint']:
+                entry[1] = values.get(entry[0].split('.')[-1], entry[1])
+
+        edit(path, change_entries)
+        ((_, cell),) = (item for item in make_tables([light(str(path))])[0].cells() if item[1].result)
+        return cell
+
+    assert change(weights=dict(sha256='0'), precision='fp16').verdict and change().remark is None
+    cell = change(stride=56)
+    assert cell.references == [] and cell.remark == 'other settings than the published: model.stride'
+
+
 def test_pairs_are_of_one_protocol(tables):
     (table,) = tables[1]
     paired = 0
