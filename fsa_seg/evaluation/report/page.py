@@ -102,7 +102,7 @@ def _table(table, draws):
         id=f'table-{table.worth}',
         title=title,
         summary=summary(table),
-        reference='expected' if _expected(table) else 'published',
+        reference=table.reference,
         columns=names,
         rows=[_row(row, previous, names) for previous, row in zip([None, *table.rows], table.rows)],
         gains=gains,
@@ -110,11 +110,6 @@ def _table(table, draws):
         plot=gains_plot(table),
         studies=[*attention(table), *ablation(table), *words(table)],
     )
-
-
-def _expected(table):
-    """Return whether a table's references are expected numbers."""
-    return any(cell.reference.comparable == 'expected' for _, cell in table.cells() if cell.references)
 
 
 def _row(row: Row, previous: Row | None, names):

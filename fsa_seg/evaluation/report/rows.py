@@ -23,6 +23,7 @@ BACKBONES = ('clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14')
 DATA_KEYS = ('data.split', 'data.contents')  # entries of a fingerprint that tell images apart
 PRECISION = 'model.precision'
 FEEDBACK = 'model.feedback'  # beginning of the entries of a feedback
+EXPECTED = 'expected'  # `comparable` of an expected number
 AVERAGE = 'avg'  # of the eight data sets, as in the paper
 
 
@@ -121,6 +122,12 @@ class Table:
             for dataset in self.datasets:
                 if dataset in row.cells:
                     yield row, row.cells[dataset]
+
+    @property
+    def reference(self) -> str:
+        """What stands beside the figures: 'published' or 'expected' ones."""
+        expected = any(cell.reference.comparable == EXPECTED for _, cell in self.cells() if cell.references)
+        return EXPECTED if expected else 'published'
 
     @property
     def pairs(self) -> list[tuple[Row, Pair]]:
@@ -243,7 +250,7 @@ def _expect(row, expected, tolerance):
     for dataset in {*row.cells, *(dataset for key, dataset in expected if key == name)}:
         value = expected.get((name, dataset))
         cell = row.cells.setdefault(dataset, Cell(dataset, None, []))
-        cell.references = [] if value is None else [Figure(value, 'expected', 'expected numbers', '')]
+        cell.references = [] if value is None else [Figure(value, EXPECTED, 'expected numbers', '')]
         cell.judged, cell.tolerance = value is not None, tolerance
 
 

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from fsa_seg.evaluation.report import plots
 from fsa_seg.evaluation.report.collect import WORTHS, Found, Light, worth
-from fsa_seg.evaluation.report.rows import AVERAGE, Pair, Table
+from fsa_seg.evaluation.report.rows import AVERAGE, EXPECTED, Pair, Table
 from fsa_seg.evaluation.report.statistics import LEVEL
 from fsa_seg.evaluation.report.studies import attention_maps, setting_curves, words_rows
 from fsa_seg.evaluation.report.tables import NOTHING, figure, plain, row_label, signed
@@ -242,7 +242,7 @@ def sources_table(tables: Sequence[Table]) -> Simple | None:
         for row in table.rows:
             for cell in row.cells.values():
                 for best in cell.references:
-                    if best.comparable != 'expected':
+                    if best.comparable != EXPECTED:
                         key = (row_label(row), best.comparable, plain(best.variant), plain(best.source))
                         rows.setdefault(key, []).append(f'{cell.dataset} {best.value:g}')
     entries = [

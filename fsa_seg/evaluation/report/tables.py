@@ -11,7 +11,8 @@ import unicodedata
 from collections.abc import Sequence
 
 from fsa_seg.evaluation.report.collect import WORTHS, Found, Light, worth
-from fsa_seg.evaluation.report.rows import AVERAGE, Cell, Pair, Row, Table
+from fsa_seg.evaluation.report.published import DATASETS
+from fsa_seg.evaluation.report.rows import AVERAGE, EXPECTED, Cell, Pair, Row, Table
 from fsa_seg.evaluation.results import toy_note
 from fsa_seg.system.markdown import markdown_table
 
@@ -96,8 +97,6 @@ def signed(value: float | None, digits: int = 1) -> str:
 
 def columns(table: Table) -> list[str]:
     """Return a table's columns of figures: data sets, with the average behind the paper's eight."""
-    from fsa_seg.evaluation.report.published import DATASETS
-
     eight = [name for name in table.datasets if name in DATASETS]
     return [*eight, *([AVERAGE] if eight else []), *(name for name in table.datasets if name not in eight)]
 
@@ -109,8 +108,7 @@ def summary(table: Table) -> str:
         return 'No cell of this table has a published figure of released code, so that no verdict is due.'
     counts = {name: sum(cell.verdict == name for _, cell in judged) for name in MARKS}
     run = [(row, cell) for row, cell in judged if cell.difference is not None]
-    expected = judged[0][1].reference.comparable == 'expected'
-    of = 'expected numbers' if expected else 'figures of released code'
+    of = 'expected numbers' if table.reference == EXPECTED else 'figures of released code'
     line = f'{counts["reproduced"]} of {len(run)} {of} reproduced (within {judged[0][1].tolerance:g})'
     line += ''.join(f', {counts[name]} {name}' for name in ('above', 'below', 'not run') if counts[name])
     if not run:
@@ -167,7 +165,7 @@ def markdown(found: Found, tables: Sequence[Table]) -> str:
             for row in table.rows
         ]
         parts += [
-            'mIoU in percent; in brackets the published figure and the verdict (✓ reproduced, ▲ above, ▼ below).',
+            f'mIoU in percent; in brackets the {table.reference} figure and the verdict (✓ reproduced, ▲ above, ▼ below).',
             markdown_table([*HEAD, *names], rows, right=names),
         ]
         rows = [
@@ -227,7 +225,7 @@ def tex(found: Found, tables: Sequence[Table]) -> str:
         lines = [
             r'\begin{table}',
             r'\centering',
-            rf'\caption{{mIoU in percent, {tex_text(WORTHS[table.worth])}; in brackets the published figure.}}',
+            rf'\caption{{mIoU in percent, {tex_text(WORTHS[table.worth])}; in brackets the {table.reference} figure.}}',
             rf'\begin{{tabular}}{{llll{"r" * len(names)}}}',
             r'\toprule',
             ' & '.join(map(tex_text, [*HEAD, *names])) + r' \\',
