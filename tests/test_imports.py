@@ -97,12 +97,26 @@ def test_sources_import_what_prepares_them_downwards():
             'import fsa_seg.ops.attention, fsa_seg.ops.feedback, fsa_seg.ops.pamr',
             ('mmengine', 'mmseg', 'open_clip', 'timm'),
         ),
+        ('import fsa_seg.evaluation.report.published', ('torch', 'mmengine', 'mmseg', 'open_clip')),
     ],
 )
 def test_what_an_import_loads(statement, absent):
     code = f'{statement}\nimport sys\nprint([name for name in {absent!r} if name in sys.modules])'
     run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == '[]', run.stdout
+
+
+def test_a_number_needs_no_report():
+    """A result is the same whatever evaluation/report is: a digest of the sources leaves that folder out."""
+    report = os.path.join('evaluation', 'report')
+    for path in files():
+        own = os.path.relpath(path, os.path.join(ROOT, 'fsa_seg'))
+        if own.startswith(report + os.sep) or own == '__init__.py' or layer(path) == 'cli':
+            continue
+        with open(path, encoding='utf-8') as f:
+            nodes = [node for node in ast.walk(ast.parse(f.read())) if isinstance(node, ast.ImportFrom)]
+        names = imported(path) + [f'{node.module}.{alias.name}' for node in nodes for alias in node.names]
+        assert not [name for name in names if f'{name}.'.startswith('fsa_seg.evaluation.report.')], path
 
 
 def test_public_names_are_imported_when_they_are_used():

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from fsa_seg.evaluation.report.published import code_rows
 from fsa_seg.system.paths import sources_digest
 
 from conftest import MINI, ROOT
@@ -42,6 +43,11 @@ def installed(request, distributions, tmp_path_factory):
         return done.stdout
 
     return run
+
+
+def test_the_published_figures(installed):
+    code = 'from fsa_seg.evaluation.report.published import code_rows; print(len(code_rows()))'
+    assert int(installed('python', '-c', code)) == len(code_rows())
 
 
 def test_the_main_job(installed):
