@@ -306,13 +306,16 @@ def _prepared(config, images):
 
 
 def _with_settings(cells, settings) -> Iterator[Cell]:
-    """Yield cells, and the cells of FSA once more for each of FSA's settings.
+    """Yield cells, then the cells of FSA once more for each of FSA's settings.
 
     A cell of other settings is a copy whose names, config and fingerprint are edited: composing each takes longer.
     """
+    bases = []
     for cell in cells:
         yield cell
-        for values in settings if cell.config.cell.feedback == 'fsa' else ():
+        bases += [cell] if cell.config.cell.feedback == 'fsa' else []
+    for values in settings:
+        for cell in bases:
             title = ' '.join(f'{key}={value}' for key, value in values.items())
             config = Config(copy.deepcopy(cell.config._cfg_dict), format_python_code=False)
             config.cell.feedback = f'fsa {title}'
