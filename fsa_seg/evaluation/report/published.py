@@ -65,9 +65,11 @@ def published(cell: Mapping, dataset: str | None = None) -> list[Figure]:
     if cell.get('random_weights') is not None:  # 0 is a seed
         return []
     column = cell['dataset'] if dataset is None else dataset
+    if column not in (*DATASETS, 'avg'):
+        return []
     feedback = 'none' if cell['feedback'] is None else cell['feedback']
     key = (*(cell[name] for name in CELL), feedback, _vfm_names(cell['vfm']))
-    rows = [row for row in _rows() if row['key'] == key and row.get(column) is not None]
+    rows = [row for row in _rows() if row['key'] == key and row[column] is not None]
     figures = [Figure(row[column], row['comparable'], row['source'], row['variant']) for row in rows]
     return sorted(figures, key=lambda figure: WORTH.index(figure.comparable))
 
@@ -118,12 +120,15 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
     """
     try:
         with open(path, encoding='utf-8', newline='') as f:
-            reader = csv.DictReader(f, strict=True)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise UserError(f'{path}, line 1: the columns are {reader.fieldnames}; they have to be {list(COLUMNS)}')
-            return [_row(row, f'{path}, line {reader.line_num}') for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            reader = csv.DictReader(f.read().splitlines(), strict=True)
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path} cannot be read: {error}') from None
+    try:
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f'{path}, line 1: the columns are {reader.fieldnames}; they have to be {list(COLUMNS)}')
+        return [_row(row, f'{path}, line {reader.line_num}') for row in reader]
+    except csv.Error as error:
+        raise UserError(f'{path}, line {reader.reader.line_num}: {error}') from None
 
 
 def _row(texts, where):
