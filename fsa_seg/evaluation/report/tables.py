@@ -158,45 +158,50 @@ def markdown(found: Found, tables: Sequence[Table]) -> str:
     """Return the tables as Markdown: figures with the published ones, then the gains with their intervals."""
     parts = ['# Report', *(f'**{markdown_text(line)}**' for line in notes(found, tables))]
     for table in tables:
-        names = columns(table)
         parts += [f'## {markdown_text(WORTHS[table.worth]).capitalize()}', markdown_text(summary(table))]
-        rows = [
-            [*map(markdown_text, row.name), *(_with_reference(row.cells.get(name)) for name in names)]
-            for row in table.rows
-        ]
-        parts += [
-            f'mIoU in percent; in brackets the {table.reference} figure and the verdict (✓ reproduced, ▲ above, ▼ below).',
-            markdown_table([*HEAD, *names], rows, right=names),
-        ]
-        rows = [
-            [*map(markdown_text, row.name), *(gain_text(_pair_of(row, name)) for name in names)]
-            for row in table.rows
-            if any(_pair_of(row, name) for name in names)
-        ]
-        if rows:
-            parts += [
-                'Gains over the row without feedback under the same protocol, with their 95 % intervals; * real after '
-                "Holm's correction over this table.",
-                markdown_table([*HEAD, *names], rows, right=names),
-            ]
-    rest = unranked(found)
-    if rest:
-        rows = [
-            [
-                result['flat']['row'],
-                result['cell']['dataset'],
-                WORTHS[worth(result)],
-                figure(result['metrics']['mIoU'], 2),
-                result['path'],
-            ]
-            for result in rest
-        ]
-        parts += [
-            '## In no table',
-            markdown_table(['row', 'data set', 'worth', 'mIoU', 'file'], [map(markdown_text, row) for row in rows]),
-        ]
+        parts += [*_markdown_figures(table), *_markdown_gains(table)]
+    rows = [
+        (
+            result['flat']['row'],
+            result['cell']['dataset'],
+            WORTHS[worth(result)],
+            figure(result['metrics']['mIoU'], 2),
+            result['path'],
+        )
+        for result in unranked(found)
+    ]
+    if rows:
+        head = ['row', 'data set', 'worth', 'mIoU', 'file']
+        parts += ['## In no table', markdown_table(head, [map(markdown_text, row) for row in rows])]
     parts += [f'- {markdown_text(line)}' for line in [*found.left_out, *found.duplicates]]
     return '\n\n'.join(parts) + '\n'
+
+
+def _markdown_figures(table):
+    """Return the parts of Markdown with a table's figures."""
+    names = columns(table)
+    rows = [
+        [*map(markdown_text, row.name), *(_with_reference(row.cells.get(name)) for name in names)] for row in table.rows
+    ]
+    return [
+        f'mIoU in percent; in brackets the {table.reference} figure and the verdict: ✓ reproduced, ▲ above, ▼ below.',
+        markdown_table([*HEAD, *names], rows, right=names),
+    ]
+
+
+def _markdown_gains(table):
+    """Return the parts of Markdown with a table's gains; none without a pair."""
+    names = columns(table)
+    rows = [
+        [*map(markdown_text, row.name), *(gain_text(_pair_of(row, name)) for name in names)]
+        for row in table.rows
+        if any(_pair_of(row, name) for name in names)
+    ]
+    about = (
+        'Gains over the row without feedback under the same protocol, with their 95 % intervals; * real after '
+        "Holm's correction over this table."
+    )
+    return [about, markdown_table([*HEAD, *names], rows, right=names)] if rows else []
 
 
 def csv_text(found: Found, tables: Sequence[Table]) -> str:
