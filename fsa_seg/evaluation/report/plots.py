@@ -178,7 +178,7 @@ def _svg(figure, about):
         figure.savefig(out, format='svg', bbox_inches='tight', pad_inches=0.05, metadata=dict(Date=None, Creator=None))
     text = out.getvalue()
     text = text[text.index('<svg') :]
-    text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
+    text = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>', '', text, flags=re.DOTALL)  # the page has the style
     text = re.sub(r'font: [\d.]+px [^;"]*', lambda found: f'font-size: {found.group().split()[1]}', text)
     for color, variable in COLORS.items():
         text = text.replace(color, f'var({variable})')
