@@ -537,6 +537,69 @@ MUTANTS = [
         'config/test_saved.py',
         ('modules_are_imported_unasked', 'if name not in (*modules, REGISTER)]', 'if False]'),
     ),
+    *of(
+        'fsa_seg/evaluation/report/statistics.py',
+        'evaluation/report/test_statistics.py',
+        (
+            'draws_without_replacement',
+            'generator.integers(0, size, (rows, size), np.int32)',
+            'generator.permuted(np.tile(np.arange(size, dtype=np.int32), (rows, 1)), axis=1)',
+        ),
+        (
+            'draws_in_single_precision',
+            'reshape(rows, size).astype(np.float64)',
+            'reshape(rows, size).astype(np.float32)',
+        ),
+        ('undrawn_classes_count', 'shown.sum(-1)', 'shown.shape[-1]'),
+        ('p_of_one_side', 'p = min(1.0, 2 * (tail + 1)', 'p = min(1.0, (tail + 1)'),
+        ('holm_is_bonferroni', 'np.arange(len(values), 0, -1)', 'len(values)'),
+        ('holm_falls', 'np.maximum.accumulate(scaled)', 'scaled'),
+        (
+            'unlike_truths_are_compared',
+            '(before.label != after.label).any(1)).any()',
+            '(before.label != after.label).any(1)).all()',
+        ),
+    ),
+    *of(
+        'fsa_seg/evaluation/report/rows.py',
+        'evaluation/report/test_report.py',
+        ('every_reference_is_judged', "cell.reference.comparable == 'code'", 'True'),
+        (
+            'averages_of_seven',
+            'all(value is not None for value in values)',
+            'any(value is not None for value in values)',
+        ),
+        (
+            'pairs_of_other_protocols',
+            "('dataset', 'method', 'title', 'backbone', 'vfm', 'protocol', 'words')",
+            "('dataset', 'method', 'title', 'backbone', 'vfm', 'words')",
+        ),
+        ('other_settings_are_published', 'own[key] != shipped[key] and', 'False and'),
+    ),
+    *of(
+        'fsa_seg/evaluation/report/collect.py',
+        'evaluation/report/test_report.py',
+        ('toys_are_full', "return 'toy' if result['cell']['toy'] else 'full'", "return 'full'"),
+        ('partial_results_are_full', "    if result['partial']:\n        return 'partial'\n", ''),
+        ('changed_files_are_not_read', '_heavy(path, state.st_size, state.st_mtime_ns)', '_heavy(path, 0, 0)'),
+    ),
+    *of(
+        'fsa_seg/evaluation/report/tables.py',
+        'evaluation/report/test_report.py',
+        ('lines_break_tables', "line = ' '.join(str(text).split())", 'line = str(text)'),
+        ('tex_runs_names', "**{char: f'\\\\{char}' for char in '&%$#_{}'},", ''),
+    ),
+    *of(
+        'fsa_seg/evaluation/report/page.py',
+        'evaluation/report/test_report.py',
+        ('names_are_markup', 'autoescape=True', 'autoescape=False'),
+    ),
+    *of(
+        'fsa_seg/cli/compare.py',
+        'cli/test_report_and_compare.py',
+        ('none_is_absent', 'entries[0].get(key, ABSENT)', 'entries[0].get(key)'),
+        ('within_is_strict', 'difference <= most + ROUNDING', 'difference < most'),
+    ),
 ]
 
 
