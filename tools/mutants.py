@@ -545,11 +545,7 @@ MUTANTS = [
             'generator.integers(0, size, (rows, size), np.int32)',
             'generator.permuted(np.tile(np.arange(size, dtype=np.int32), (rows, 1)), axis=1)',
         ),
-        (
-            'draws_in_single_precision',
-            'reshape(rows, size).astype(np.float64)',
-            'reshape(rows, size).astype(np.float32)',
-        ),
+        ('draws_in_single_precision', 'table[:, shown].astype(np.float64)', 'table[:, shown].astype(np.float32)'),
         ('undrawn_classes_count', 'shown.sum(-1)', 'shown.shape[-1]'),
         ('p_of_one_side', 'p = min(1.0, 2 * (tail + 1)', 'p = min(1.0, (tail + 1)'),
         ('holm_is_bonferroni', 'np.arange(len(values), 0, -1)', 'len(values)'),
@@ -572,7 +568,7 @@ MUTANTS = [
         (
             'pairs_of_other_protocols',
             "('dataset', 'method', 'title', 'backbone', 'vfm', 'protocol', 'words')",
-            "('dataset', 'method', 'title', 'backbone', 'vfm', 'words')",
+            "('dataset', 'method', 'title', 'backbone', 'vfm')",
         ),
         ('other_settings_are_published', 'own[key] != shipped[key] and', 'False and'),
     ),

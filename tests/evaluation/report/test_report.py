@@ -147,6 +147,13 @@ def test_pairs_are_of_one_protocol(tables):
     assert paired > 25
 
 
+def test_equal_settings_under_another_protocols_name_are_no_pair(made, tmp_path):
+    """On VOC20 the protocols `proxyclip` and `fsa` agree, and so do the fingerprints; the rows of the table do not."""
+    copied(made, tmp_path, 'voc20_proxyclip_clip_vit-b16_dino_vit-b8_proxyclip', 'voc20_proxyclip+fsa')
+    (table,) = make_tables(find_results([str(tmp_path)]).results)
+    assert len(table.rows) == 2 and table.pairs == []
+
+
 def test_an_average_needs_all_eight(tables):
     (table,) = tables[1]
     for row in table.rows:
