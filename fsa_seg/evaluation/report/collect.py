@@ -106,13 +106,22 @@ def light(path: str) -> Light:
     result = read_result(path)
     try:
         _check(result)
-        flat = result_row(result, path)
+        flat = {**_listed(result), **result_row(result, path)}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f'{path} is a damaged result ({one_line(error)}); remove it, and run its cell again') from None
     labels = result.get('labels')
     folder = os.path.join(os.path.dirname(path), labels) if isinstance(labels, str) else None
     kept = {key: value for key, value in result.items() if key not in HEAVY}
     return dict(kept, path=path, flat=flat, label_folder=folder)
+
+
+def _listed(result):
+    """Return the settings of the feedback that are lists, such as its terms, as texts; a row leaves lists out."""
+    return {
+        key.removeprefix('model.'): '+'.join(map(str, value))
+        for key, value, _ in result['fingerprint']
+        if key.startswith('model.feedback.') and isinstance(value, list)
+    }
 
 
 def heavy(path: str) -> Heavy:

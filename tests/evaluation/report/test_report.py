@@ -407,6 +407,7 @@ def test_csv_has_every_figure_unrounded(tables):
         assert row['verdict'] == (cell.verdict or '')
         if cell.pair:
             assert float(row['gain']) == cell.pair.gain.value and float(row['p corrected']) == cell.pair.corrected
+    assert {row['feedback.terms'] for row in rows} == {'', 'WA+AW+W'}
     assert {'feedback.lam', 'feedback.p', 'window', 'stride', 'hash', 'path', 'device'} <= set(rows[0])
 
 
