@@ -285,20 +285,49 @@ def table_row(result: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str] | None]:
     """Return the row of each result: `table_row`, with the settings that tell cells of one row and data set apart.
 
-    The rows also tell apart results of one cell from different code.
+    The rows also tell apart results of one cell from different code. A setting that tells cells of one data set apart
+    stands in the names of the row's other cells, too, if they have one of its values: so a row stays together.
     """
     rows = [table_row(result) for result in results]
     groups = {}
     for i, row in enumerate(rows):
         if row:
-            groups.setdefault((row, results[i]['cell']['dataset']), []).append(i)
-    for (row, _), group in groups.items():
-        keys = _telling_keys([results[i] for i in group])
-        for i in group if keys is not None else ():
-            values = {entry[0]: entry[1] for entry in results[i].get('fingerprint', ())}
-            telling = [shown(key, values.get(key)) for key in keys] or [f'hash={results[i]["hash"][:6]}']
-            rows[i] = (*row[:3], ', '.join([row[3], *telling]))
+            groups.setdefault(row, {}).setdefault(results[i]['cell']['dataset'], []).append(i)
+    for row, by_dataset in groups.items():
+        clashes = {name: _telling_keys([results[i] for i in group]) for name, group in by_dataset.items()}
+        if any(keys is not None for keys in clashes.values()):
+            _tell_apart(rows, row, results, by_dataset, clashes)
     return rows
+
+
+def _tell_apart(rows, row, results, by_dataset, clashes):
+    """Add the telling settings to the rows of a group of results with one name.
+
+    Args:
+        rows: changed in place.
+        row: the name.
+        results: all results.
+        by_dataset: data set -> indices of the group's results.
+        clashes: data set -> the keys of `_telling_keys`.
+    """
+    values = {
+        i: {entry[0]: entry[1] for entry in results[i].get('fingerprint', ())}
+        for group in by_dataset.values()
+        for i in group
+    }
+    seen = {}  # key -> the values, as texts, where the key tells results apart
+    for name, keys in clashes.items():
+        for key in keys or ():
+            seen.setdefault(key, set()).update(shown(key, values[i].get(key)) for i in by_dataset[name])
+    for name, group in by_dataset.items():
+        for i in group:
+            texts = {key: shown(key, values[i].get(key)) for key in seen}
+            own = clashes[name] or ()
+            telling = [text for key, text in texts.items() if key in own or clashes[name] is None and text in seen[key]]
+            if clashes[name] is not None and not own:
+                telling.append(f'hash={results[i]["hash"][:6]}')
+            if telling:
+                rows[i] = (*row[:3], ', '.join([row[3], *telling]))
 
 
 def _telling_keys(results):
