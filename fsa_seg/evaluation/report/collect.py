@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fsa_seg.config.fingerprint import sources_hash, weights_files
+from fsa_seg.config.fingerprint import differences
 from fsa_seg.errors import UserError, one_line
+from fsa_seg.evaluation.report.soundness import EXACT, check_sound
 from fsa_seg.evaluation.report.statistics import Counts, image_counts
 from fsa_seg.evaluation.results import read_result, result_row
 
@@ -25,7 +26,6 @@ WORTHS = dict(  # what a result is worth -> how a report calls it
     partial='a part of a data set',
     random='random weights',
 )
-METRICS = ('mIoU', 'mAcc', 'aAcc')
 
 
 class Found(NamedTuple):
@@ -76,17 +76,21 @@ def find_results(places: Sequence[str], progress: Callable[[list[str]], Iterable
         UserError: a place does not exist, or no place holds a result.
     """
     results, left_out, duplicates, kept = [], [], [], {}
-    for path in progress(list(dict.fromkeys(path for place in places for path in _files(place)))):
+    paths: dict[str, str] = {}  # one folder may be given under two names
+    for path in (path for place in places for path in _files(place)):
+        paths.setdefault(os.path.realpath(path), path)
+    for path in progress(list(paths.values())):
         try:
             result = light(path)
         except UserError as error:
             left_out.append(str(error))
             continue
-        identity = _identity(result)
-        if identity in kept:
-            duplicates.append(_duplicate(kept[identity], result))
+        others = kept.setdefault(_identity(result), [])
+        same = next((other for other in others if _of_one_code(other, result)), None)
+        if same:
+            duplicates.append(_duplicate(same, result))
         else:
-            kept[identity] = result
+            others.append(result)
             results.append(result)
     if not results:
         lines = '\n'.join(f'  {line}' for line in left_out[:5])
@@ -105,9 +109,9 @@ def light(path: str) -> Light:
     """
     result = read_result(path)
     try:
-        _check(result)
+        check_sound(result)
         flat = {**_listed(result), **result_row(result, path)}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f'{path} is a damaged result ({one_line(error)}); remove it, and run its cell again') from None
     labels = result.get('labels')
     folder = os.path.join(os.path.dirname(path), labels) if isinstance(labels, str) else None
@@ -149,45 +153,22 @@ def _files(place):
     return sorted(glob.glob(os.path.join(glob.escape(results if os.path.isdir(results) else place), '*.json')))
 
 
-def _check(result):
-    """Raise an error of any kind if a result lacks a value that a report reads, or holds a value of another kind."""
-    classes = len(result['classes'])
-    for entry in result['classes']:
-        str.strip(entry['name'])
-        None if entry['IoU'] is None else float(entry['IoU'])
-    for key in METRICS:
-        None if result['metrics'][key] is None else float(result['metrics'][key])
-    for key in ('dataset', 'method', 'backbone', 'protocol', 'words'):
-        str.strip(result['cell'][key])
-    for image in result['images']:
-        str.strip(image['name'])
-        parts = [image[key] for key in ('classes', 'intersection', 'union', 'label')]
-        if len({len(part) for part in parts}) != 1 or any(not 0 <= label < classes for label in parts[0]):
-            raise ValueError(f'the counts of image {image["name"]}')
-    parts = [result['confusion'][key] for key in ('truth', 'predicted', 'pixels')]
-    if len({len(part) for part in parts}) != 1 or any(not 0 <= label < classes for part in parts[:2] for label in part):
-        raise ValueError('the confusion matrix')
-    float(result['seconds']), str.strip(result['device']), str.strip(result['hash'])
-
-
 def _identity(result):
-    """Return what two files of one number share: cell, code, weights, and names."""
-    cell, entries = result['cell'], result['fingerprint']
-    names = [
-        cell.get(key) for key in ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words', 'title')
-    ]
-    return (
-        result['hash'],
-        result['partial'],
-        sources_hash(entries),
-        *map(str, weights_files(entries)),
-        *map(str, names),
-    )
+    """Return what the files of one cell share: its hash and its names."""
+    cell = result['cell']
+    names = ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words', 'title')
+    return (result['hash'], result['partial'], *(cell.get(name) for name in names))
+
+
+def _of_one_code(first, second):
+    """Return whether two results of one cell come from the same code and weights."""
+    return not differences(first['fingerprint'], second['fingerprint'], 'source')
 
 
 def _duplicate(first, second):
     """Return a line about a file whose cell another file has."""
     values = [result['metrics']['mIoU'] for result in (first, second)]
-    same = values[0] == values[1] or None not in values and abs(values[0] - values[1]) < 1e-9
-    figures = 'the same figures' if same else f'mIoU {values[1]} in place of {values[0]}: other devices or libraries'
-    return f'{second["path"]} repeats {first["path"]}, with {figures}; the latter is used'
+    same = values[0] == values[1] or None not in values and abs(values[0] - values[1]) < EXACT
+    texts = ['' if same else f' (mIoU {value})' for value in values]
+    figures = 'with the same figures' if same else 'with other figures'
+    return f'two files hold one cell, {figures}: {first["path"]}{texts[0]} is used, {second["path"]}{texts[1]} is not'

@@ -14,10 +14,10 @@ import numpy as np
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from fsa_seg.config.components import load_component
+from fsa_seg.config.components import component_names, load_component
 from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.data_sets import list_images, read_as_loaded
-from fsa_seg.errors import UserError, one_line
+from fsa_seg.errors import UserError, one_line, one_of
 from fsa_seg.evaluation.label_files import label_path
 from fsa_seg.evaluation.report.collect import heavy
 from fsa_seg.evaluation.report.rows import Pair
@@ -72,7 +72,8 @@ def _dataset(path, data_root):
     config = from_json(json.loads(json.dumps(heavy(path).config)), path)
     settings = config.test_dataloader.dataset
     if data_root is not None:
-        settings.data_root = os.path.join(data_root, load_component('dataset', config.cell.dataset)['data_root'])
+        name = one_of(config.cell.dataset, component_names('dataset'), 'data set')  # a path would be a program
+        settings.data_root = os.path.join(data_root, load_component('dataset', name)['data_root'])
     settings.data_root = find_root(settings.data_root)
     settings.pop('indices', None)
     places = {entry['name']: i for i, entry in enumerate(list_images(settings))}
