@@ -128,7 +128,7 @@ def run_data(args: argparse.Namespace, cells: Sequence[Mapping[str, Any]], optio
         options: arguments of `compose` for all cells.
     """
 
-    from fsa_seg.cli.report import default_folder, make_report
+    from fsa_seg.cli.report import make_report
     from fsa_seg.config.compose import compose
     from fsa_seg.errors import UserError, one_of
     from fsa_seg.evaluation.goldens import compare, read_goldens, write_goldens
@@ -158,7 +158,7 @@ def run_data(args: argparse.Namespace, cells: Sequence[Mapping[str, Any]], optio
         write_goldens(results, args.command, args.write_golden)
         print(f'expected numbers: {args.write_golden}')
     if args.report:
-        make_report([work_dir], default_folder(work_dir), expected, args.data_root)
+        make_report([work_dir], os.path.join(work_dir, 'report'), expected, args.data_root)
     if args.golden:
         right, report = compare(results, *expected)
         print(f'compared with {args.golden}:\n{report}')

@@ -58,12 +58,11 @@ def main(argv: Sequence[str]) -> None:
 def print_heads(results: Sequence[Mapping[str, Any]]) -> None:
     """Print what each result is."""
     from fsa_seg.evaluation.report.collect import WORTHS, worth
-    from fsa_seg.evaluation.report.tables import plain
+    from fsa_seg.evaluation.report.tables import plain, settings_text
 
     for letter, result in zip('AB', results):
         cell = result['cell']
-        settings = [cell['backbone'], cell['vfm'], cell['protocol'], *cell['changed']]
-        text = f'{letter}: {result["flat"]["row"]} on {cell["dataset"]} ({", ".join(filter(None, settings))})'
+        text = f'{letter}: {result["flat"]["row"]} on {cell["dataset"]} ({settings_text(cell)})'
         print(
             f'{plain(text)}\n   {plain(result["path"])}'
             + ('' if worth(result) == 'full' else f'\n   {WORTHS[worth(result)]}')

@@ -92,11 +92,11 @@ def make_report(
     from fsa_seg.evaluation.report.page import TITLE, page
     from fsa_seg.evaluation.report.rows import make_tables
     from fsa_seg.evaluation.report.tables import csv_text, markdown, notes, summary, tex
-    from fsa_seg.system.paths import make_folder, new_file
+    from fsa_seg.system.paths import make_folder
     from fsa_seg.system.progress import Bar
 
-    make_folder(folder)
     found = find_results(places, functools.partial(Bar, desc='results', unit='file', leave=False))
+    make_folder(folder)
     tables = make_tables(found.results, *(expected or ()))
     add_gains(tables, draws, progress=functools.partial(Bar, desc='intervals', unit='pair', leave=False))
     bar = functools.partial(Bar, desc='details', unit='pair', leave=False)
@@ -106,13 +106,20 @@ def make_report(
         'table.tex': tex(found, tables),
         'report.html': page(found, tables, draws, data_root, most, title or TITLE, bar),
     }
-    for name, text in texts.items():
-        with new_file(os.path.join(folder, name)) as part, open(part, 'w', encoding='utf-8') as f:
-            f.write(text)
+    write_files(folder, texts)
     for line in [*notes(found, tables), *(summary(table) for table in tables)]:
         print(line)
     print(f'report: {os.path.join(folder, "report.html")} ({", ".join(list(texts)[:3])} beside it)')
     return found.results
+
+
+def write_files(folder: str, texts: Mapping[str, str]) -> None:
+    """Write texts into files of a folder; a file appears when it is complete."""
+    from fsa_seg.system.paths import new_file
+
+    for name, text in texts.items():
+        with new_file(os.path.join(folder, name)) as part, open(part, 'w', encoding='utf-8') as f:
+            f.write(text)
 
 
 def default_folder(place: str) -> str:

@@ -5,6 +5,7 @@ Shape legend: N images, K classes, D draws.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -13,11 +14,13 @@ import numpy as np
 from fsa_seg.config.fingerprint import differences
 from fsa_seg.evaluation.report.collect import Light, heavy
 from fsa_seg.evaluation.report.published import DATASETS
-from fsa_seg.evaluation.report.rows import AVERAGE, DATA_KEYS, Pair, Row, Table
+from fsa_seg.evaluation.report.references import DATA_KEYS
+from fsa_seg.evaluation.report.rows import AVERAGE, Pair, Row, Table
 from fsa_seg.evaluation.report.statistics import DRAWS, SEED, gain, holm, image_mious, miou_draws, unlike_images
 
 LEAST = 2  # images of an interval
 FEW_IMAGES = f'an interval needs at least {LEAST} images'
+NO_CLASS = 'no draw of the images shows a class'
 MOST = 10  # classes and confusions that are named as those that moved most
 
 
@@ -86,7 +89,8 @@ def add_gains(
         pair.problem = _problem(pair)
         if not pair.problem:
             before, after = (_kept_draws(cell.result, draws, seed, kept) for cell in (pair.before, pair.after))
-            pair.gain = gain(before, after, pair.after.value - pair.before.value)
+            found = gain(before, after, pair.after.value - pair.before.value)
+            pair.gain, pair.problem = (None, NO_CLASS) if math.isnan(found.low) else (found, None)
     for table in tables:
         judged = [pair for _, pair in table.pairs if pair.gain]
         for pair, corrected in zip(judged, holm(pair.gain.p for pair in judged)):

@@ -29,13 +29,24 @@ from fsa_seg.evaluation.report.sections import (
     unranked_table,
     words,
 )
-from fsa_seg.evaluation.report.tables import MARKS, NOTHING, columns, figure, notes, plain, signed, summary, unranked
+from fsa_seg.evaluation.report.tables import (
+    MARKS,
+    NOTHING,
+    columns,
+    counted,
+    figure,
+    notes,
+    plain,
+    signed,
+    summary,
+    unranked,
+)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TITLE = 'Results of training-free open-vocabulary segmentation'
 PANELS = 120  # pairs that the page shows in detail
 PAPER_METHODS = ('maskclip', 'sclip', 'clearclip', 'proxyclip')  # of the FSA paper
-KINDS = {'reproduced': 'good', 'above': 'above', 'below': 'bad', 'not run': 'grey'}
+KINDS = {'reproduced': 'good', 'above': 'above', 'below': 'bad', 'undefined': 'grey', 'not run': 'grey'}
 
 
 def page(
@@ -60,24 +71,15 @@ def page(
     """
     entries = [_table(table, draws) for table in tables]
     chosen, about = _chosen(tables, panels)
-    shown = [panel(i, row, pair, data_root) for i, (row, pair) in enumerate(progress(chosen))]
-    rest = unranked(found)
-    sections = [dict(id=entry['id'], title=entry['title']) for entry in entries]
-    sections += [dict(id='pairs', title='Where a gain comes from')] if shown else []
-    sections.append(dict(id='provenance', title='What each number is worth'))
     script = _read('page.js')
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template('page.html').render(
-        title=plain(title),
-        about=f'{len(found.results)} results; mIoU in percent; made by fsa_seg {__version__} from result files alone.',
+    results = counted(len(found.results), 'result')
+    parts = dict(
+        about=f'{results}; mIoU in percent; made by fsa_seg {__version__} from result files alone.',
         notes=notes(found, tables),
-        sections=sections,
         tables=entries,
-        panels=shown,
+        panels=[panel(i, row, pair, data_root) for i, (row, pair) in enumerate(progress(chosen))],
         panels_about=about,
-        unranked=unranked_table(rest) if rest else None,
+        unranked=unranked_table(unranked(found)),
         sources=sources_table(tables),
         provenance=provenance_table(found),
         files=[plain(line) for line in (*found.left_out, *found.duplicates)],
@@ -86,6 +88,10 @@ def page(
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(f'\n{script}\n'.encode()).digest()).decode(),
     )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template('page.html').render(title=plain(title), **parts)
 
 
 def _read(name):
@@ -135,7 +141,7 @@ def _cell(cell: Cell | None, row: Row):
             f'; also {figure(other.value, 2)} ({other.comparable}: {other.source})' for other in cell.references[1:]
         )
         about.update(
-            reference=f'{figure(best.value)} {signed(cell.difference)}'
+            reference=f'{figure(best.value)} {signed(cell.difference, 2)}'
             if cell.value is not None
             else figure(best.value),
             source=plain(f'{best.comparable}: {best.source}{others}'),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from fsa_seg.errors import UserError, one_line
@@ -67,14 +68,15 @@ def _heat_maps(parts: Details):
     """Return the heat maps of the row with feedback, and of its change."""
     names = [entry.name for entry in parts.classes]
     before, after = parts.matrices
+    better = (after - before) * (2 * np.eye(len(names)) - 1)  # more of the diagonal, less of all else
     return [
         dict(
             svg=Markup(plots.confusion_heat_map(after, names, 'Confusion matrix with feedback')),
-            caption='Shares of the truth (lines) that are called each class, with feedback, as roots.',
+            caption='With feedback: shares of the truth (lines) that are called each class; colour is their root.',
         ),
         dict(
-            svg=Markup(plots.confusion_heat_map(after - before, names, 'Change of the confusion matrix', True)),
-            caption='The change by feedback: green more, red less.',
+            svg=Markup(plots.confusion_heat_map(better, names, 'Change of the confusion matrix', True)),
+            caption='The change by feedback: green is better (more on the diagonal, less beside it), red is worse.',
         ),
     ]
 
@@ -102,7 +104,7 @@ def _examples(pair, parts, data_root):
                         alt=f'{caption}: image, truth, and the labels of both rows',
                     )
                 )
-            except (UserError, OSError) as error:
+            except Exception as error:  # of a config, a data set or a file of another machine
                 why = str(error) if isinstance(error, UserError) else one_line(error)
                 examples.append(dict(address=None, caption=f'{caption}. No picture: {plain(why)}', alt=''))
     return examples

@@ -7,7 +7,7 @@ element's colours are the page's variables, so that it follows light and dark.
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import matplotlib
@@ -30,6 +30,7 @@ MARKERS = 'osD^v<>p*X'
 ACCENT_RGB = (37, 106, 191)  # of heat maps, whose pixels are an image; their opacity is the value
 GAIN_RGB, LOSS_RGB = (20, 130, 80), (190, 50, 40)
 LABELLED = 30  # classes up to which a heat map has their names
+BINS = 41  # of a histogram; the one in the middle is around 0
 CUT = 24  # characters of a name in a plot
 STYLE = {
     'svg.fonttype': 'none',
@@ -78,9 +79,9 @@ def histogram(gains: np.ndarray, about: str) -> str:
         values = gains[np.isfinite(gains)]
         if len(values):
             most = max(np.abs(values).max(), 1e-3)
-            counts, edges = np.histogram(values, 40, (-most, most))
+            counts, edges = np.histogram(values, BINS, (-most, most))
             middles = (edges[1:] + edges[:-1]) / 2
-            colors = [GOOD if middle > 0 else BAD for middle in middles]
+            colors = [*[BAD] * (BINS // 2), GREY, *[GOOD] * (BINS // 2)]
             axes.bar(middles, counts, (edges[1] - edges[0]) * 0.9, color=colors)
         axes.axvline(0, color=FAINT, linewidth=1)
         axes.set_xlabel("gain in an image's own mIoU, percent points")
@@ -95,7 +96,7 @@ def confusion_heat_map(matrix: np.ndarray, classes: Sequence[str], about: str, s
         matrix: (K truth, K predicted) shares, or differences of shares if `signed`.
         classes: K names; a map of more than LABELLED classes has numbers in their place.
         about: as of `gains_plot`.
-        signed: whether values below 0 have a colour of their own.
+        signed: whether values above 0 are drawn as good, and values below 0 as bad.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure((5, 5))
@@ -117,18 +118,18 @@ def confusion_heat_map(matrix: np.ndarray, classes: Sequence[str], about: str, s
         return _svg(figure, about)
 
 
-def curves(setting: str, series: Mapping[str, Sequence[tuple[float, float]]], about: str) -> str:
+def curves(setting: str, series: Sequence[tuple[str, Sequence[tuple[float, float]]]], about: str) -> str:
     """Return mIoU against a setting's values.
 
     Args:
         setting: name on the x axis.
-        series: name -> (value, mIoU in percent), in the order of the values.
+        series: (name, points); a point is (value, mIoU in percent), in the order of the values.
         about: as of `gains_plot`.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure((5, 3))
         axes = figure.subplots()
-        for i, (name, points) in enumerate(series.items()):
+        for i, (name, points) in enumerate(series):
             axes.plot(
                 *zip(*points),
                 marker=MARKERS[i % len(MARKERS)],

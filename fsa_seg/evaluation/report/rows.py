@@ -4,24 +4,20 @@ A pair is a row with feedback and its baseline: the same method, backbone, VFMs,
 differ in the feedback alone.
 """
 
-import contextlib
 import dataclasses
-import functools
-import io
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from fsa_seg.config.compose import compose
-from fsa_seg.config.fingerprint import differences, fingerprint
+from fsa_seg.config.fingerprint import differences
 from fsa_seg.evaluation.report.collect import Light, worth
 from fsa_seg.evaluation.report.published import DATASETS, TOLERANCE, Figure, published, verdict
+from fsa_seg.evaluation.report.references import DATA_KEYS, references
 from fsa_seg.evaluation.report.statistics import Gain
-from fsa_seg.evaluation.results import table_rows
+from fsa_seg.evaluation.results import table_row, table_rows
 
 METHODS = ('clip', 'maskclip', 'sclip', 'clearclip', 'naclip', 'proxyclip')  # in tables; other methods come after
 BACKBONES = ('clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14')
-DATA_KEYS = ('data.split', 'data.contents')  # entries of a fingerprint that tell images apart
-PRECISION = 'model.precision'
 FEEDBACK = 'model.feedback'  # beginning of the entries of a feedback
 EXPECTED = 'expected'  # `comparable` of an expected number
 AVERAGE = 'avg'  # of the eight data sets, as in the paper
@@ -62,10 +58,12 @@ class Cell:
 
     @property
     def verdict(self) -> str | None:
-        """'reproduced', 'above', 'below' or 'not run'; None where no verdict is due."""
+        """'reproduced', 'above', 'below', 'undefined' or 'not run'; None where no verdict is due."""
         if not self.judged:
             return None
-        return 'not run' if self.value is None else verdict(self.value, self.references[0].value, self.tolerance)
+        if self.value is None:
+            return 'undefined' if self.result else 'not run'
+        return verdict(self.value, self.references[0].value, self.tolerance)
 
 
 @dataclasses.dataclass(eq=False)
@@ -103,6 +101,11 @@ class Row:
     baseline: tuple[str, str, str, str] | None = None
 
     @property
+    def unlike(self) -> bool:
+        """Whether a cell of the row has other settings than the published."""
+        return any(cell.remark for cell in self.cells.values())
+
+    @property
     def first(self) -> Light:
         """A result of the row."""
         return next(cell.result for cell in self.cells.values() if cell.result)
@@ -110,11 +113,19 @@ class Row:
 
 @dataclasses.dataclass(eq=False)
 class Table:
-    """The rows of results of one worth, see WORTHS: 'full' or 'toy'."""
+    """The rows of results of one worth.
+
+    Attributes:
+        worth: 'full' or 'toy', see WORTHS.
+        rows: in the order of the page.
+        datasets: the columns, without the average.
+        absent: expected cells whose row has no result: (name of the row, data set).
+    """
 
     worth: str
     rows: list[Row]
     datasets: list[str]
+    absent: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     def cells(self) -> Iterator[tuple[Row, Cell]]:
         """Yield each row and its cells of data sets."""
@@ -151,72 +162,37 @@ def make_tables(
         group = [result for result in results if worth(result) == kind]
         if group:
             tables.append(_table(kind, group, expected, tolerance))
+    names = {' | '.join(row.name) for table in tables for row in table.rows}
+    for table in tables[:1]:
+        table.absent = [cell for cell in expected or () if cell[0] not in names]
     return tables
 
 
 def _table(kind, results, expected, tolerance):
     """Return the table of results of one worth."""
-    present = {result['cell']['dataset'] for result in results}
-    datasets = [name for name in DATASETS if name in present] + sorted(present - set(DATASETS))
-    rows = {}
+    rows: dict[tuple, Row] = {}
     for result, name in zip(results, table_rows(results)):
-        row = rows.setdefault(name, Row(name, {}))
         dataset = result['cell']['dataset']
-        cell = Cell(dataset, result['metrics']['mIoU'], published(result['cell']), result=result)
-        if cell.references and (keys := unlike_published(result)):
-            cell.references, cell.remark = [], f'other settings than the published: {", ".join(keys[:3])}'
-        cell.judged = bool(cell.references) and cell.reference.comparable == 'code'
-        row.cells[dataset] = cell
+        if name in rows and dataset in rows[name].cells:  # of other names that no row shows
+            name = (*name[:3], f'{name[3]}, {os.path.basename(result["path"])}')
+        figures, remark = references(result)
+        cell = Cell(dataset, result['metrics']['mIoU'], figures, result=result, remark=remark)
+        cell.judged = bool(figures) and figures[0].comparable == 'code'
+        rows.setdefault(name, Row(name, {})).cells[dataset] = cell
     ordered = sorted(rows.values(), key=_order)
+    ran = {(table_row(cell.result), name) for row in ordered for name, cell in row.cells.items()}
     for row in ordered:
         if expected is None:
-            _add_not_run(row)
+            _add_not_run(row, ran)
         else:
             _expect(row, expected, tolerance)
-    shown = [
-        *datasets,
-        *(name for name in DATASETS if name not in datasets and any(name in row.cells for row in ordered)),
-    ]
-    table = Table(
-        kind,
-        ordered,
-        sorted(
-            shown,
-            key=lambda name: (
-                name not in DATASETS,
-                shown.index(name) if name not in DATASETS else DATASETS.index(name),
-            ),
-        ),
-    )
+    present = {name for row in ordered for name in row.cells}
+    datasets = [name for name in DATASETS if name in present] + sorted(present - set(DATASETS))
+    table = Table(kind, ordered, datasets)
     _add_pairs(table)
     for row in ordered:
         _add_average(row, expected is None)
     return table
-
-
-def unlike_published(result: Light) -> list[str]:
-    """Return the settings in which a result differs from the cell of its names that ships.
-
-    A user's own file may have the name of a component that ships. Weights and precision are not compared: a local file
-    may hold the published weights. Settings that another version of the suite lacks are not compared either.
-    """
-    names = ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol')
-    shipped = _shipped_settings(*(result['cell'].get(name) for name in names))
-    own = {entry[0]: entry[1] for entry in result['fingerprint'] if entry[2] == 'number'}
-    return [key for key in own if key in shipped and own[key] != shipped[key] and not _uncompared(key)]
-
-
-@functools.cache
-def _shipped_settings(dataset, method, feedback, backbone, vfm, protocol):
-    """Return key -> value of the fingerprint of a cell that ships, at level 'number'."""
-    with contextlib.redirect_stderr(io.StringIO()):  # warnings about words: a run has printed them
-        config = compose(dataset, method, feedback, backbone, vfm, protocol)
-    return {entry.key: entry.value for entry in fingerprint(config) if entry.level == 'number'}
-
-
-def _uncompared(key):
-    """Return whether a setting may differ from that of the published figures."""
-    return key in (*DATA_KEYS, PRECISION) or key.endswith('.weights')
 
 
 def _order(row):
@@ -235,11 +211,14 @@ def _order(row):
     )
 
 
-def _add_not_run(row):
-    """Add the cells that were not run to a row, where a figure of released code is published."""
-    cell = row.first['cell']
-    for dataset in DATASETS:
-        figures = [] if dataset in row.cells else published(cell, dataset)
+def _add_not_run(row, ran):
+    """Add the cells that were not run to a row, where a figure of released code is published.
+
+    `ran` has the name and data set of every result: a cell that stands in a row of telling settings did run.
+    """
+    first = row.first
+    for dataset in () if row.unlike else DATASETS:
+        figures = [] if (table_row(first), dataset) in ran else published(first['cell'], dataset)
         if figures and figures[0].comparable == 'code':
             row.cells[dataset] = Cell(dataset, None, figures, judged=True)
 
@@ -258,8 +237,8 @@ def _add_average(row, with_published):
     """Add the average over the paper's eight data sets to a row; a row without all eight has no average."""
     values = [row.cells[name].value if name in row.cells else None for name in DATASETS]
     complete = all(value is not None for value in values)
-    references = published(row.first['cell'], AVERAGE) if with_published else []
-    row.cells[AVERAGE] = Cell(AVERAGE, math.fsum(values) / len(values) if complete else None, references)
+    figures = published(row.first['cell'], AVERAGE) if with_published and not row.unlike else []
+    row.cells[AVERAGE] = Cell(AVERAGE, math.fsum(values) / len(values) if complete else None, figures)
 
 
 def _add_pairs(table):
@@ -293,5 +272,12 @@ def _pair(before, after):
     if any(key not in DATA_KEYS for key in keys):
         return None
     code = [key for key, was, now in differences(*fingerprints, 'source') if not (was is None or now is None)]
+    weights = [result['weights'] for result in (before.result, after.result)]
+    code += [f'weights of {role}' for role in weights[0] if _differ(weights[0][role], weights[1].get(role))]
     note = f'the rows were made by different code or weights ({", ".join(code[:3])})' if code else None
     return Pair(before, after, 'the images differ' if keys else None, note)
+
+
+def _differ(*digests):
+    """Return whether two digests of loaded weights differ; one that is not known differs from none."""
+    return None not in digests and digests[0] != digests[1]

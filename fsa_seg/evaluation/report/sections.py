@@ -7,10 +7,11 @@ from markupsafe import Markup
 
 from fsa_seg.evaluation.report import plots
 from fsa_seg.evaluation.report.collect import WORTHS, Found, Light, worth
+from fsa_seg.evaluation.report.published import DATASETS
 from fsa_seg.evaluation.report.rows import AVERAGE, EXPECTED, Pair, Table
 from fsa_seg.evaluation.report.statistics import LEVEL
 from fsa_seg.evaluation.report.studies import attention_maps, setting_curves, words_rows
-from fsa_seg.evaluation.report.tables import NOTHING, figure, plain, row_label, signed
+from fsa_seg.evaluation.report.tables import NOTHING, counted, figure, plain, row_label, settings_text, signed
 
 PLOTTED = 60  # gains in one plot
 CURVES = 8  # curves in one plot
@@ -56,19 +57,19 @@ def gains_table(table: Table) -> Simple | None:
     rows = []
     for row, pair in [*table.pairs, *((row, row.cells[AVERAGE].pair) for row in table.rows if row.cells[AVERAGE].pair)]:
         head = [Value(row_label(row)), Value(pair.after.dataset, 'text')]
-        remark = Value(plain('; '.join(filter(None, (pair.problem, pair.note, _rough(pair))))), 'text')
+        remark = Value(plain('; '.join(filter(None, (pair.problem, pair.note, _rough(row, pair))))), 'text')
         if pair.gain is None:
             rows.append([*head, *[Value(NOTHING)] * 5, remark])
             continue
         gain, kind = pair.gain, gain_kind(pair)
-        corrected = Value(NOTHING) if pair.corrected is None else Value(f'{pair.corrected:.4f}', '', pair.corrected)
+        corrected = Value(NOTHING) if pair.corrected is None else Value(_p(pair.corrected), '', pair.corrected)
         rows.append(
             [
                 *head,
                 Value(signed(gain.value, 2), kind, gain.value),
                 Value(f'{signed(gain.low, 2)} to {signed(gain.high, 2)}', kind, gain.low),
                 Value(f'{100 * gain.positive:.1f} %', '', gain.positive),
-                Value(f'{gain.p:.4f}', '', gain.p),
+                Value(_p(gain.p), '', gain.p),
                 corrected,
                 remark,
             ]
@@ -81,16 +82,27 @@ def gains_table(table: Table) -> Simple | None:
     )
 
 
-def _rough(pair):
-    """Return a remark on an interval of few images; None where there are enough."""
-    result = pair.after.result
-    count = result['flat']['images'] if result else FEW
-    return f'{count} images: too few for a good interval' if pair.gain and count < FEW else None
+def _p(value):
+    """Return a p-value with four digits."""
+    return f'{value:.4f}' if value >= 0.00005 else '<0.0001'
+
+
+def _rough(row, pair):
+    """Return a remark on an interval that is not to be trusted, of few images or beside its gain; None without one."""
+    if pair.gain is None:
+        return None
+    cells = [row.cells[name] for name in DATASETS] if pair.after.result is None else [pair.after]
+    count = min(cell.result['flat']['images'] for cell in cells)
+    few = f'{counted(count, "image")}: too few for a good interval' if count < FEW else None
+    outside = not pair.gain.low <= pair.gain.value <= pair.gain.high
+    return few or ('the gain lies outside of its interval: draws lack rare classes' if outside else None)
 
 
 def gains_about(table: Table, draws: int) -> list[str]:
     """Return how to read the gains, in words."""
     judged = [pair for _, pair in table.pairs if pair.gain]
+    if not judged:
+        return ['No pair has an interval; the table says why.']
     real = sum(pair.corrected < ALPHA for pair in judged)
     apart = sum(not pair.gain.holds_zero for pair in judged)
     lines = [
@@ -102,7 +114,7 @@ def gains_about(table: Table, draws: int) -> list[str]:
         f'together, the risk that one is chance is at most {100 * ALPHA:.0f} %.',
     ]
     least = 2 / (draws + 1)
-    if judged and least * len(judged) > ALPHA:
+    if least * len(judged) > ALPHA:
         lines.append(
             f'With {draws:,} draws no p is below {least:.2g}, so that no gain of {len(judged)} can pass the '
             f'correction: --draws {int(2 * len(judged) / ALPHA) + 1} would be enough.'
@@ -118,8 +130,8 @@ def gains_about(table: Table, draws: int) -> list[str]:
     )
     if alone:
         lines.append(
-            f'{len(alone)} rows with feedback have no row without it under their protocol, such as {alone[0]}: run it '
-            'with --no-fsa and the same --protocol.'
+            f'{counted(len(alone), "row")} with feedback, such as {alone[0]}, without a row of the bare method under '
+            'the same protocol: run it with --no-fsa and the same --protocol.'
         )
     return lines
 
@@ -143,9 +155,7 @@ def ablation(table: Table) -> list[dict[str, Any]]:
         return []
     drawn, captions = [], []
     for key, series in found.items():
-        drawn.append(
-            Markup(plots.curves(key, {curve.name: curve.points for curve in series[:CURVES]}, f'mIoU against {key}'))
-        )
+        drawn.append(Markup(plots.curves(key, series[:CURVES], f'mIoU against {key}')))
         captions.append(f'{len(series)} curves, {CURVES} drawn' if len(series) > CURVES else '')
     rows = [
         [
@@ -223,7 +233,8 @@ def unranked_table(results: Sequence[Light]) -> Simple:
     """Return the table of results that enter no table."""
     rows = [
         [
-            Value(f'{plain(result["flat"]["row"])}, {plain(result["cell"]["backbone"])}'),
+            Value(plain(result['flat']['row'])),
+            Value(plain(settings_text(result['cell'])), 'text'),
             Value(plain(result['cell']['dataset']), 'text'),
             Value(WORTHS[worth(result)], 'text'),
             Value(str(result['flat']['images'])),
@@ -232,7 +243,8 @@ def unranked_table(results: Sequence[Light]) -> Simple:
         ]
         for result in results
     ]
-    return Simple('Results that enter no table', ['row', 'data set', 'worth', 'images', 'mIoU', 'file'], rows)
+    head = ['row', 'settings', 'data set', 'worth', 'images', 'mIoU', 'file']
+    return Simple('Results that enter no table', head, rows)
 
 
 def sources_table(tables: Sequence[Table]) -> Simple | None:
@@ -266,7 +278,7 @@ def provenance_table(found: Found) -> Simple:
         cell = result['cell']
         texts = [
             cell['dataset'],
-            ', '.join(filter(None, (cell['backbone'], cell['vfm'], cell['protocol'], *cell['changed']))),
+            settings_text(cell),
             WORTHS[worth(result)].split(':')[0],
             result['hash'][:10],
             str(entries.get('package'))[:10],
@@ -282,17 +294,5 @@ def provenance_table(found: Found) -> Simple:
                 Value(plain(result['path']), 'text'),
             ]
         )
-    head = [
-        'row',
-        'data set',
-        'settings',
-        'worth',
-        'fingerprint',
-        'code',
-        'versions',
-        'device',
-        'seconds',
-        'mIoU',
-        'file',
-    ]
-    return Simple('Where each number comes from', head, rows)
+    head = ['row', 'data set', 'settings', 'worth', 'fingerprint', 'code', 'versions', 'device']
+    return Simple('Where each number comes from', [*head, 'seconds', 'mIoU', 'file'], rows)

@@ -47,7 +47,7 @@ class Gain(NamedTuple):
     positive: float
     p: float
 
-    holds_zero = property(lambda self: self.low <= 0 <= self.high)
+    holds_zero = property(lambda self: not (self.low > 0 or self.high < 0))
 
 
 def image_counts(result: Mapping[str, Any]) -> Counts:
@@ -133,9 +133,10 @@ def holm(p_values: Iterable[float]) -> list[float]:
 
 def unlike_images(before: Counts, after: Counts) -> str | None:
     """Return why two results cannot be compared, or None: they share their images, and each image its truth."""
-    if before.images != after.images:
-        missing = set(before.images) ^ set(after.images)
+    if missing := set(before.images) ^ set(after.images):
         return f'the images differ: {len(missing)} of them are in one result alone, such as {min(missing)}'
+    if before.images != after.images:
+        return 'the images stand in another order, or more than once'
     if before.label.shape != after.label.shape:
         return f'the classes differ: {before.label.shape[1]} and {after.label.shape[1]}'
     if (differing := (before.label != after.label).any(1)).any():

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fsa_seg.config.fingerprint import sources_hash, weights_files
 from fsa_seg.evaluation.report.collect import Light
 from fsa_seg.evaluation.report.rows import Cell, Row, Table
+from fsa_seg.evaluation.report.tables import words_text
 
 WORDS = 'model.words'
 ATTENTION = 'method.attention'  # entry of a method that its config spells out
@@ -57,19 +59,22 @@ class AttentionMap(NamedTuple):
 
 def setting_curves(table: Table) -> dict[str, list[Curve]]:
     """Return setting -> the curves of a table's results that vary the setting alone, FSA's settings first."""
-    groups: dict[tuple[str, int], dict[float, tuple[Row, Cell]]] = {}
-    for row, cell in _run(table):
+    groups: dict[tuple[str, int], dict[float, Cell]] = {}
+    for _, cell in _run(table):
         digests, numbers = _digests(cell.result), _numeric(cell.result)
         total = sum(digests.values())
         for key, value in numbers.items():
             rest = (total - digests[key]) % MODULUS  # equal where all entries but this one are
-            groups.setdefault((key, rest), {}).setdefault(value, (row, cell))
+            groups.setdefault((key, rest), {}).setdefault(value, cell)
     found: dict[str, list[Curve]] = {}
     for (key, _), members in groups.items():
         if len(members) > 1:
-            row, cell = members[min(members)]
-            points = [(value, members[value][1].value) for value in sorted(members)]
-            found.setdefault(key.removeprefix('model.'), []).append(Curve(_curve_name(row, cell, key), points))
+            cell = members[min(members)]
+            points = [(value, members[value].value) for value in sorted(members)]
+            curves = found.setdefault(key.removeprefix('model.'), [])
+            name = _curve_name(cell, key)
+            same = sum(curve.name.startswith(name) for curve in curves)  # of other code, weights, precision, ...
+            curves.append(Curve(f'{name}, {_code(cell)}' if same else name, points))
     return {key: found[key] for key in sorted(found, key=_setting_order)}
 
 
@@ -101,14 +106,16 @@ def attention_maps(table: Table) -> list[AttentionMap]:
         if attention is not None and not names['changed']:
             vfm = f' ({names["vfm"]})' if names['vfm'] else ''
             column = names['backbone'] + (f' + {names["feedback"]}' if names['feedback'] else '')
-            group = groups.setdefault((names['protocol'], cell.dataset), {})
+            title = ', '.join(filter(None, (f'{cell.dataset} under {names["protocol"]}', words_text(names))))
+            group = groups.setdefault((title, _code(cell)), {})
             group.setdefault((names.get('title', names['method']) + vfm, column), cell.value)
     maps = []
-    for (protocol, dataset), figures in groups.items():
+    titles = [title for title, _ in groups]
+    for (title, code), figures in groups.items():
         rows, columns = (list(dict.fromkeys(key[i] for key in figures)) for i in (0, 1))
         if len(rows) > 1:
             values = np.array([[figures.get((row, column), np.nan) for column in columns] for row in rows], float)
-            maps.append(AttentionMap(f'{dataset} under {protocol}', rows, columns, values))
+            maps.append(AttentionMap(title if titles.count(title) == 1 else f'{title}, {code}', rows, columns, values))
     return maps
 
 
@@ -118,11 +125,12 @@ def _run(table: Table) -> Iterator[tuple[Row, Cell]]:
 
 
 def _digests(result: Light) -> dict[str, int]:
-    """Return key -> number that stands for an entry of the result's fingerprint, of level 'number'."""
+    """Return key -> number that stands for an entry of the result's fingerprint, and one for code and weights."""
+    entries = {entry[0]: entry[1] for entry in result['fingerprint'] if entry[2] == 'number'}
+    entries[''] = [sources_hash(result['fingerprint']), weights_files(result['fingerprint'])]
     return {
-        entry[0]: int.from_bytes(hashlib.sha256(json.dumps(entry[:2]).encode()).digest()[:16], 'big')
-        for entry in result['fingerprint']
-        if entry[2] == 'number'
+        key: int.from_bytes(hashlib.sha256(json.dumps([key, value]).encode()).digest()[:16], 'big')
+        for key, value in entries.items()
     }
 
 
@@ -135,13 +143,19 @@ def _numeric(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _curve_name(row: Row, cell: Cell, key: str) -> str:
+def _curve_name(cell: Cell, key: str) -> str:
     """Return the name of a curve: data set, and the row without the setting that varies."""
     names = cell.result['cell']
     changed = [text for text in names['changed'] if text.split('=')[0] != key]
     method = names.get('title', names['method']) + (' + FSA' if names['feedback'] else '')
-    parts = [cell.dataset, method, names['backbone'], names['vfm'], names['protocol'], *changed]
+    parts = [cell.dataset, method, names['backbone'], names['vfm'], names['protocol'], words_text(names), *changed]
     return ', '.join(part for part in parts if part)
+
+
+def _code(cell: Cell) -> str:
+    """Return what tells results of one name apart: precision, and the head of the digest of the code."""
+    entries = {entry[0]: entry[1] for entry in cell.result['fingerprint']}
+    return f'{entries.get("model.precision")}, code {sources_hash(cell.result["fingerprint"])[:6]}'
 
 
 def _setting_order(key: str) -> tuple[int, str]:

@@ -8,7 +8,8 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fsa_seg.evaluation.report.collect import WORTHS, Found, Light, worth
 from fsa_seg.evaluation.report.published import DATASETS
@@ -17,14 +18,14 @@ from fsa_seg.evaluation.results import toy_note
 from fsa_seg.system.markdown import markdown_table
 
 HEAD = ('method', 'backbone', 'VFM', 'protocol')
-MARKS = {'reproduced': '✓', 'above': '▲', 'below': '▼', 'not run': 'not run'}
+MARKS = {'reproduced': '✓', 'above': '▲', 'below': '▼', 'undefined': 'undefined', 'not run': 'not run'}
 NOTHING = '–'
 CSV_KEYS = (  # what stands beside a figure, in the first columns of the table
     'table row',
     'worth',
-    'published',
-    'published comparable',
-    'published source',
+    'reference',
+    'reference comparable',
+    'reference source',
     'difference',
     'verdict',
     'remark',
@@ -50,6 +51,9 @@ FIRST_KEYS = (
     'mAcc',
     'aAcc',
 )
+HIDDEN = ('Cc', 'Cs', 'Cn', 'Co')  # categories of characters
+DIRECTIONS = '\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
+FORMULA = ('=', '+', '-', '@')  # beginnings of a text that a spreadsheet runs
 TEX_SPECIAL = {
     '\\': r'\textbackslash{}',
     '~': r'\textasciitilde{}',
@@ -65,9 +69,9 @@ TEX_SPECIAL = {
 
 
 def plain(text: object) -> str:
-    """Return a text as one line, without characters that control a terminal or that XML forbids."""
+    """Return a text as one line, without characters that control a terminal or a line's direction, or break XML."""
     line = ' '.join(str(text).split())
-    return ''.join(char for char in line if unicodedata.category(char) not in ('Cc', 'Cs', 'Cn', 'Co'))
+    return ''.join(char for char in line if unicodedata.category(char) not in HIDDEN and char not in DIRECTIONS)
 
 
 def markdown_text(text: object) -> str:
@@ -104,13 +108,15 @@ def columns(table: Table) -> list[str]:
 def summary(table: Table) -> str:
     """Return one line: how many figures are reproduced, above, below and not run, and the largest difference."""
     judged = [(row, cell) for row, cell in table.cells() if cell.verdict]
-    if not judged:
+    if not judged and not table.absent:
         return 'No cell of this table has a published figure of released code, so that no verdict is due.'
     counts = {name: sum(cell.verdict == name for _, cell in judged) for name in MARKS}
+    counts['not run'] += len(table.absent)
     run = [(row, cell) for row, cell in judged if cell.difference is not None]
     of = 'expected numbers' if table.reference == EXPECTED else 'figures of released code'
-    line = f'{counts["reproduced"]} of {len(run)} {of} reproduced (within {judged[0][1].tolerance:g})'
-    line += ''.join(f', {counts[name]} {name}' for name in ('above', 'below', 'not run') if counts[name])
+    within = f' (within {judged[0][1].tolerance:g})' if judged else ''
+    line = f'{counts["reproduced"]} of {len(run)} {of} reproduced{within}'
+    line += ''.join(f', {counts[name]} {name}' for name in ('above', 'below', 'undefined', 'not run') if counts[name])
     if not run:
         return line + '.'
     row, cell = max(run, key=lambda item: abs(item[1].difference))
@@ -122,6 +128,23 @@ def row_label(row: Row) -> str:
     return ', '.join(part for part in map(plain, row.name) if part != NOTHING)
 
 
+def words_text(cell: Mapping[str, Any]) -> str:
+    """Return 'words NAME' for a cell whose words are not its protocol's, else an empty text."""
+    return f'words {cell["words"]}' if cell['words'] != cell['protocol'] else ''
+
+
+def settings_text(cell: Mapping[str, Any]) -> str:
+    """Return what stands beside a cell's row and data set: 'clip_vit-b16, dino_vit-b8, fsa, words names'."""
+    seed = cell.get('random_weights')
+    parts = [cell['backbone'], cell['vfm'], cell['protocol'], words_text(cell), *cell['changed']]
+    return ', '.join(filter(None, [*parts, '' if seed is None else f'seed {seed}']))
+
+
+def counted(number: int, thing: str) -> str:
+    """Return '1 result' or '2 results'."""
+    return f'{number:,} {thing}' + ('' if number == 1 else 's')
+
+
 def notes(found: Found, tables: Sequence[Table]) -> list[str]:
     """Return the lines that stand above all tables: what the results are worth, and what was left out."""
     lines = list(dict.fromkeys(filter(None, (toy_note(result['cell']) for result in found.results))))
@@ -130,11 +153,13 @@ def notes(found: Found, tables: Sequence[Table]) -> list[str]:
     for kind in ('partial', 'random'):
         count = sum(worth(result) == kind for result in found.results)
         if count:
-            lines.append(f'{count} results of {WORTHS[kind]} enter no table; they are listed behind the tables.')
+            lines.append(f'{counted(count, "result")} of {WORTHS[kind]}: in no table, but listed behind the tables.')
     if found.duplicates:
-        lines.append(f'{len(found.duplicates)} files repeat a cell of another file: {found.duplicates[0]}')
+        lines.append(
+            f'{counted(len(found.duplicates), "file")} not used, as another has the cell. {found.duplicates[0]}'
+        )
     if found.left_out:
-        lines.append(f'{len(found.left_out)} files are left out: {found.left_out[0]}')
+        lines.append(f'{counted(len(found.left_out), "file")} left out. {found.left_out[0]}')
     return lines
 
 
@@ -163,6 +188,7 @@ def markdown(found: Found, tables: Sequence[Table]) -> str:
     rows = [
         (
             result['flat']['row'],
+            settings_text(result['cell']),
             result['cell']['dataset'],
             WORTHS[worth(result)],
             figure(result['metrics']['mIoU'], 2),
@@ -171,7 +197,7 @@ def markdown(found: Found, tables: Sequence[Table]) -> str:
         for result in unranked(found)
     ]
     if rows:
-        head = ['row', 'data set', 'worth', 'mIoU', 'file']
+        head = ['row', 'settings', 'data set', 'worth', 'mIoU', 'file']
         parts += ['## In no table', markdown_table(head, [map(markdown_text, row) for row in rows])]
     parts += [f'- {markdown_text(line)}' for line in [*found.left_out, *found.duplicates]]
     return '\n\n'.join(parts) + '\n'
@@ -185,7 +211,7 @@ def _markdown_figures(table):
     ]
     return [
         f'mIoU in percent; in brackets the {table.reference} figure and the verdict: ✓ reproduced, ▲ above, ▼ below.',
-        markdown_table([*HEAD, *names], rows, right=names),
+        _markdown_columns(names, rows),
     ]
 
 
@@ -193,7 +219,7 @@ def _markdown_gains(table):
     """Return the parts of Markdown with a table's gains; none without a pair."""
     names = columns(table)
     rows = [
-        [*map(markdown_text, row.name), *(gain_text(_pair_of(row, name)) for name in names)]
+        [*map(markdown_text, row.name), *(markdown_text(gain_text(_pair_of(row, name))) for name in names)]
         for row in table.rows
         if any(_pair_of(row, name) for name in names)
     ]
@@ -201,7 +227,13 @@ def _markdown_gains(table):
         'Gains over the row without feedback under the same protocol, with their 95 % intervals; * real after '
         "Holm's correction over this table."
     )
-    return [about, markdown_table([*HEAD, *names], rows, right=names)] if rows else []
+    return [about, _markdown_columns(names, rows)] if rows else []
+
+
+def _markdown_columns(names, rows):
+    """Return a table of Markdown with columns of figures."""
+    shown = [markdown_text(name) for name in names]
+    return markdown_table([*HEAD, *shown], rows, right=shown)
 
 
 def csv_text(found: Found, tables: Sequence[Table]) -> str:
@@ -241,7 +273,7 @@ def tex(found: Found, tables: Sequence[Table]) -> str:
                 backbone = row.name[1]
                 lines.append(r'\midrule')
             values = [tex_text(_with_reference(row.cells.get(name), marks=False)) for name in names]
-            lines.append(' & '.join([*map(tex_text, row.name), *values]) + r' \\')
+            lines.append('{}' + ' & '.join([*map(tex_text, row.name), *values]) + r' \\')  # a name may begin with [
         parts.append('\n'.join([*lines, r'\bottomrule', r'\end{tabular}', r'\end{table}']))
     return '\n\n'.join(parts) + '\n'
 
@@ -273,7 +305,7 @@ def _beside(table, row, cell):
     if cell.references:
         best = cell.reference
         values.update(
-            {'published': best.value, 'published comparable': best.comparable, 'published source': best.source}
+            {'reference': best.value, 'reference comparable': best.comparable, 'reference source': best.source}
         )
     if cell.pair:
         values.update({'baseline': cell.pair.before.result['path'], 'pair': cell.pair.problem or cell.pair.note})
@@ -300,5 +332,8 @@ def _flat_of_absent(row, cell):
 
 
 def _csv_value(value):
-    """Return a value for CSV; texts are one line."""
-    return plain(value) if isinstance(value, str) else value
+    """Return a value for CSV; a text is one line, and no formula."""
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.startswith(FORMULA) else text

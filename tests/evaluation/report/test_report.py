@@ -1,5 +1,6 @@
 """The report over made-up results: rows, verdicts, pairs, studies, files that are no results, escaped texts."""
 
+import contextlib
 import csv
 import html.parser
 import io
@@ -11,7 +12,9 @@ import shutil
 import numpy as np
 import pytest
 
+from fsa_seg.config.fingerprint import Entry, cell_hash
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation.report import gains
 from fsa_seg.evaluation.report.collect import find_results, heavy, light, worth
 from fsa_seg.evaluation.report.gains import add_gains, details
 from fsa_seg.evaluation.report.page import page
@@ -23,6 +26,8 @@ from fsa_seg.evaluation.report.tables import csv_text, markdown, markdown_text, 
 from made_results import NASTY, make_results
 
 DRAWS = 200
+ONE = dict(backbones=['clip_vit-b16'], dataset=['voc21'], method=['sclip'], protocol=['own'])
+OWN = 'voc21_sclip_clip_vit-b16_sclip'  # beginning of a file's name
 
 
 @pytest.fixture(scope='module')
@@ -60,9 +65,11 @@ def tables(made):
 
 
 def edit(path, change, target=None):
-    """Change the JSON of a result file in place, or write it to `target`."""
+    """Change the JSON of a result file in place, or write it to `target`; the hash follows its fingerprint."""
     result = json.loads(path.read_text())
     change(result)
+    with contextlib.suppress(TypeError):
+        result['hash'] = cell_hash([Entry(*entry) for entry in result['fingerprint']])
     (target or path).write_text(json.dumps(result))
     return target or path
 
@@ -115,7 +122,7 @@ def test_no_other_protocol_has_the_published_figure(tables):
 
 def test_other_settings_under_a_shipped_name_have_no_published_figure(made, tmp_path):
     """A user's own file may be called as the protocol that ships; weights and precision may differ."""
-    (path,) = copied(made, tmp_path, 'voc21_sclip_clip_vit-b16_sclip')
+    (path,) = copied(made, tmp_path, OWN)
 
     def change(**values):
         def change_entries(result):
@@ -203,14 +210,17 @@ def test_results_of_other_images_have_no_gain(made, tmp_path):
     add_gains([table], DRAWS)
     ((_, pair),) = table.pairs
     assert pair.gain is None and pair.problem == 'the images differ in their bytes'
-    edit(paths[0], lambda result: result['images'].pop())
+    edit(paths[0], lambda result: result['images'][0].update(name='other.jpg'))
     add_gains([table], DRAWS)
-    assert pair.gain is None and 'the images differ: 1 of them are in one result alone' in pair.problem
+    assert pair.gain is None and 'the images differ: 2 of them are in one result alone' in pair.problem
+    edit(paths[0], lambda result: result.update(images=result['images'][::-1]))
+    edit(paths[1], lambda result: result['images'][0].update(name='other.jpg'))
+    add_gains([table], DRAWS)
+    assert pair.problem == 'the images stand in another order, or more than once'
 
 
-def test_one_image_has_no_interval(made, tmp_path):
-    for path in copied(made, tmp_path, 'voc21_sclip'):
-        edit(path, lambda result: result.update(images=result['images'][:1]))
+def test_one_image_has_no_interval(tmp_path):
+    make_results(tmp_path, images=1, **ONE)
     found = find_results([str(tmp_path)])
     made_tables = make_tables(found.results)
     add_gains(made_tables, DRAWS)
@@ -220,14 +230,14 @@ def test_one_image_has_no_interval(made, tmp_path):
 
 def test_classes_without_a_pixel_and_an_undefined_figure(made, tmp_path):
     def empty(result):
-        result['metrics']['mIoU'] = None
-        result['classes'] = [dict(entry, IoU=None) for entry in result['classes']]
+        result['metrics'] = dict.fromkeys(result['metrics'])
+        result['classes'] = [dict(entry, IoU=None, Acc=None) for entry in result['classes']]
         result['images'] = [dict(image, classes=[], intersection=[], union=[], label=[]) for image in result['images']]
         result['confusion'] = dict(truth=[], predicted=[], pixels=[])
 
     for path in copied(made, tmp_path, 'voc21_sclip+fsa'):
         edit(path, empty)
-    copied(made, tmp_path, 'voc21_sclip_')
+    copied(made, tmp_path, OWN)
     found = find_results([str(tmp_path)])
     made_tables = make_tables(found.results)
     add_gains(made_tables, DRAWS)
@@ -244,8 +254,8 @@ def test_classes_without_a_pixel_and_an_undefined_figure(made, tmp_path):
         (lambda text: text.replace('"schema": 2', '"schema": 1'), 'is a result of schema 1'),
         (lambda text: text.replace('"intersection": [', '"intersection": [7, '), 'damaged'),
         (lambda text: text.replace('"classes": [{', '"classes": [7, {', 1), 'damaged'),
-        (lambda text: text.replace('"device": "made up"', '"device": 7'), 'damaged'),
-        (lambda text: text.replace('"truth": [', '"truth": [99, '), 'damaged'),
+        (lambda text: text.replace('"device": "made up"', '"device": 7'), 'device or hash'),
+        (lambda text: text.replace('"truth": [', '"truth": [99, '), 'the confusion matrix'),
         (lambda text: '{"cells": {}}', 'is not a result of this suite'),
     ],
 )
@@ -268,16 +278,22 @@ def test_places_without_a_result(tmp_path):
 
 
 def test_duplicates_are_told(made, tmp_path):
-    (path,) = copied(made, tmp_path, 'voc21_sclip_')
-    edit(path, lambda result: result['metrics'].update(mIoU=1.0), tmp_path / 'other.json')
-    shutil.copy(path, tmp_path / 'z.json')
-    found = find_results([str(tmp_path), str(path)])
-    assert len(found.results) == 1 and len(found.duplicates) == 2
-    assert 'in place of' in found.duplicates[0] and 'with the same figures' not in found.duplicates[0]
+    first, second = (tmp_path / name for name in ('a', 'b'))
+    for seed, folder in enumerate((first, second)):
+        make_results(folder, images=8, seed=seed, **ONE)
+    shutil.copy(next(first.iterdir()), first / 'z.json')
+    found = find_results([str(first), str(second), str(tmp_path / 'b' / '..' / 'a')])
+    assert len(found.results) == 2 and len(found.duplicates) == 3  # one folder under two names is read once
+    assert 'with the same figures' in found.duplicates[0] and 'z.json' in found.duplicates[0]
+    kept, other = (json.loads(next(folder.glob('*_sclip_*.json')).read_text()) for folder in (first, second))
+    values = [result['metrics']['mIoU'] for result in (kept, other)]
+    text = next(line for line in found.duplicates if str(values[1]) in line)
+    assert 'with other figures' in text
+    assert text.index(str(values[0])) < text.index(' is used') < text.index(str(values[1]))
 
 
 def test_the_same_cell_of_other_code_is_another_row(made, tmp_path):
-    (path,) = copied(made, tmp_path, 'voc21_sclip_')
+    (path,) = copied(made, tmp_path, OWN)
 
     def other_code(result):
         for entry in result['fingerprint']:
@@ -303,7 +319,7 @@ def test_partial_toy_and_random_results_are_never_mixed(made, tmp_path):
     text = page(found, made_tables, DRAWS)
     assert text.index('never comparable with published') < text.index('<table')
     assert 'The folders mix complete results and results of the toy world' in text
-    assert 'results of random weights enter no table' in text and 'a part of a data set' in text
+    assert 'of random weights: in no table' in text and 'of a part of a data set: in no table' in text
     (rows,) = [list(csv.DictReader(io.StringIO(csv_text(found, made_tables))))]
     assert {row['worth'] for row in rows} == {'full', 'partial', 'random', 'toy'}
 
@@ -437,7 +453,7 @@ def test_escapes():
 
 
 def test_a_result_that_is_changed_is_read_again(made, tmp_path):
-    (path,) = copied(made, tmp_path, 'voc21_sclip_')
+    (path,) = copied(made, tmp_path, OWN)
     first = heavy(str(path)).counts.images
     edit(path, lambda result: result['images'].pop())
     assert len(heavy(str(path)).counts.images) == len(first) - 1
@@ -446,3 +462,161 @@ def test_a_result_that_is_changed_is_read_again(made, tmp_path):
 def test_light_results_leave_the_counts_in_the_file(made):
     result = light(str(next(made.iterdir())))
     assert not {'images', 'confusion', 'config'} & set(result) and os.path.isfile(result['path'])
+
+
+def change_entries(path, target=None, level='number', **values):
+    """Change the values of entries of a fingerprint by the last part of their key; a new key becomes a new entry."""
+
+    def change(result):
+        for entry in result['fingerprint']:
+            entry[1] = values.pop(entry[0].split('.')[-1], entry[1])
+        result['fingerprint'] += [[key, value, level] for key, value in values.items()]
+
+    return edit(path, change, target)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda result: result['metrics'].update(mIoU=11.0), 'mIoU does not follow from the counts'),
+        (lambda result: result['metrics'].update(mIoU=float('nan')), 'mIoU does not follow'),
+        (lambda result: result['metrics'].update(mIoU='63.7'), 'mIoU does not follow'),
+        (lambda result: result['classes'][0].update(IoU='12'), 'does not follow'),
+        (lambda result: result['images'].pop(), 'the counts of the images and the confusion matrix differ'),
+        (lambda result: result['images'][0]['union'].__setitem__(0, -5), 'no whole number from 0 on'),
+        (lambda result: result['images'][0]['label'].__setitem__(0, 10**30), 'no whole number from 0 on'),
+        (lambda result: result['images'][0]['classes'].__setitem__(0, 0.5), 'no whole number from 0 on'),
+        (lambda result: result['images'][0]['classes'].__setitem__(1, result['images'][0]['classes'][0]), 'twice'),
+        (lambda result: result['confusion']['pixels'].__setitem__(0, 'x'), 'no whole number from 0 on'),
+        (lambda result: result.update(seconds='12'), 'seconds'),
+        (lambda result: result.pop('config'), 'config'),
+        (lambda result: result['cell'].update(vfm=5), 'vfm'),
+        (lambda result: result['cell'].update(title=[]), 'title'),
+        (lambda result: result['cell'].pop('words'), 'the cell lacks'),
+        (lambda result: result['fingerprint'].append([5, 1, 'source']), 'the entry 5 of the fingerprint'),
+        (lambda result: result['fingerprint'].append(['a', 1, 5]), 'the entry .a. of the fingerprint'),
+    ],
+)
+def test_figures_must_follow_from_the_counts(made, tmp_path, change, message):
+    """A file whose values have other kinds, or whose figures are not those of its counts, is named and left out."""
+    (path,) = copied(made, tmp_path, OWN)
+    edit(path, change)
+    with pytest.raises(UserError, match=f'{path.name} is a damaged result .*{message}'):
+        light(str(path))
+
+
+def test_no_result_takes_anothers_place(made, tmp_path):
+    """A digest that a file lacks agrees with every digest: two such files are one cell, and that is said."""
+    paths = copied(made, tmp_path, 'voc21_proxyclip+fsa')
+    change_entries(paths[0], tmp_path / 'zz.json', 'source', **{'model.vfm.proxy.file': 'abc'})
+    found = find_results([str(tmp_path)])
+    assert len(found.results) == 1 and 'zz.json is not' in found.duplicates[0]
+    edit(tmp_path / 'zz.json', lambda result: result['cell'].update(method='other'))
+    found = find_results([str(tmp_path)])  # other names that no row shows
+    (table,) = make_tables(found.results)
+    assert len(found.results) == len([cell for _, cell in table.cells() if cell.result]) == 2
+
+
+def test_a_row_stays_together_where_one_data_set_has_two_codes(made, tmp_path):
+    """The clash on one data set names the code in all cells of both rows; nothing that ran counts as not run."""
+    paths = copied(made, tmp_path, 'voc20_sclip_', 'ade20k_sclip_', OWN)
+    change_entries(tmp_path / find(paths, 'voc21'), tmp_path / 'other.json', package='other')
+    (table,) = make_tables(find_results([str(tmp_path)]).results)
+    by_size = sorted(table.rows, key=lambda row: sum(bool(cell.result) for cell in row.cells.values()))
+    assert len(by_size) == 2 and all('package=' in row.name[3] for row in by_size)
+    ran = {path.name.split('_')[0] for path in paths}
+    for row in table.rows:
+        not_run = {name for name, cell in row.cells.items() if cell.verdict == 'not run'}
+        assert not not_run & ran and not_run == set(DATASETS) - ran
+
+
+def find(paths, start):
+    return next(path for path in paths if path.name.startswith(start)).name
+
+
+def test_a_users_own_method_under_a_shipped_name_has_no_published_figure(made, tmp_path):
+    (path,) = copied(made, tmp_path, OWN)
+    for key, level in (('method file', 'source'), ('class SCLIP', 'source'), ('method.title', 'number')):
+        change_entries(path, tmp_path / 'own.json', level, **{key: 'x'})
+        (row,) = make_tables([light(str(tmp_path / 'own.json'))])[0].rows
+        assert row.cells['voc21'].references == [] and key in row.cells['voc21'].remark
+        assert row.cells[AVERAGE].references == [] and not any(cell.judged for cell in row.cells.values())
+
+
+def test_a_published_method_that_does_not_ship_has_no_verdict(made, tmp_path):
+    """published.csv has methods that a user may add; here nobody has."""
+    (path,) = copied(made, tmp_path, OWN)
+    edit(path, lambda result: result['cell'].update(method='gem', protocol='gem', words='gem', title='GEM'))
+    (row,) = make_tables([light(str(path))])[0].rows
+    assert row.cells['voc21'].remark == 'other settings than the published: a component does not ship'
+
+
+def test_no_draw_that_shows_a_class_is_no_gain(made, tmp_path, monkeypatch):
+    copied(made, tmp_path, OWN, 'voc21_sclip+fsa')
+    (table,) = make_tables(find_results([str(tmp_path)]).results)
+    monkeypatch.setattr(gains, 'result_draws', lambda *_: np.full(DRAWS, np.nan))
+    add_gains([table], DRAWS)
+    ((_, pair),) = table.pairs
+    assert pair.gain is None and pair.problem == 'no draw of the images shows a class'
+
+
+def test_an_undefined_figure_is_not_called_not_run(made, tmp_path):
+    (path,) = copied(made, tmp_path, OWN)
+    result = light(str(path))
+    result['metrics']['mIoU'] = None
+    (table,) = make_tables([result])
+    assert table.rows[0].cells['voc21'].verdict == 'undefined' and ', 1 undefined' in summary(table)
+
+
+def test_expected_rows_without_a_result_count_as_not_run(made, tmp_path):
+    copied(made, tmp_path, OWN)
+    expected = {('SCLIP | clip_vit-b16 | – | sclip', 'voc21'): 1.0, ('CLIP | toy | – | own', 'voc21'): 2.0}
+    (table,) = make_tables(find_results([str(tmp_path)]).results, expected, 0.1)
+    assert summary(table).startswith('0 of 1 expected numbers reproduced (within 0.1), 1 above, 1 not run')
+
+
+def test_curves_and_maps_never_mix_code_words_or_precision(varied, tmp_path):
+    paths = copied(varied, tmp_path, 'voc21_proxyclip+fsa')
+    before = setting_curves(make_tables(find_results([str(tmp_path)]).results)[0])
+    for path in paths:
+        change_entries(path, tmp_path / f'fp16_{path.name}', precision='fp16')
+    after = setting_curves(make_tables(find_results([str(tmp_path)]).results)[0])
+    for key, curves in before.items():
+        assert len(after[key]) == 2 * len(curves) == len({curve.name for curve in after[key]})
+        assert sorted(curve.points for curve in after[key]) == sorted(2 * [curve.points for curve in curves])
+    for path in paths[1:]:
+        change_entries(path, package='other')
+    (table,) = make_tables([light(str(path)) for path in paths])
+    points = [point for curve in setting_curves(table).get('feedback.lam', ()) for point in curve.points]
+    assert light(str(paths[0]))['metrics']['mIoU'] not in [value for _, value in points]
+
+
+def test_loaded_weights_that_differ_are_noted(made, tmp_path):
+    paths = copied(made, tmp_path, 'voc21_sclip')
+    edit(paths[0], lambda result: result['weights'].update(backbone='other'))
+    (table,) = make_tables(find_results([str(tmp_path)]).results)
+    notes = [pair.note for _, pair in table.pairs]
+    assert notes == ['the rows were made by different code or weights (weights of backbone)']
+
+
+def test_formulas_and_directions_are_texts(made, tmp_path):
+    copied(made, tmp_path, OWN)
+    found = find_results([str(tmp_path)])
+    for result in found.results:
+        result['cell']['title'] = '=HYPERLINK("http://x")\u202e'
+        result['flat']['row'] = result['cell']['title']
+    made_tables = make_tables(found.results)
+    (row, *_) = csv.DictReader(io.StringIO(csv_text(found, made_tables)))
+    assert row['row'] == '\'=HYPERLINK("http://x")' and '\u202e' not in tex(found, made_tables)
+    assert '\n{}=HYPERLINK' in tex(found, made_tables)
+
+
+def test_names_of_data_sets_and_images_are_escaped_in_markdown(made, tmp_path):
+    for path in copied(made, tmp_path, 'voc21_sclip'):
+        edit(path, lambda result: result['cell'].update(dataset='v|oc<script>\n\n# x'))
+    edit(path, lambda result: result['images'][0].update(name='<script>alert(1)</script>'))
+    found = find_results([str(tmp_path)])
+    made_tables = make_tables(found.results)
+    add_gains(made_tables, DRAWS)
+    text = markdown(found, made_tables)
+    assert '<script>' not in text and '\n# x' not in text and '&lt;script&gt;alert' in text
