@@ -559,7 +559,7 @@ MUTANTS = [
     *of(
         'fsa_seg/evaluation/report/rows.py',
         'evaluation/report/test_report.py',
-        ('every_reference_is_judged', "cell.reference.comparable == 'code'", 'True'),
+        ('every_reference_is_judged', "bool(figures) and figures[0].comparable == 'code'", 'True'),
         (
             'averages_of_seven',
             'all(value is not None for value in values)',
@@ -570,7 +570,40 @@ MUTANTS = [
             "('dataset', 'method', 'title', 'backbone', 'vfm', 'protocol', 'words')",
             "('dataset', 'method', 'title', 'backbone', 'vfm')",
         ),
-        ('other_settings_are_published', 'own[key] != shipped[key] and', 'False and'),
+        ('unlike_rows_have_an_average', 'if with_published and not row.unlike else', 'if with_published else'),
+        ('results_overwrite_each_other', 'if name in rows and dataset in rows[name].cells:', 'if False:'),
+    ),
+    *of(
+        'fsa_seg/evaluation/report/references.py',
+        'evaluation/report/test_report.py',
+        ('other_settings_are_published', "level == 'number' and shipped[key] != value and", 'False and'),
+        ('own_files_are_published', "differs = level == 'source' and not key.endswith('.file')", 'differs = False'),
+    ),
+    *of(
+        'fsa_seg/evaluation/report/soundness.py',
+        'evaluation/report/test_report.py',
+        ('figures_are_believed', 'return abs(value - figure) <= EXACT', 'return True'),
+        ('counts_below_zero', 'array.ndim == 1 and array.min() >= 0', 'array.ndim == 1'),
+        ('images_are_believed', '_demand(np.array_equal(ours, theirs)', '_demand(True'),
+    ),
+    *of(
+        'fsa_seg/evaluation/report/studies.py',
+        'evaluation/report/test_report.py',
+        (
+            'curves_mix_code',
+            "entries[''] = [sources_hash(result['fingerprint']), weights_files(result['fingerprint'])]",
+            "entries[''] = None",
+        ),
+    ),
+    *of(
+        'fsa_seg/evaluation/report/examples.py',
+        'cli/test_report_and_compare.py',
+        (
+            'a_results_data_set_is_run',
+            "one_of(config.cell.dataset, component_names('dataset'), 'data set')",
+            'config.cell.dataset',
+        ),
+        ('any_labels_are_drawn', 'if not np.array_equal(counts, pixels):', 'if False:'),
     ),
     *of(
         'fsa_seg/evaluation/report/collect.py',
