@@ -53,8 +53,12 @@ def test_the_published_figures(installed):
 def test_the_main_job(installed):
     with open(os.path.join(MINI, 'golden.json'), encoding='utf-8') as f:
         golden = json.load(f)['cells']['ProxyCLIP + FSA | toy | toy | fsa']['voc21']
-    printed = installed('fsa-seg', 'test', 'voc21', '--mini')
+    printed = installed('fsa-seg', 'test', 'voc21', '--mini', '--save-labels')
     assert abs(float(re.search(r'mIoU (\d+\.\d+)', printed).group(1)) - golden) < 0.1, printed
+    installed('fsa-seg', 'test', 'voc21', '--mini', '--no-fsa', '--protocol', 'fsa', '--save-labels')
+    assert 'report: work_dirs/report/report.html' in installed('fsa-seg', 'report', 'work_dirs')
+    page = installed('python', '-c', 'print(open("work_dirs/report/report.html").read())')
+    assert 'data:image/webp' in page and 'No picture' not in page
 
 
 def test_a_picture_and_the_sources(installed):
