@@ -134,7 +134,7 @@ def run_data(args: argparse.Namespace, cells: Sequence[Mapping[str, Any]], optio
     from fsa_seg.evaluation.goldens import compare, read_goldens, write_goldens
     from fsa_seg.evaluation.passes import picture_of_rows, run_cells
     from fsa_seg.evaluation.results import table
-    from fsa_seg.system.paths import check_file
+    from fsa_seg.system.paths import check_file, make_folder
     from fsa_seg.system.progress import Bar
     from fsa_seg.visualization.pictures import write_picture
 
@@ -148,6 +148,8 @@ def run_data(args: argparse.Namespace, cells: Sequence[Mapping[str, Any]], optio
     pictured = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
     work_dir = configs[0].work_dir
     check_file(table_path(work_dir, args.suite), 'the table')
+    if args.report:
+        make_folder(os.path.join(work_dir, 'report'))
     progress = functools.partial(Bar, desc='passes', unit='pass')
     results = run_cells(configs, progress, args.force, args.cells_per_pass or 32)
     finish(table(results, datasets), work_dir, args.suite, 'results')

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     results = [light(path) for path in (args.before, args.after)]
     print_heads(results)
     problem = incomparable(*results)
-    print_figures(results)
+    print_figures(results, problem)
     print(f'no interval: {problem}' if problem else interval(results, args.draws))
     if not problem:
         print_classes(results)
@@ -69,21 +69,21 @@ def print_heads(results: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def print_figures(results: Sequence[Mapping[str, Any]]) -> None:
-    """Print the figures and their differences."""
+def print_figures(results: Sequence[Mapping[str, Any]], problem: str | None) -> None:
+    """Print the figures, and their differences unless there is a problem."""
     from fsa_seg.evaluation.report.tables import figure, signed
 
     print(f'\n{"":6}{"A":>9}{"B":>9}{"B − A":>9}')
     for key in ('mIoU', 'mAcc', 'aAcc'):
         before, after = (result['metrics'][key] for result in results)
-        difference = None if None in (before, after) else after - before
+        difference = None if problem or None in (before, after) else after - before
         print(f'{key:6}{figure(before, 2):>9}{figure(after, 2):>9}{signed(difference, 2):>9}')
 
 
 def interval(results: Sequence[Mapping[str, Any]], draws: int) -> str:
     """Return the interval of the difference in words."""
     from fsa_seg.evaluation.report.gains import FEW_IMAGES, LEAST, result_draws
-    from fsa_seg.evaluation.report.statistics import LEVEL, gain
+    from fsa_seg.evaluation.report.statistics import LEVEL, OUTSIDE, gain
     from fsa_seg.evaluation.report.tables import signed
 
     if results[0]['flat']['images'] < LEAST:
@@ -93,6 +93,7 @@ def interval(results: Sequence[Mapping[str, Any]], draws: int) -> str:
     return (
         f'{100 * LEVEL:.0f} % interval of B − A in mIoU: {signed(found.low, 2)} to {signed(found.high, 2)}, '
         f'positive in {100 * found.positive:.1f} % of {draws:,} draws of the images'
+        + (f'; {OUTSIDE}' if found.outside else '')
     )
 
 

@@ -142,7 +142,8 @@ def main(argv: Sequence[str]) -> None:
         return
     names = result['cell']
     figures = '  '.join(f'{key} {"–" if value is None else f"{value:.2f}"}' for key, value in result['metrics'].items())
-    settings = ', '.join([names['protocol'], *names['changed']])
+    words = [f'words {names["words"]}'] if names['words'] != names['protocol'] else []
+    settings = ', '.join([names['protocol'], *words, *names['changed']])
     print(f'{row_name(names)} on {names["dataset"]} ({settings}): {figures}')
     if note := toy_note(names):
         print(note)

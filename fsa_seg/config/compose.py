@@ -128,6 +128,7 @@ def compose(
     precision: str = 'auto',
     random_weights: int | None = None,
     runtime: dict | None = None,
+    users_runtime: bool = True,
 ) -> Config:
     """Return the complete config of one cell.
 
@@ -142,6 +143,7 @@ def compose(
         precision: 'auto', 'fp32', 'fp16' or 'bf16'.
         random_weights: seed of random weights in place of trained weights; the result is marked, and in no table.
         runtime: replaces entries of configs/runtime.py, and of a user's own, see `default_runtime`.
+        users_runtime: whether a user's own runtime.py counts; it changes no number.
 
     Raises:
         UserError: a component, a key or a value that cannot be used.
@@ -170,7 +172,7 @@ def compose(
         toy_models=toy_models,
         toy_data=toy_data,
     )
-    defaults = default_runtime()
+    defaults = default_runtime(users_runtime)
     check_keys(runtime or {}, defaults, 'the runtime')
     runtime = dict(defaults, **(runtime or {}))
     config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time

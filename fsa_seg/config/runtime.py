@@ -29,16 +29,19 @@ PACKAGES = dict(  # mmengine's backend of a visualizer -> the package that it ne
 )
 
 
-def default_runtime() -> dict:
+def default_runtime(users: bool = True) -> dict:
     """Return the entries of configs/runtime.py, replaced by those of a runtime.py in a folder of FSA_SEG_CONFIGS.
 
     The modules in `custom_imports` of a user's file are imported, and stand in no config: they change no number.
+
+    Args:
+        users: whether to read a user's file.
 
     Raises:
         UserError: two such files, a file that cannot be read or defines a class, an unknown key or a wrong value.
     """
     entries = load_file(RUNTIME).to_dict()
-    paths = [os.path.join(folder, 'runtime.py') for folder in config_folders()[1:]]
+    paths = [os.path.join(folder, 'runtime.py') for folder in (config_folders()[1:] if users else ())]
     paths = [path for path in paths if os.path.isfile(path)]
     if len(paths) > 1:
         raise UserError(f'two files say how runs are carried out: {paths[0]} and {paths[1]}; remove one')

@@ -1,5 +1,6 @@
 """Files of predicted labels: one PNG for each image, with the labels of the data set's label files."""
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from mmengine.dist import is_main_process
 from PIL import Image
 
 from fsa_seg.errors import UserError
-from fsa_seg.system.paths import file_digest, make_folder, new_file
+from fsa_seg.system.paths import file_digest, files_digest, make_folder, new_file
 from fsa_seg.visualization.pictures import picture_path
 
 MARK = '.result'  # file in a folder of labels: the path of the result that the labels belong to, from the folder
@@ -57,6 +58,11 @@ def label_path(folder: str, name: str) -> str:
     return picture_path(folder, name, None)
 
 
+def labels_digest(folder: str, names: Iterable[str]) -> str:
+    """Return the digest of the files of predicted labels of images, in order."""
+    return files_digest(label_path(folder, name) for name in names)
+
+
 def claim_folder(folder: str, result: str, names: Iterable[str]) -> None:
     """Make the folder of the labels of a result, and mark the folder as this result's.
 
@@ -75,17 +81,17 @@ def claim_folder(folder: str, result: str, names: Iterable[str]) -> None:
         raise UserError(f'{path} would hold the labels of two images, {both[0]} and {both[1]}; rename one')
     make_folder(folder)
     mark, own = os.path.join(folder, MARK), os.path.relpath(result, folder)
+    if is_main_process():
+        with contextlib.suppress(FileExistsError), open(mark, 'x', encoding='utf-8') as f:  # of two processes, one
+            f.write(own)
     if os.path.exists(mark):
         with open(mark, encoding='utf-8') as f:
             other = f.read()
-        if other != own:
+        if other not in (own, ''):
             raise UserError(
-                f'--save-labels: {folder} holds the labels of {os.path.normpath(os.path.join(folder, other))}; give '
-                '--out a name that no other result has, or remove the folder'
+                f'--save-labels: {folder} holds the labels of {os.path.normpath(os.path.join(folder, other))}; name '
+                'another --work-dir, give --out a name that no other result has, or remove the folder'
             )
-    elif is_main_process():
-        with new_file(mark) as part, open(part, 'w', encoding='utf-8') as f:
-            f.write(own)
 
 
 def missing_labels(result: dict, path: str) -> str | None:
@@ -98,7 +104,10 @@ def missing_labels(result: dict, path: str) -> str | None:
     if not result.get('labels'):
         return 'its predicted labels were not written'
     folder = os.path.normpath(os.path.join(os.path.dirname(path), result['labels']))
-    missing = [image for image in result['images'] if not os.path.isfile(label_path(folder, image['name']))]
-    if not missing:
-        return None
-    return f'{len(missing)} of {len(result["images"])} files of predicted labels are missing in {folder}'
+    names = [image['name'] for image in result['images']]
+    missing = [name for name in names if not os.path.isfile(label_path(folder, name))]
+    if missing:
+        return f'{len(missing)} of {len(names)} files of predicted labels are missing in {folder}'
+    if result.get('labels_digest') != labels_digest(folder, names):
+        return f'files of predicted labels in {folder} have changed'
+    return None

@@ -38,7 +38,7 @@ from fsa_seg.datasets.data_sets import (
     read_as_loaded,
 )
 from fsa_seg.errors import UserError, built, one_line, warn_once
-from fsa_seg.evaluation.label_files import claim_folder, label_path, labels_folder, missing_labels
+from fsa_seg.evaluation.label_files import claim_folder, label_path, labels_digest, labels_folder, missing_labels
 from fsa_seg.evaluation.metric import Journal
 from fsa_seg.evaluation.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
 from fsa_seg.models.clip import check_inner_blocks, load_clip
@@ -150,8 +150,7 @@ def run_pass(cells: Sequence[Cell], paths: Sequence[str] | None = None) -> list[
         make_folder(os.path.dirname(os.path.abspath(path)))
         make_folder(folder)
     for path, cell in zip(paths, cells):
-        if folder := _labels_folder(path, cell):
-            claim_folder(folder, path, cell.data.names)
+        _claim_labels(path, cell)
     with contextlib.ExitStack() as stack:
         lock_folders = sorted(set(folders)) if is_main_process() else []
         waits = [stack.enter_context(locked(folder, get_world_size() == 1)) for folder in lock_folders]
@@ -182,6 +181,12 @@ def _unusable(result, path, cell):
 def _labels_folder(path, cell):
     """Return the folder of the predicted labels that a cell writes; None for a cell that writes none."""
     return labels_folder(cell.config.work_dir, path) if cell.config.get('save_labels') else None
+
+
+def _claim_labels(path, cell):
+    """Make the folder of the predicted labels that a cell writes, see `claim_folder`."""
+    if folder := _labels_folder(path, cell):
+        claim_folder(folder, path, cell.data.names)
 
 
 def _run_locked_pass(cells, paths, folders):
@@ -253,6 +258,7 @@ def _write_results(cells, paths, journals, runner, seconds):
         result.update(cells_in_pass=len(cells), window_batch=members[0].windows_at_once)
         if folder := _labels_folder(path, cell):
             result['labels'] = os.path.relpath(folder, os.path.dirname(os.path.abspath(path))).replace(os.sep, '/')
+            result['labels_digest'] = labels_digest(folder, metric.images)
         write_result(result, path)
         journal.remove()
         results.append(result)
@@ -261,7 +267,10 @@ def _write_results(cells, paths, journals, runner, seconds):
 
 def _runner(config):
     """Return mmengine's runner of a config. The runner logs and writes the config with its long lists cut."""
-    shown = Config(_shortened(config.to_dict()), format_python_code=False)
+    shown = {
+        key: value for key, value in config.to_dict().items() if key != 'visualizer' or not value
+    }  # it may hold a key
+    shown = Config(_shortened(shown), format_python_code=False)
     options = {key: config[key] for key in inspect.signature(Runner.__init__).parameters if key in config}
     return LoggedRunner(**options, cfg=shown)
 
@@ -277,6 +286,20 @@ class LoggedRunner(Runner):
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(max(handler.level, least))
         return logger
+
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        """Return the visualizer, see mmengine's `Runner`; what fails when its trackers are closed ends no run."""
+        built_visualizer = super().build_visualizer(visualizer)
+        close = built_visualizer.close
+
+        def guarded():
+            try:
+                close()
+            except Exception as error:  # a tracker's package, or its service
+                warn_once(f'visualizer: it could not be closed: {one_line(error)}')
+
+        built_visualizer.close = guarded
+        return built_visualizer
 
 
 def _shortened(value):
@@ -324,6 +347,8 @@ def run_cells(
     _check_models([cell.config.model for cell in cells if result_path(cell) not in kept_results])
     results = {cell.hash: kept_results[result_path(cell)] for cell in cells if result_path(cell) in kept_results}
     passes = _passes(cells, results, most)
+    for cell in (cell for group in passes for cell in group):
+        _claim_labels(result_path(cell), cell)
     shared = [
         f'\n  {group[0].config.cell.dataset}: ' + ', '.join(_member_name(cell.config.cell) for cell in group)
         for group in passes

@@ -152,6 +152,8 @@ def read_result(path: str | os.PathLike) -> dict:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
+        if isinstance(error, OSError):
+            raise UserError(f'{path} cannot be read: {error.strerror}; give the JSON file of a result') from None
         raise UserError(f'{path} is not a result of this suite ({error!r}); remove it or run its cell again') from None
     return result
 

@@ -112,12 +112,14 @@ def test_a_report_runs_no_program_that_a_result_names(run_tool, tmp_path):
     assert 'No picture: unknown data set' in (tmp_path / 'w' / 'report' / 'report.html').read_text()
 
 
-def test_a_tracker_that_is_not_installed_ends_no_report(made, run_tool, tmp_path, monkeypatch):
+def test_a_users_runtime_changes_no_report(made, run_tool, tmp_path, monkeypatch):
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'runtime.py').write_text("visualizer = dict(vis_backends=[dict(type='NeptuneVisBackend')])\n")
     monkeypatch.setenv('FSA_SEG_CONFIGS', str(tmp_path / 'mine'))
     status, printed = run_tool('report', made, '--out', 'out', '--details', 0)
     assert status == 0 and 'figures of released code reproduced' in printed, printed
+    (tmp_path / 'mine' / 'runtime.py').write_text('workdir = 3\n')  # whatever a user's runtime.py holds
+    assert 'figures of released code reproduced' in run_tool('report', made, '--out', 'out', '--details', 0)[1]
     assert 'does not ship' not in (tmp_path / 'out' / 'table.csv').read_text()
 
 

@@ -204,6 +204,10 @@ def test_a_backend_of_a_users_own(own, tracker, tmp_path, capsys):
     own(f'{text}type="FakeBackend", file={str(tracker)!r}, fail="scalars")])')
     assert run_pass([prepare(config(tmp_path))])[0]['hash'] == prepare(cells[0]).hash
     assert 'the metrics of voc20_sclip' in (printed := capsys.readouterr().err) and 'no network' in printed
+    own(f'{text}type="FakeBackend", file={str(tracker)!r}, fail="close")])')
+    assert run_pass([prepare(config(tmp_path))])[0]['hash'] == prepare(cells[0]).hash
+    assert 'could not be closed: ConnectionError: no network' in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob('*.log') if 'FakeBackend' in path.read_text()]  # it may have a key
     own(f'{text}type="FakeBackend", file={str(tracker)!r}, fail="config")])')
     with pytest.raises(UserError, match='the run of this config cannot be built: .*no network'):
         run_pass([prepare(config(tmp_path))])

@@ -14,10 +14,12 @@ from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.goldens import compare, read_goldens, write_goldens
 from fsa_seg.evaluation.metric import ExactIoUMetric
+from fsa_seg.evaluation.results import read_result
 from fsa_seg.methods import find_method, method_names
 from fsa_seg.models.segmentor import ImageListPreprocessor
 
 from conftest import MINI, ROOT
+from made_results import make_results
 
 FILE = os.path.join(MINI, 'golden.json')
 TWO = ('voc21', 'context59')
@@ -197,3 +199,18 @@ def test_images_are_resized_by_their_shorter_side_up_to_a_longest(run_tool, tmp_
     labels = segmenter.segment(str(tmp_path / 'images' / 'wide.png'), ['cat; kitten', 'wood', 'river', 'cloud']).labels
     assert np.array_equal(labels, expected) and len(np.unique(labels)) > 1
     assert recorded[1] == [(3, *resized)] * 2
+
+
+def test_results_of_two_codes_are_both_compared(tmp_path):
+    """A table tells them apart in their rows' names; an expected number is that of the cell."""
+    lists = dict(dataset=['voc21'], method=['clearclip'], feedback=[None], protocol=['own'])
+    (path,) = make_results(tmp_path, images=3, backbones=['clip_vit-b16'], **lists)
+    first = read_result(path)
+    entries = [entry._replace(value='other') if entry.key == 'package' else entry for entry in first['fingerprint']]
+    value = first['metrics']['mIoU']
+    second = dict(first, fingerprint=entries, metrics=dict(first['metrics'], mIoU=value + 1))
+    expected = {('ClearCLIP | clip_vit-b16 | – | clearclip', 'voc21'): value}
+    same = dict(second, metrics=first['metrics'])
+    assert compare([first, same], expected) == (True, '1 of 1 as expected, largest difference 0.00')
+    right, report = compare([first, second], expected)
+    assert not right and f'expected {value:.2f}, found {value + 1:.2f}' in report

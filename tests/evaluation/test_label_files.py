@@ -206,7 +206,7 @@ def test_a_folder_belongs_to_one_result(tmp_path):
     folder, path = str(tmp_path / 'labels' / 'r'), str(tmp_path / 'a' / 'r.json')
     for _ in range(2):
         claim_folder(folder, path, ['x/a.jpg', 'y/a.jpg'])
-    with pytest.raises(UserError, match=r'holds the labels of .*/a/r.json; give --out a name'):
+    with pytest.raises(UserError, match=r'holds the labels of .*/a/r.json; name another --work-dir, give --out a name'):
         claim_folder(folder, str(tmp_path / 'b' / 'r.json'), ['x/a.jpg'])
     with pytest.raises(UserError, match=r'x/a.png would hold the labels of two images, ../x/a.jpg and x/a.tif'):
         claim_folder(folder, path, ['../x/a.jpg', 'x/b.jpg', 'x/a.tif'])
@@ -233,3 +233,19 @@ def test_the_tools(run_tool, tmp_path):
     assert status == 1 and 'holds the labels of' in printed and not (tmp_path / 'other' / 'first.json').exists()
     status, printed = run_tool('benchmark', '--suite', 'architectures', '--save-labels')
     assert status == 1 and 'leave out --save-labels' in printed, printed
+
+
+def test_labels_that_were_changed_are_not_the_results(run_tool, tmp_path):
+    """The result has the digest of its files: a benchmark then runs the cell again."""
+    command = ('benchmark', '--mini', '--datasets', 'voc20', '--methods', 'sclip', '--no-fsa', '--save-labels')
+    assert run_tool(*command)[0] == 0
+    assert '1 are there, 0 run' in run_tool(*command)[1]
+    path = next((tmp_path / 'work_dirs' / 'labels').rglob('*.png'))
+    with Image.open(path) as file:
+        labels = file.copy()
+    before = path.read_bytes()
+    labels.putpixel((0, 0), 1 + labels.getpixel((0, 0)) % 20)
+    labels.save(path)
+    status, printed = run_tool(*command)
+    assert status == 0 and 'have changed' in printed and '0 are there, 1 run' in printed
+    assert path.read_bytes() == before

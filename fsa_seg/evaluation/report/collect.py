@@ -171,4 +171,4 @@ def _duplicate(first, second):
     same = values[0] == values[1] or None not in values and abs(values[0] - values[1]) < EXACT
     texts = ['' if same else f' (mIoU {value})' for value in values]
     figures = 'with the same figures' if same else 'with other figures'
-    return f'two files hold one cell, {figures}: {first["path"]}{texts[0]} is used, {second["path"]}{texts[1]} is not'
+    return f'Two files hold one cell, {figures}: {first["path"]}{texts[0]} is used, {second["path"]}{texts[1]} is not'

@@ -86,6 +86,7 @@ def histogram(gains: np.ndarray, about: str) -> str:
         axes.axvline(0, color=FAINT, linewidth=1)
         axes.set_xlabel("gain in an image's own mIoU, percent points")
         axes.set_ylabel('images')
+        axes.yaxis.get_major_locator().set_params(integer=True)
         return _svg(figure, about)
 
 

@@ -53,7 +53,7 @@ def _shipped_entries(dataset, method, feedback, backbone, vfm, protocol):
     """Return key -> value of the fingerprint of the cell of these names; None where a component is not there."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # warnings about words: the run has printed them
-            config = compose(dataset, method, feedback, backbone, vfm, protocol, runtime=dict(visualizer=None))
+            config = compose(dataset, method, feedback, backbone, vfm, protocol, users_runtime=False)
         return {entry.key: entry.value for entry in fingerprint(config)}
     except UserError:
         return None

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from fsa_seg.config.fingerprint import differences
+from fsa_seg.evaluation.goldens import expected_cell
 from fsa_seg.evaluation.report.collect import Light, worth
 from fsa_seg.evaluation.report.published import DATASETS, TOLERANCE, Figure, published, verdict
 from fsa_seg.evaluation.report.references import DATA_KEYS, references
@@ -120,12 +121,14 @@ class Table:
         rows: in the order of the page.
         datasets: the columns, without the average.
         absent: expected cells whose row has no result: (name of the row, data set).
+        expected: whether expected numbers take the place of published figures.
     """
 
     worth: str
     rows: list[Row]
     datasets: list[str]
     absent: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    expected: bool = False
 
     def cells(self) -> Iterator[tuple[Row, Cell]]:
         """Yield each row and its cells of data sets."""
@@ -137,8 +140,7 @@ class Table:
     @property
     def reference(self) -> str:
         """What stands beside the figures: 'published' or 'expected' ones."""
-        expected = any(cell.reference.comparable == EXPECTED for _, cell in self.cells() if cell.references)
-        return EXPECTED if expected else 'published'
+        return EXPECTED if self.expected else 'published'
 
     @property
     def pairs(self) -> list[tuple[Row, Pair]]:
@@ -162,7 +164,10 @@ def make_tables(
         group = [result for result in results if worth(result) == kind]
         if group:
             tables.append(_table(kind, group, expected, tolerance))
-    names = {' | '.join(row.name) for table in tables for row in table.rows}
+    judged = {expected_cell(row.first, row.name, expected or {}) for table in tables for row in table.rows}
+    names = {cell[0] for cell in judged if cell} | {' | '.join(row.name) for table in tables for row in table.rows}
+    for table in tables:
+        table.expected = expected is not None
     for table in tables[:1]:
         table.absent = [cell for cell in expected or () if cell[0] not in names]
     return tables
@@ -225,8 +230,12 @@ def _add_not_run(row, ran):
 
 def _expect(row, expected, tolerance):
     """Put expected figures in the place of a row's published figures, and add its expected cells that were not run."""
-    name = ' | '.join(row.name)
-    for dataset in {*row.cells, *(dataset for key, dataset in expected if key == name)}:
+    names = {
+        cell[0] for cell in (expected_cell(cell.result, row.name, expected) for cell in row.cells.values()) if cell
+    }
+    name = names.pop() if names else ' | '.join(row.name)
+    own = ' | '.join(row.name) == name  # else the row's cells that were not run stand in another row
+    for dataset in {*row.cells, *(dataset for key, dataset in expected if key == name and own)}:
         value = expected.get((name, dataset))
         cell = row.cells.setdefault(dataset, Cell(dataset, None, []))
         cell.references = [] if value is None else [Figure(value, EXPECTED, 'expected numbers', '')]

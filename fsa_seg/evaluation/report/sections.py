@@ -9,7 +9,7 @@ from fsa_seg.evaluation.report import plots
 from fsa_seg.evaluation.report.collect import WORTHS, Found, Light, worth
 from fsa_seg.evaluation.report.published import DATASETS
 from fsa_seg.evaluation.report.rows import AVERAGE, EXPECTED, Pair, Table
-from fsa_seg.evaluation.report.statistics import LEVEL
+from fsa_seg.evaluation.report.statistics import LEVEL, OUTSIDE
 from fsa_seg.evaluation.report.studies import attention_maps, setting_curves, words_rows
 from fsa_seg.evaluation.report.tables import NOTHING, counted, figure, plain, row_label, settings_text, signed
 
@@ -94,8 +94,7 @@ def _rough(row, pair):
     cells = [row.cells[name] for name in DATASETS] if pair.after.result is None else [pair.after]
     count = min(cell.result['flat']['images'] for cell in cells)
     few = f'{counted(count, "image")}: too few for a good interval' if count < FEW else None
-    outside = not pair.gain.low <= pair.gain.value <= pair.gain.high
-    return few or ('the gain lies outside of its interval: draws lack rare classes' if outside else None)
+    return few or (OUTSIDE if pair.gain.outside else None)
 
 
 def gains_about(table: Table, draws: int) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 DRAWS = 10_000
 SEED = 0
 LEVEL = 0.95  # of the intervals
+OUTSIDE = 'the gain lies outside of its interval: draws lack rare classes'
 BLOCK = 2_500_000  # images drawn at once, of one or more draws; their float64 numbers of times take 20 MB
 
 
@@ -47,6 +48,7 @@ class Gain(NamedTuple):
     positive: float
     p: float
 
+    outside = property(lambda self: not self.low <= self.value <= self.high)  # draws lack rare classes
     holds_zero = property(lambda self: not (self.low > 0 or self.high < 0))
 
 

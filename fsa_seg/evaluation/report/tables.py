@@ -175,8 +175,9 @@ def gain_text(pair: Pair | None, digits: int = 1) -> str:
     if pair.gain is None:
         return pair.problem or NOTHING
     gain = pair.gain
+    doubt = ' ?' if gain.outside else ''
     star = '*' if pair.corrected is not None and pair.corrected < 0.05 else ''
-    return f'{signed(gain.value, digits)}{star} [{signed(gain.low, digits)}, {signed(gain.high, digits)}]'
+    return f'{signed(gain.value, digits)}{star} [{signed(gain.low, digits)}, {signed(gain.high, digits)}]{doubt}'
 
 
 def markdown(found: Found, tables: Sequence[Table]) -> str:
@@ -225,7 +226,7 @@ def _markdown_gains(table):
     ]
     about = (
         'Gains over the row without feedback under the same protocol, with their 95 % intervals; * real after '
-        "Holm's correction over this table."
+        "Holm's correction over this table; ? the gain lies outside of its interval, as draws lack rare classes."
     )
     return [about, _markdown_columns(names, rows)] if rows else []
 
