@@ -266,11 +266,12 @@ def _write_results(cells, paths, journals, runner, seconds):
 
 
 def _runner(config):
-    """Return mmengine's runner of a config. The runner logs and writes the config with its long lists cut."""
-    shown = {
-        key: value for key, value in config.to_dict().items() if key != 'visualizer' or not value
-    }  # it may hold a key
-    shown = Config(_shortened(shown), format_python_code=False)
+    """Return mmengine's runner of a config.
+
+    The runner logs and writes the config with its long lists cut, and without a visualizer, which may hold a key.
+    """
+    settings = {key: value for key, value in config.to_dict().items() if key != 'visualizer' or not value}
+    shown = Config(_shortened(settings), format_python_code=False)
     options = {key: config[key] for key in inspect.signature(Runner.__init__).parameters if key in config}
     return LoggedRunner(**options, cfg=shown)
 

@@ -54,7 +54,7 @@ def page(
     tables: Sequence[Table],
     draws: int,
     data_root: str | None = None,
-    panels: int = PANELS,
+    most: int = PANELS,
     title: str = TITLE,
     progress: Callable[[list], Iterable] = iter,
 ) -> str:
@@ -65,19 +65,22 @@ def page(
         tables: with their gains, see `fsa_seg.evaluation.report.gains.add_gains`.
         draws: of the intervals.
         data_root: folder of all data sets, from which images are drawn.
-        panels: pairs that are shown in detail; of more pairs, those with the largest gains or losses.
+        most: pairs that are shown in detail; of more pairs, those with the largest gains or losses.
         title: of the page.
         progress: function that shows progress over the pairs in detail, such as `Bar`.
     """
     entries = [_table(table, draws) for table in tables]
-    chosen, about = _chosen(tables, panels)
+    chosen, about = _chosen(tables, most)
+    panels = [panel(i, row, pair, data_root) for i, (row, pair) in enumerate(progress(chosen))]
+    names = dict.fromkeys(entry['dataset'] for entry in panels)
     script = _read('page.js')
     results = counted(len(found.results), 'result')
     parts = dict(
         about=f'{results}; mIoU in percent; made by fsa_seg {__version__} from result files alone.',
         notes=notes(found, tables),
         tables=entries,
-        panels=[panel(i, row, pair, data_root) for i, (row, pair) in enumerate(progress(chosen))],
+        panels=panels,
+        panel_groups=[(name, [entry for entry in panels if entry['dataset'] == name]) for name in names],
         panels_about=about,
         unranked=unranked_table(unranked(found)),
         sources=sources_table(tables),
@@ -110,6 +113,7 @@ def _table(table, draws):
         title=title,
         summary=summary(table),
         reference=table.reference,
+        referenced=any(cell.references for row in table.rows for cell in row.cells.values()),
         columns=names,
         rows=[_row(row, previous, names) for previous, row in zip([None, *table.rows], table.rows)],
         gains=gains,
