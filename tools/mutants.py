@@ -203,7 +203,8 @@ MUTANTS = [
         ('labels_do_not_shift', 'label_picture(labels + shift,', 'label_picture(labels,'),
         ('colours_do_not_shift', '[*[(0, 0, 0)] * shift, *palette]', '[*palette]'),
         ('labels_beyond_eight_bits', 'if highest > 255:', 'if highest > 256:'),
-        ('missing_labels_pass', 'if not missing:', 'if True:'),
+        ('missing_labels_pass', 'if missing:', 'if False:'),
+        ('changed_labels_pass', "if result.get('labels_digest') != labels_digest(folder, names):", 'if False:'),
     ),
     *of(
         'fsa_seg/models/segmentor.py',

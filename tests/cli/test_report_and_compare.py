@@ -26,7 +26,7 @@ def find(folder, start):
 
 
 def test_a_report_of_a_folder(made, run_tool, tmp_path):
-    status, printed = run_tool('report', made, '--out', tmp_path / 'out', '--title', 'Of <May>')
+    status, printed = run_tool('report', made, '--out', tmp_path / 'out', '--title', 'Of <May>', '--details', 1)
     assert status == 0, printed
     assert re.search(r'\d of \d figures of released code reproduced \(within 0\.7\)', printed)
     assert sorted(os.listdir(tmp_path / 'out')) == ['report.html', 'table.csv', 'table.md', 'table.tex']

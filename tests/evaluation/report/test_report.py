@@ -378,7 +378,7 @@ def varied_page(varied):
     found = find_results([str(varied)])
     made_tables = make_tables(found.results)
     add_gains(made_tables, DRAWS)
-    return found, made_tables, page(found, made_tables, DRAWS)
+    return found, made_tables, page(found, made_tables, DRAWS, most=3)
 
 
 def test_texts_of_files_are_escaped(varied_page):
