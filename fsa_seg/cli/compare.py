@@ -58,11 +58,11 @@ def main(argv: Sequence[str]) -> None:
 def print_heads(results: Sequence[Mapping[str, Any]]) -> None:
     """Print what each result is."""
     from fsa_seg.evaluation.report.collect import WORTHS, worth
-    from fsa_seg.evaluation.report.tables import plain, settings_text
+    from fsa_seg.evaluation.report.tables import models_and_settings, plain
 
     for letter, result in zip('AB', results):
         cell = result['cell']
-        text = f'{letter}: {result["flat"]["row"]} on {cell["dataset"]} ({settings_text(cell)})'
+        text = f'{letter}: {result["flat"]["row"]} on {cell["dataset"]} ({models_and_settings(cell)})'
         print(
             f'{plain(text)}\n   {plain(result["path"])}'
             + ('' if worth(result) == 'full' else f'\n   {WORTHS[worth(result)]}')
@@ -72,9 +72,10 @@ def print_heads(results: Sequence[Mapping[str, Any]]) -> None:
 def print_figures(results: Sequence[Mapping[str, Any]], problem: str | None) -> None:
     """Print the figures, and their differences unless there is a problem."""
     from fsa_seg.evaluation.report.tables import figure, signed
+    from fsa_seg.evaluation.results import FIGURES
 
     print(f'\n{"":6}{"A":>9}{"B":>9}{"B − A":>9}')
-    for key in ('mIoU', 'mAcc', 'aAcc'):
+    for key in FIGURES:
         before, after = (result['metrics'][key] for result in results)
         difference = None if problem or None in (before, after) else after - before
         print(f'{key:6}{figure(before, 2):>9}{figure(after, 2):>9}{signed(difference, 2):>9}')
@@ -83,7 +84,7 @@ def print_figures(results: Sequence[Mapping[str, Any]], problem: str | None) -> 
 def interval(results: Sequence[Mapping[str, Any]], draws: int) -> str:
     """Return the interval of the difference in words."""
     from fsa_seg.evaluation.report.gains import FEW_IMAGES, LEAST, result_draws
-    from fsa_seg.evaluation.report.statistics import LEVEL, OUTSIDE, gain
+    from fsa_seg.evaluation.report.statistics import OUTSIDE, PERCENT, gain
     from fsa_seg.evaluation.report.tables import signed
 
     if results[0]['flat']['images'] < LEAST:
@@ -91,7 +92,7 @@ def interval(results: Sequence[Mapping[str, Any]], draws: int) -> str:
     before, after = (result_draws(result, draws) for result in results)
     found = gain(before, after, results[1]['metrics']['mIoU'] - results[0]['metrics']['mIoU'])
     return (
-        f'{100 * LEVEL:.0f} % interval of B − A in mIoU: {signed(found.low, 2)} to {signed(found.high, 2)}, '
+        f'{PERCENT} interval of B − A in mIoU: {signed(found.low, 2)} to {signed(found.high, 2)}, '
         f'positive in {100 * found.positive:.1f} % of {draws:,} draws of the images'
         + (f'; {OUTSIDE}' if found.outside else '')
     )

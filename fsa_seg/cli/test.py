@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     from fsa_seg.errors import UserError
     from fsa_seg.evaluation.passes import check_out, prepare, result_path, run_cell
-    from fsa_seg.evaluation.results import row_name, toy_note
+    from fsa_seg.evaluation.results import row_name, settings_text, toy_note
     from fsa_seg.system.paths import make_folder
 
     if args.export and not args.export.endswith('.py'):
@@ -142,9 +142,7 @@ def main(argv: Sequence[str]) -> None:
         return
     names = result['cell']
     figures = '  '.join(f'{key} {"–" if value is None else f"{value:.2f}"}' for key, value in result['metrics'].items())
-    words = [f'words {names["words"]}'] if names['words'] != names['protocol'] else []
-    settings = ', '.join([names['protocol'], *words, *names['changed']])
-    print(f'{row_name(names)} on {names["dataset"]} ({settings}): {figures}')
+    print(f'{row_name(names)} on {names["dataset"]} ({settings_text(names)}): {figures}')
     if note := toy_note(names):
         print(note)
     if names.get('random_weights') is not None:

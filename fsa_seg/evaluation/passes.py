@@ -40,7 +40,17 @@ from fsa_seg.datasets.data_sets import (
 from fsa_seg.errors import UserError, built, one_line, warn_once
 from fsa_seg.evaluation.label_files import claim_folder, label_path, labels_digest, labels_folder, missing_labels
 from fsa_seg.evaluation.metric import Journal
-from fsa_seg.evaluation.results import Cell, cell_id, make_result, moved, read_result, row_name, stale, write_result
+from fsa_seg.evaluation.results import (
+    FIGURES,
+    Cell,
+    cell_id,
+    make_result,
+    moved,
+    read_result,
+    row_name,
+    stale,
+    write_result,
+)
 from fsa_seg.models.clip import check_inner_blocks, load_clip
 from fsa_seg.models.segmentor import check_window, configured_method, vfms_by_role
 from fsa_seg.models.shared_pass import label_field
@@ -51,7 +61,6 @@ from fsa_seg.system.progress import Bar, note
 from fsa_seg.visualization.pictures import picture_grid, picture_path
 
 LIMIT_SEED = 0
-METRIC_NAMES = ('mIoU', 'mAcc', 'aAcc')
 LONG_LIST = 200  # a log shows lists of the config up to this length whole
 
 
@@ -466,7 +475,7 @@ class CellMetrics(Hook):
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Send the metrics; mmengine's `Hook` gives the arguments."""
         for name, metric in zip(self.names, runner.test_loop.evaluator.metrics):
-            figures = {key: (metrics or {})['/'.join(filter(None, (metric.prefix, key)))] for key in METRIC_NAMES}
+            figures = {key: (metrics or {})['/'.join(filter(None, (metric.prefix, key)))] for key in FIGURES}
             scalars = {f'{name}/{key}': figure for key, figure in figures.items() if math.isfinite(figure)}
             try:
                 runner.visualizer.add_scalars(scalars)

@@ -17,6 +17,8 @@ from fsa_seg.evaluation.metric import ExactIoUMetric, metrics, per_image_counts,
 from fsa_seg.system.markdown import markdown_table
 from fsa_seg.system.paths import cut_name, new_file
 
+COMPONENTS = ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words')  # whose names a cell has
+FIGURES = ('mIoU', 'mAcc', 'aAcc')
 SCHEMA = 2  # version of the file format; version 1 held the config as a program
 TOY_NOTE = (
     'These are the numbers of toy models on the toy world that the repository ships: they show that the suite '
@@ -54,6 +56,12 @@ def row_name(cell: Mapping[str, Any]) -> str:
     if not cell['feedback']:
         return name
     return f'{name} + {re.sub("^fsa(?= |$)", "FSA", cell["feedback"])}'
+
+
+def settings_text(cell: Mapping[str, Any]) -> str:
+    """Return a cell's protocol, its words if they are not the protocol's, and what is changed: 'fsa, words names'."""
+    words = [f'words {cell["words"]}'] if cell['words'] != cell['protocol'] else []
+    return ', '.join([cell['protocol'], *words, *cell['changed']])
 
 
 def toy_note(cell: Mapping[str, Any]) -> str | None:
@@ -106,7 +114,7 @@ def make_result(
         cell=dict(config.cell),
         partial=config.test_dataloader.dataset.get('indices') is not None,
         hash=cell.hash,
-        metrics={key: _number(figures[key]) for key in ('mIoU', 'mAcc', 'aAcc')},
+        metrics={key: _number(figures[key]) for key in FIGURES},
         classes=_class_entries(classes, figures),
         confusion=dict(truth=truth.tolist(), predicted=predicted.tolist(), pixels=total[truth, predicted].tolist()),
         images=images,
@@ -158,6 +166,12 @@ def read_result(path: str | os.PathLike) -> dict:
     return result
 
 
+def result_files(folder: str) -> list[str]:
+    """Return the JSON files of a folder of results, or of a work_dir, whose results lie in results/; sorted."""
+    results = os.path.join(folder, 'results')
+    return sorted(glob.glob(os.path.join(glob.escape(results if os.path.isdir(results) else folder), '*.json')))
+
+
 def load_results(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """Return a row for each result in a folder, ordered by data set and file: `pandas.DataFrame` takes the list.
 
@@ -171,11 +185,8 @@ def load_results(folder: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
         UserError: the folder does not exist, or holds no result.
     """
-    folder = os.fspath(folder)
-    results = os.path.join(folder, 'results')
-    paths = sorted(glob.glob(os.path.join(glob.escape(results if os.path.isdir(results) else folder), '*.json')))
-    rows = []
-    for path in paths:
+    folder, rows = os.fspath(folder), []
+    for path in result_files(folder):
         try:
             rows.append(result_row(read_result(path), path))
         except UserError as error:
@@ -200,7 +211,7 @@ def result_row(result: Mapping[str, Any], path: str | None = None) -> dict[str, 
         user has changed them, `changed` has their digests.
     """
     cell = result['cell']
-    about = {key: cell.get(key) for key in ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words')}
+    about = {key: cell.get(key) for key in COMPONENTS}
     worth = dict(partial=result['partial'], toy=cell['toy'], random_weights=cell.get('random_weights'))
     about['changed'] = ', '.join(cell['changed'])
     run = dict(images=len(result['images']), **{key: result[key] for key in ('seconds', 'device', 'hash')}, path=path)
@@ -280,8 +291,7 @@ def table_row(result: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
     cell = result['cell']
     if result['partial'] or cell.get('random_weights') is not None:
         return None
-    words = [f'words {cell["words"]}'] if cell['words'] != cell['protocol'] else []
-    return row_name(cell), cell['backbone'], cell['vfm'] or '–', ', '.join([cell['protocol'], *words, *cell['changed']])
+    return row_name(cell), cell['backbone'], cell['vfm'] or '–', settings_text(cell)
 
 
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str] | None]:

@@ -5,7 +5,6 @@ stay in the file; `heavy` reads them for the pairs that need them.
 """
 
 import functools
-import glob
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,9 +13,10 @@ import numpy as np
 
 from fsa_seg.config.fingerprint import differences
 from fsa_seg.errors import UserError, one_line
-from fsa_seg.evaluation.report.soundness import EXACT, check_sound
+from fsa_seg.evaluation.metric import sum_confusions
+from fsa_seg.evaluation.report.soundness import EXACT, PAIRS, check_sound
 from fsa_seg.evaluation.report.statistics import Counts, image_counts
-from fsa_seg.evaluation.results import read_result, result_row
+from fsa_seg.evaluation.results import COMPONENTS, read_result, result_files, result_row
 
 Light = dict[str, Any]  # a result without `images`, `confusion` and `config`; with `path`, `flat` and `label_folder`
 HEAVY = ('images', 'confusion', 'config')
@@ -137,9 +137,7 @@ def heavy(path: str) -> Heavy:
 @functools.lru_cache(4)
 def _heavy(path, size, modified):
     result = read_result(path)
-    classes, cells = len(result['classes']), result['confusion']
-    confusion = np.zeros((classes, classes), np.int64)
-    confusion[cells['truth'], cells['predicted']] = cells['pixels']
+    confusion = sum_confusions([[result['confusion'][key] for key in PAIRS]], len(result['classes']))
     return Heavy(image_counts(result), confusion, result['config'])
 
 
@@ -149,15 +147,13 @@ def _files(place):
         return [place]
     if not os.path.isdir(place):
         raise UserError(f'{place} does not exist; give result files, or folders such as work_dirs')
-    results = os.path.join(place, 'results')
-    return sorted(glob.glob(os.path.join(glob.escape(results if os.path.isdir(results) else place), '*.json')))
+    return result_files(place)
 
 
 def _identity(result):
     """Return what the files of one cell share: its hash and its names."""
     cell = result['cell']
-    names = ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words', 'title')
-    return (result['hash'], result['partial'], *(cell.get(name) for name in names))
+    return (result['hash'], result['partial'], *(cell.get(name) for name in (*COMPONENTS, 'title')))
 
 
 def _of_one_code(first, second):

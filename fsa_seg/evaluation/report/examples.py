@@ -4,9 +4,9 @@ A result of `--save-labels` names its folder of label images. The image and its 
 """
 
 import base64
+import copy
 import functools
 import io
-import json
 import os
 
 import cv2
@@ -69,7 +69,7 @@ def draw(pair: Pair, name: str, data_root: str | None = None) -> str:
 @functools.lru_cache(4)
 def _dataset(path, data_root):
     """Return the data set of a result, and name -> position of its images."""
-    config = from_json(json.loads(json.dumps(heavy(path).config)), path)
+    config = from_json(copy.deepcopy(heavy(path).config), path)
     settings = config.test_dataloader.dataset
     if data_root is not None:
         name = one_of(config.cell.dataset, component_names('dataset'), 'data set')  # a path would be a program

@@ -16,7 +16,6 @@ from fsa_seg.evaluation.report.collect import Found
 from fsa_seg.evaluation.report.panels import panel
 from fsa_seg.evaluation.report.rows import AVERAGE, Cell, Row, Table
 from fsa_seg.evaluation.report.sections import (
-    PERCENT,
     ablation,
     attention,
     gain_in_words,
@@ -29,6 +28,7 @@ from fsa_seg.evaluation.report.sections import (
     unranked_table,
     words,
 )
+from fsa_seg.evaluation.report.statistics import PERCENT
 from fsa_seg.evaluation.report.tables import (
     MARKS,
     NOTHING,

@@ -9,15 +9,13 @@ from fsa_seg.evaluation.report import plots
 from fsa_seg.evaluation.report.collect import WORTHS, Found, Light, worth
 from fsa_seg.evaluation.report.published import DATASETS
 from fsa_seg.evaluation.report.rows import AVERAGE, EXPECTED, Pair, Table
-from fsa_seg.evaluation.report.statistics import LEVEL, OUTSIDE
+from fsa_seg.evaluation.report.statistics import ALPHA, OUTSIDE, PERCENT
 from fsa_seg.evaluation.report.studies import attention_maps, setting_curves, words_rows
-from fsa_seg.evaluation.report.tables import NOTHING, counted, figure, plain, row_label, settings_text, signed
+from fsa_seg.evaluation.report.tables import NOTHING, counted, figure, models_and_settings, plain, row_label, signed
 
 PLOTTED = 60  # gains in one plot
 CURVES = 8  # curves in one plot
 FEW = 50  # images below which an interval is rough
-ALPHA = 0.05  # of Holm's correction
-PERCENT = f'{100 * LEVEL:.0f} %'
 VERSIONS = ('python', 'torch', 'open_clip_torch', 'timm', 'onedl-mmsegmentation')  # of the provenance
 
 
@@ -233,7 +231,7 @@ def unranked_table(results: Sequence[Light]) -> Simple:
     rows = [
         [
             Value(plain(result['flat']['row'])),
-            Value(plain(settings_text(result['cell'])), 'text'),
+            Value(plain(models_and_settings(result['cell'])), 'text'),
             Value(plain(result['cell']['dataset']), 'text'),
             Value(WORTHS[worth(result)], 'text'),
             Value(str(result['flat']['images'])),
@@ -277,7 +275,7 @@ def provenance_table(found: Found) -> Simple:
         cell = result['cell']
         texts = [
             cell['dataset'],
-            settings_text(cell),
+            models_and_settings(cell),
             WORTHS[worth(result)].split(':')[0],
             result['hash'][:10],
             str(entries.get('package'))[:10],

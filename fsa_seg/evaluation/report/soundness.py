@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from fsa_seg.config.fingerprint import cell_hash
-from fsa_seg.evaluation.metric import metrics
+from fsa_seg.evaluation.metric import metrics, sum_confusions
+from fsa_seg.evaluation.results import COMPONENTS, FIGURES
 from fsa_seg.settings import CELL, check_values
 
-FIGURES = ('mIoU', 'mAcc', 'aAcc')
 COUNTS = ('classes', 'intersection', 'union', 'label')  # parallel lists of an image
 PAIRS = ('truth', 'predicted', 'pixels')  # parallel lists of the confusion matrix
-NAMES = ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words', 'changed', 'toy')  # of every cell
+NAMES = (*COMPONENTS, 'changed', 'toy')  # of every cell
 EXACT = 1e-6  # percent points
 
 
@@ -55,8 +55,7 @@ def _check_counts(result):
     truth, predicted, pixels = (_integers(result['confusion'][key]) for key in PAIRS)
     _demand(len(truth) == len(predicted) == len(pixels), 'the confusion matrix')
     _demand((truth < classes).all() and (predicted < classes).all(), 'a label in the confusion matrix')
-    total = np.zeros((classes, classes), np.int64)
-    np.add.at(total, (truth, predicted), pixels)
+    total = sum_confusions([(truth, predicted, pixels)], classes)
     diagonal, label = np.diag(total), total.sum(1)
     for ours, theirs in zip(sums, (diagonal, label + total.sum(0) - diagonal, label)):
         _demand(np.array_equal(ours, theirs), 'the counts of the images and the confusion matrix differ')

@@ -14,6 +14,8 @@ import numpy as np
 DRAWS = 10_000
 SEED = 0
 LEVEL = 0.95  # of the intervals
+PERCENT = f'{100 * LEVEL:.0f} %'
+ALPHA = 0.05  # of Holm's correction
 OUTSIDE = 'the gain lies outside of its interval: draws lack rare classes'
 BLOCK = 2_500_000  # images drawn at once, of one or more draws; their float64 numbers of times take 20 MB
 

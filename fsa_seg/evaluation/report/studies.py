@@ -10,7 +10,8 @@ import numpy as np
 from fsa_seg.config.fingerprint import sources_hash, weights_files
 from fsa_seg.evaluation.report.collect import Light
 from fsa_seg.evaluation.report.rows import Cell, Row, Table
-from fsa_seg.evaluation.report.tables import words_text
+from fsa_seg.evaluation.report.tables import models_and_settings
+from fsa_seg.evaluation.results import settings_text
 
 WORDS = 'model.words'
 ATTENTION = 'method.attention'  # entry of a method that its config spells out
@@ -106,7 +107,7 @@ def attention_maps(table: Table) -> list[AttentionMap]:
         if attention is not None and not names['changed']:
             vfm = f' ({names["vfm"]})' if names['vfm'] else ''
             column = names['backbone'] + (f' + {names["feedback"]}' if names['feedback'] else '')
-            title = ', '.join(filter(None, (f'{cell.dataset} under {names["protocol"]}', words_text(names))))
+            title = f'{cell.dataset} under {settings_text(names)}'
             group = groups.setdefault((title, _code(cell)), {})
             group.setdefault((names.get('title', names['method']) + vfm, column), cell.value)
     maps = []
@@ -146,10 +147,9 @@ def _numeric(result: Mapping[str, Any]) -> dict[str, float]:
 def _curve_name(cell: Cell, key: str) -> str:
     """Return the name of a curve: data set, and the row without the setting that varies."""
     names = cell.result['cell']
-    changed = [text for text in names['changed'] if text.split('=')[0] != key]
+    fixed = dict(names, changed=[text for text in names['changed'] if text.split('=')[0] != key])
     method = names.get('title', names['method']) + (' + FSA' if names['feedback'] else '')
-    parts = [cell.dataset, method, names['backbone'], names['vfm'], names['protocol'], words_text(names), *changed]
-    return ', '.join(part for part in parts if part)
+    return f'{cell.dataset}, {method}, {models_and_settings(fixed)}'
 
 
 def _code(cell: Cell) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 from fsa_seg.evaluation.report.collect import WORTHS, Found, Light, worth
 from fsa_seg.evaluation.report.published import DATASETS
 from fsa_seg.evaluation.report.rows import AVERAGE, EXPECTED, Cell, Pair, Row, Table
-from fsa_seg.evaluation.results import toy_note
+from fsa_seg.evaluation.report.statistics import ALPHA, PERCENT
+from fsa_seg.evaluation.results import COMPONENTS, FIGURES, settings_text, toy_note
 from fsa_seg.system.markdown import markdown_table
 
 HEAD = ('method', 'backbone', 'VFM', 'protocol')
@@ -38,19 +39,7 @@ CSV_KEYS = (  # what stands beside a figure, in the first columns of the table
     'p corrected',
     'pair',
 )
-FIRST_KEYS = (
-    'dataset',
-    'method',
-    'feedback',
-    'backbone',
-    'vfm',
-    'protocol',
-    'words',
-    'changed',
-    'mIoU',
-    'mAcc',
-    'aAcc',
-)
+FIRST_KEYS = (*COMPONENTS, 'changed', *FIGURES)
 HIDDEN = ('Cc', 'Cs', 'Cn', 'Co')  # categories of characters
 DIRECTIONS = '\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
 FORMULA = ('=', '+', '-', '@')  # beginnings of a text that a spreadsheet runs
@@ -128,16 +117,11 @@ def row_label(row: Row) -> str:
     return ', '.join(part for part in map(plain, row.name) if part != NOTHING)
 
 
-def words_text(cell: Mapping[str, Any]) -> str:
-    """Return 'words NAME' for a cell whose words are not its protocol's, else an empty text."""
-    return f'words {cell["words"]}' if cell['words'] != cell['protocol'] else ''
-
-
-def settings_text(cell: Mapping[str, Any]) -> str:
+def models_and_settings(cell: Mapping[str, Any]) -> str:
     """Return what stands beside a cell's row and data set: 'clip_vit-b16, dino_vit-b8, fsa, words names'."""
     seed = cell.get('random_weights')
-    parts = [cell['backbone'], cell['vfm'], cell['protocol'], words_text(cell), *cell['changed']]
-    return ', '.join(filter(None, [*parts, '' if seed is None else f'seed {seed}']))
+    parts = [cell['backbone'], cell['vfm'], settings_text(cell), '' if seed is None else f'seed {seed}']
+    return ', '.join(filter(None, parts))
 
 
 def counted(number: int, thing: str) -> str:
@@ -169,14 +153,14 @@ def unranked(found: Found) -> list[Light]:
 
 
 def gain_text(pair: Pair | None, digits: int = 1) -> str:
-    """Return a pair's gain with its interval, a star where Holm's corrected p is below 0.05; or why there is none."""
+    """Return a pair's gain with its interval, a star where Holm's corrected p is below ALPHA; or why there is none."""
     if pair is None:
         return NOTHING
     if pair.gain is None:
         return pair.problem or NOTHING
     gain = pair.gain
     doubt = ' ?' if gain.outside else ''
-    star = '*' if pair.corrected is not None and pair.corrected < 0.05 else ''
+    star = '*' if pair.corrected is not None and pair.corrected < ALPHA else ''
     return f'{signed(gain.value, digits)}{star} [{signed(gain.low, digits)}, {signed(gain.high, digits)}]{doubt}'
 
 
@@ -189,7 +173,7 @@ def markdown(found: Found, tables: Sequence[Table]) -> str:
     rows = [
         (
             result['flat']['row'],
-            settings_text(result['cell']),
+            models_and_settings(result['cell']),
             result['cell']['dataset'],
             WORTHS[worth(result)],
             figure(result['metrics']['mIoU'], 2),
@@ -225,7 +209,7 @@ def _markdown_gains(table):
         if any(_pair_of(row, name) for name in names)
     ]
     about = (
-        'Gains over the row without feedback under the same protocol, with their 95 % intervals; * real after '
+        f'Gains over the row without feedback under the same protocol, with their {PERCENT} intervals; * real after '
         "Holm's correction over this table; ? the gain lies outside of its interval, as draws lack rare classes."
     )
     return [about, _markdown_columns(names, rows)] if rows else []
@@ -328,8 +312,7 @@ def _beside(table, row, cell):
 def _flat_of_absent(row, cell):
     """Return the names of a cell that was not run, for CSV."""
     names = row.first['cell']
-    keys = ('method', 'feedback', 'backbone', 'vfm', 'protocol', 'words')
-    return dict({key: names.get(key) for key in keys}, dataset=cell.dataset, row=row.name[0])
+    return dict({key: names.get(key) for key in COMPONENTS}, dataset=cell.dataset, row=row.name[0])
 
 
 def _csv_value(value):
