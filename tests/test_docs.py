@@ -5,8 +5,6 @@ import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -16,6 +14,7 @@ from fsa_seg.methods.naclip import NACLIP
 
 from conftest import ROOT
 from documents import DOCUMENTS, PAGES, blocks, read
+from new_process import run_python
 
 
 def test_the_method_of_the_documents_keeps_the_contract(tmp_path):
@@ -26,7 +25,7 @@ def test_the_method_of_the_documents_keeps_the_contract(tmp_path):
     (tmp_path / 'methods' / 'valueclip.py').write_text(example)
     environment = dict(os.environ, FSA_SEG_CONFIGS=str(tmp_path))
     arguments = command.split(' python ')[1].split()
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_python(*arguments, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout[-2000:]
 
 
@@ -40,9 +39,7 @@ def test_the_vfm_of_the_documents_is_one_file(tmp_path):
 
     def run(*arguments):
         arguments = [os.path.join(ROOT, word) if word.startswith(('tools/', 'tests/')) else word for word in arguments]
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        done = run_python(*arguments, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout
 
@@ -77,7 +74,7 @@ def test_the_tables_of_protocols_are_those_of_the_files():
     """The page's program prints the page's table of settings, and each method's own protocols are its class's."""
     (program,) = blocks('docs/protocols.md')
     environment = {key: value for key, value in os.environ.items() if key != 'FSA_SEG_CONFIGS'}
-    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_python('-c', program, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     page = read('docs/protocols.md')
     assert f'\n\n{done.stdout}\n' in page
@@ -97,9 +94,7 @@ def test_python_examples_print_what_the_pages_show(tmp_path):
     os.symlink(os.path.join(ROOT, 'data'), tmp_path / 'data')
     program = '\nprint("next")\n'.join(code for code, _ in examples)
     environment = dict(os.environ, PYTHONPATH=ROOT)
-    done = subprocess.run(
-        [sys.executable, '-c', program], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = run_python('-c', program, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     number = re.compile(r'\d+\.\d+')
     for printed, (_, shown) in zip(done.stdout.split('next\n'), examples):
@@ -148,5 +143,5 @@ def test_the_map_of_the_documents_keeps_the_contract(tmp_path):
     )
     environment = dict(os.environ, FSA_SEG_CONFIGS=str(tmp_path))
     arguments = ['-m', 'pytest', 'tests/methods/test_contract.py', '-k', 'distances']
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_python(*arguments, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import open_clip
 import pytest
@@ -39,6 +37,7 @@ from fsa_seg.models.window import resolve_feedback
 from fsa_seg.profiling.architectures import DEFAULTS
 
 from conftest import ROOT
+from new_process import run_python
 
 SMALL = dict(embed_dim=48, depth=2, num_heads=2)  # sizes that make a VFM fast
 
@@ -210,7 +209,7 @@ NEW = dict(
     backbones="backbone = dict(name='custom', model='ViT-B-32', pretrained='laion2b_s34b_b79k', licence='MIT')",
     vfms="vfm = dict(name='custom', type='TimmViT', model='vit_small_patch16_224.augreg_in21k')",
     vfms_="custom_imports = dict(imports=['my_vfm'])\n"
-    "vfm = dict(name='custom_colours', type='Colours', licence='MIT', cell=4)",
+    "vfm = dict(name='custom_colours', type='Colours', licence='MIT', cell=16)",
     module='''
 import torch
 from mmseg.registry import MODELS
@@ -260,7 +259,7 @@ class Custom(Method):
 
 
 @pytest.fixture
-def run_python(tmp_path):
+def run_beside(tmp_path):
     """Return a function that runs Python beside the files of NEW, and returns what the program prints."""
     files = dict(vfms_='vfms/custom_colours.py', module='my_vfm.py')
     for kind, text in NEW.items():
@@ -270,38 +269,36 @@ def run_python(tmp_path):
     environment = dict(os.environ, FSA_SEG_CONFIGS=str(tmp_path), PYTHONPATH=os.pathsep.join([ROOT, str(tmp_path)]))
 
     def run(*arguments, folder=ROOT):
-        process = subprocess.run(
-            [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
-        )
+        process = run_python(*arguments, cwd=folder, env=environment)
         assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
         return process.stdout
 
     return run
 
 
-def test_a_new_file_of_any_kind_passes_these_tests(run_python):
+def test_a_new_file_of_any_kind_passes_these_tests(run_beside):
     """The tests above cover a new file without any other change."""
-    printed = run_python('-m', 'pytest', '-vv', '-p', 'no:cacheprovider', '-k', 'custom', __file__)
+    printed = run_beside('-m', 'pytest', '-vv', '-p', 'no:cacheprovider', '-k', 'custom', __file__)
     for test in ('backbone', 'vfm', 'vfm_at_a_small_size', 'feedback', 'dataset', 'protocol', 'suite'):
         assert f'test_{test}[custom] PASSED' in printed, printed[-3000:]
     assert 'test_vfm[custom_colours] PASSED' in printed
     files = [os.path.join(ROOT, 'tests', *name) for name in (('config', 'test_compose.py'), ('models', 'test_text.py'))]
-    run_python('-m', 'pytest', '-p', 'no:cacheprovider', *files)
+    run_beside('-m', 'pytest', '-p', 'no:cacheprovider', *files)
 
 
-def test_a_result_with_a_new_vfm_runs_again(run_python, tmp_path):
+def test_a_result_with_a_new_vfm_runs_again(run_beside, tmp_path):
     """A new process gives the same result."""
     tool = os.path.join(ROOT, 'tools', 'test.py')
     options = ('--mini', '--vfm', 'custom_colours', '--limit', '1', '--out', 'r.json')
-    run_python(tool, 'voc20', *options, folder=tmp_path)
-    run_python(tool, 'r.json', '--out', 'again.json', '--allow-modules', 'my_vfm', folder=tmp_path)
+    run_beside(tool, 'voc20', *options, folder=tmp_path)
+    run_beside(tool, 'r.json', '--out', 'again.json', '--allow-modules', 'my_vfm', folder=tmp_path)
     first, second = (json.loads((tmp_path / name).read_text()) for name in ('r.json', 'again.json'))
     assert first['confusion'] == second['confusion'] and first['hash'] == second['hash']
 
 
-def test_a_new_suite_of_new_components_runs(run_python, tmp_path):
+def test_a_new_suite_of_new_components_runs(run_beside, tmp_path):
     tool = os.path.join(ROOT, 'tools', 'benchmark.py')
-    printed = run_python(tool, '--suite', 'custom', '--work-dir', str(tmp_path / 'w'))
+    printed = run_beside(tool, '--suite', 'custom', '--work-dir', str(tmp_path / 'w'))
     assert '4 cells, 0 failed' in printed, printed
     assert '| toy | – | NACLIP sigma=2.0 + custom | 4×4 |' in printed
 

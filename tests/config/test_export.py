@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import mmseg
 import numpy as np
@@ -19,6 +17,7 @@ from fsa_seg.errors import UserError
 from fsa_seg.evaluation.passes import prepare
 
 from conftest import MINI
+from new_process import run_python
 
 MMSEG_TEST = os.path.join(os.path.dirname(mmseg.__file__), '.mim', 'tools', 'test.py')
 IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000227.jpg')
@@ -65,12 +64,8 @@ def test_an_exported_config_is_the_same_cell(tmp_path, monkeypatch, dataset, met
 
 def test_mmsegs_own_test_tool_runs_it(exported, tmp_path):
     path, checkpoint = exported
-    done = subprocess.run(
-        [sys.executable, MMSEG_TEST, path, checkpoint, '--out', 'labels', '--show-dir', 'shown', '--work-dir', 'w'],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    options = ('--out', 'labels', '--show-dir', 'shown', '--work-dir', 'w')
+    done = run_python(MMSEG_TEST, path, checkpoint, *options, cwd=tmp_path)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed[-3000:]
     with open(os.path.join(MINI, 'golden.json'), encoding='utf-8') as f:
@@ -176,7 +171,7 @@ def test_a_cycle_of_bases(run_tool, tmp_path):
 def test_an_exported_config_without_the_package(exported, tmp_path):
     """mmengine names the module that is missing."""
     code = 'import sys; sys.modules["fsa_seg"] = None\nfrom mmengine import Config\nConfig.fromfile(sys.argv[1])'
-    done = subprocess.run([sys.executable, '-c', code, exported[0]], cwd=tmp_path, capture_output=True, text=True)
+    done = run_python('-c', code, exported[0], cwd=tmp_path)
     assert done.returncode == 1 and 'fsa_seg.register' in done.stderr
 
 

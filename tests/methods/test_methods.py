@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -23,6 +22,7 @@ from fsa_seg.system import modules
 from fsa_seg.system.modules import source_files
 
 from conftest import MINI, ROOT
+from new_process import run_python
 
 HEAD = 'from fsa_seg.methods.base import Method\nfrom fsa_seg.ops.attention import named_map\nimport torch\n\n'
 # reads an earlier block, two VFMs of which one sees the whole image, keeps something of each window for the merge, and
@@ -293,13 +293,13 @@ def test_a_method_in_a_folder_keeps_the_contract_and_stands_in_a_table(tmp_path)
     environment = dict(os.environ, FSA_SEG_CONFIGS=str(tmp_path))
     contract = os.path.join(ROOT, 'tests', 'methods', 'test_contract.py')
     command = ['-m', 'pytest', '-vv', '-p', 'no:cacheprovider', '-k', 'mine or sees_all or nomap', contract]
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_python(*command, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout[-3000:]
     for name in ('mine', 'sees_all', 'nomap'):
         assert f'test_embeddings[{name}] PASSED' in done.stdout
     tool = os.path.join(ROOT, 'tools', 'benchmark.py')
     command = [tool, '--mini', '--methods', 'mine', 'sclip', '--datasets', 'voc20', '--work-dir', str(tmp_path / 'w')]
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+    done = run_python(*command, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(' | ')[0] for line in done.stdout.splitlines() if '| toy |' in line]
     assert rows == ['| Mine', '| Mine + FSA', '| SCLIP', '| SCLIP + FSA']

@@ -1,8 +1,6 @@
 import hashlib
 import http.server
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -12,6 +10,7 @@ from safetensors.torch import save_file
 from fsa_seg.models.weights import Weights, check, get, path_of
 
 from conftest import ROOT
+from new_process import run_python
 
 REPOSITORY = 'timm/vit_small_patch16_224.dino'
 
@@ -72,13 +71,8 @@ def hub(tmp_path):
     )
 
     def run(*argv, **more):
-        done = subprocess.run(
-            [sys.executable, os.path.join(ROOT, 'tools', 'weights.py'), *argv],
-            cwd=tmp_path,
-            env={**environment, **more},
-            capture_output=True,
-            text=True,
-        )
+        tool = os.path.join(ROOT, 'tools', 'weights.py')
+        done = run_python(tool, *argv, cwd=tmp_path, env={**environment, **more})
         return done.returncode, done.stdout + done.stderr
 
     yield run

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +11,7 @@ from fsa_seg.evaluation.results import cell_id, load_results, read_result, row_n
 
 from conftest import ROOT
 from made_results import MADE, NASTY, check_made, confusions_near, make_results, make_world
+from new_process import run_python
 
 ONE = dict(backbones=['clip_vit-b16'], dataset=['voc21'], method=['clearclip'], protocol=['own'])
 
@@ -164,11 +163,11 @@ def test_names_and_files_are_those_of_real_results(paper, tmp_path):
 
 def test_the_command(tmp_path):
     """Equal seeds give equal results."""
-    command = [sys.executable, os.path.join(ROOT, 'tests', 'made_results.py'), str(tmp_path / 'a')]
+    command = [os.path.join(ROOT, 'tests', 'made_results.py'), str(tmp_path / 'a')]
     environment = dict(os.environ, PYTHONPATH=ROOT)
     command += ['--images', '2', '--cells', '20']
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith('20 made-up results in ')
+    done = run_python(*command, env=environment, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith('20 made-up results in ')
     settings = [dict(lam=1.0, p=0.2, rounds=1)]
     again = make_results(tmp_path / 'b', images=2, settings=settings, most=3)
     for path in again[:2]:
