@@ -3,9 +3,12 @@
 A new file is a new component. The environment variable FSA_SEG_CONFIGS names further folders of components.
 """
 
+import copy
+import functools
 import inspect
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -160,7 +163,7 @@ def load_file(path: str, modules: Sequence[str] = ()) -> Config:
         if path.endswith('.json'):
             with open(path, encoding='utf-8') as f:
                 return from_json(json.load(f)['config'], path, modules)
-        return load_module(path) if defined_classes(path) else Config.fromfile(path, format_python_code=False)
+        return _program(path)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -172,6 +175,22 @@ def load_file(path: str, modules: Sequence[str] = ()) -> Config:
         raise UserError(f'the config {path} cannot be read: its _base_ files name each other in a cycle') from None
     except Exception as error:  # the file is a program, and can raise any error
         raise UserError(f'the config {path} cannot be read: {one_line(error)}') from error
+
+
+def _program(path):
+    """Return the config of a program; one that ships, and depends on its own text alone, runs once in a process."""
+    if os.path.abspath(path).startswith(os.path.join(CONFIGS, '')):
+        with open(path, encoding='utf-8') as f:
+            text = f.read()
+        if not re.search(r'^(_base_|custom_imports|class|import|from)\b', text, re.M):
+            return copy.deepcopy(_shipped_config(path, text))
+    return load_module(path) if defined_classes(path) else Config.fromfile(path, format_python_code=False)
+
+
+@functools.lru_cache(256)
+def _shipped_config(path, text):
+    """Return the config of a file that has this text."""
+    return Config.fromfile(path, format_python_code=False)
 
 
 def load_components(

@@ -11,6 +11,8 @@ options `--cfg-options` marks as changed. Each entry has a level:
 The list has all defaults, so a config that spells a default out is the same cell. 3 and 3.0 are the same value.
 """
 
+import contextlib
+import functools
 import glob
 import hashlib
 import importlib.metadata
@@ -220,15 +222,21 @@ def resolved(cls: type, config: dict) -> dict:
 
 def versions() -> dict[str, str | int | None]:
     """Return the versions of the installed libraries, and of Python, CUDA and cuDNN."""
+    return dict(
+        _library_versions(),
+        cuda=torch.version.cuda,
+        cudnn=torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+    )
+
+
+@functools.cache  # those of the process's start, as the libraries that it has imported
+def _library_versions():
+    """Return the versions of Python and of the installed libraries."""
     numbers = dict(python='.'.join(map(str, sys.version_info[:3])))
     for package in FINGERPRINT_PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             numbers[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return dict(
-        numbers, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version() if torch.cuda.is_available() else None
-    )
+    return numbers
 
 
 def _model(model):
