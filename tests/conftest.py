@@ -15,6 +15,19 @@ def text_cache(tmp_path_factory):
     os.environ['FSA_SEG_CACHE'] = str(tmp_path_factory.mktemp('cache'))
 
 
+@pytest.fixture(scope='session')
+def small(tmp_path_factory):
+    """A data root with two images of VOC2012's mini split, where it is not the number of images that is tested."""
+    root = tmp_path_factory.mktemp('small')
+    voc, mini = root / 'VOCdevkit' / 'VOC2012', os.path.join(MINI, 'VOCdevkit', 'VOC2012')
+    (voc / 'ImageSets' / 'Segmentation').mkdir(parents=True)
+    (voc / 'ImageSets' / 'Segmentation' / 'val.txt').write_text('2007_000033\n2007_000130\n')
+    for name in ('JPEGImages', 'SegmentationClass'):
+        os.symlink(os.path.join(mini, name), voc / name)
+    (root / 'TOY_WORLD').touch()
+    return root
+
+
 @pytest.fixture
 def tiny():
     """A tiny random CLIP image tower with patch 16, and nine unit text rows."""

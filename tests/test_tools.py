@@ -60,23 +60,15 @@ def test_a_saved_result_runs_again_as_it_was(run_tool, tmp_path):
     assert 'is a complete config, which says by itself what runs: leave out what sets limit, method' in printed
 
 
-def test_one_process_and_two_give_the_same_counts(tmp_path):
+def test_one_process_and_two_give_the_same_counts(run_tool, tmp_path):
     """Of five images, the first process evaluates three images, and the second process two images."""
     environment = dict(os.environ, OMP_NUM_THREADS='1', PORT='29611')
-    arguments = ['--mini', '--limit', '5', '--method', 'proxyclip', '--work-dir', str(tmp_path), '--save-labels']
-    tools = os.path.join(ROOT, 'tools')
-    for name, command in (
-        ('single', [sys.executable, f'{tools}/test.py', 'voc20']),
-        ('double', ['bash', f'{tools}/dist_test.sh', 'voc20', '2']),
-    ):
-        process = subprocess.run(
-            [*command, *arguments, '--out', str(tmp_path / name)],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert process.returncode == 0, process.stdout + process.stderr
+    arguments = ['--mini', '--limit', '5', '--method', 'sclip', '--work-dir', str(tmp_path), '--save-labels', '--out']
+    status, printed = run_tool('test', 'voc20', *arguments, 'single')
+    assert status == 0, printed
+    command = ['bash', os.path.join(ROOT, 'tools', 'dist_test.sh'), 'voc20', '2', *arguments, 'double']
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
     single, double = (json.loads((tmp_path / name).read_text()) for name in ('single', 'double'))
     assert len(single['images']) == 5
     for key in ('images', 'confusion', 'hash'):
@@ -135,8 +127,9 @@ def test_an_interrupted_run_goes_on_where_it_was(run_tool, tmp_path, monkeypatch
     assert 'journal' not in json.dumps(resumed['config'])
 
 
-def test_benchmark_skips_what_is_there_but_by_force(run_tool, tmp_path):
-    command = ('benchmark', '--mini', '--datasets', 'voc20', '--methods', 'clip', 'maskclip', '--no-fsa')
+def test_benchmark_skips_what_is_there_but_by_force(run_tool, small, tmp_path):
+    data = ('--mini', '--data-root', small, '--datasets', 'voc20')
+    command = ('benchmark', *data, '--methods', 'clip', 'maskclip', '--no-fsa')
     status, printed = run_tool(*command, '--picture', 'rows.png')
     assert status == 0, printed
     assert 'never comparable' in printed and '| CLIP | toy | – | clearclip |' in printed
@@ -221,8 +214,9 @@ def test_the_patch_looked_at_is_the_one_at_the_pixel(tmp_path):
         assert abs((row + 0.5) / rows - (y + 0.5 - top) / (bottom - top)) < 0.6 / rows
 
 
-def test_random_weights_are_marked(run_tool, tmp_path):
-    command = ('test', 'voc20', '--mini', '--method', 'clip', '--no-fsa', '--random-weights', 5)
+def test_random_weights_are_marked(run_tool, small, tmp_path):
+    data, options = ('--mini', '--data-root', small), ('--no-fsa', '--random-weights', 5)
+    command = ('test', 'voc20', *data, '--method', 'clip', *options)
     status, printed = run_tool(*command)
     assert status == 0 and 'random weights of seed 5: it enters no table' in printed, printed
     (first,) = results(tmp_path)
@@ -230,9 +224,7 @@ def test_random_weights_are_marked(run_tool, tmp_path):
     run_tool(*command)
     (second,) = results(tmp_path)
     assert second['confusion'] == first['confusion']
-    status, printed = run_tool(
-        'benchmark', '--mini', '--datasets', 'voc20', '--methods', 'clip', '--no-fsa', '--random-weights', 5
-    )
+    status, printed = run_tool('benchmark', *data, '--datasets', 'voc20', '--methods', 'clip', *options)
     assert status == 0 and '1 results of random weights' in printed and '| CLIP |' not in printed, printed
 
 
@@ -257,9 +249,10 @@ def test_benchmark_runs_a_users_suite_with_words(run_tool, tmp_path):
     assert status == 0 and '| VV | toy |' not in printed and '| VV + FSA p=1.0 |' in printed
 
 
-def test_a_suites_groups_without_feedback_take_the_options(run_tool, tmp_path):
+def test_a_suites_groups_without_feedback_take_the_options(run_tool, small, tmp_path):
     (tmp_path / 'mine.py').write_text("suite = dict(name='mine', groups=[dict(method=['clip'])])")
-    status, printed = run_tool('benchmark', '--suite', 'mine.py', '--mini', '--datasets', 'voc20', '--no-fsa')
+    data = ('--mini', '--data-root', small, '--datasets', 'voc20')
+    status, printed = run_tool('benchmark', '--suite', 'mine.py', *data, '--no-fsa')
     assert status == 0 and '| CLIP |' in printed and '| CLIP + FSA |' not in printed, printed
 
 

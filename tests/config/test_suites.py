@@ -103,9 +103,10 @@ def test_words():
         assert protocol_settings(fsa, dataset)['words'] == protocol_settings(proxyclip, dataset)['words']
 
 
-def test_the_table_of_words(run_tool, tmp_path):
+def test_the_table_of_words(run_tool, small, tmp_path):
     """Words stand in the rows; cells of the same words have one number."""
-    status, printed = run_tool('benchmark', '--suite', 'words', '--mini', '--datasets', 'voc20')
+    data = ('--mini', '--data-root', small, '--datasets', 'voc20')
+    status, printed = run_tool('benchmark', '--suite', 'words', *data)
     assert status == 0 and '4 cells: 0 are there, 3 run in 1 passes' in printed, printed
     assert 'voc20: ProxyCLIP + FSA (toy), ProxyCLIP + FSA (toy) words sclip, ' in printed
     rows = dict(re.findall(r'^\| ProxyCLIP \+ FSA \| toy \| toy \| (.+?) \| +([\d.]+) \|', printed, re.M))

@@ -235,9 +235,10 @@ def test_the_tools(run_tool, tmp_path):
     assert status == 1 and 'leave out --save-labels' in printed, printed
 
 
-def test_labels_that_were_changed_are_not_the_results(run_tool, tmp_path):
+def test_labels_that_were_changed_are_not_the_results(run_tool, small, tmp_path):
     """The result has the digest of its files: a benchmark then runs the cell again."""
-    command = ('benchmark', '--mini', '--datasets', 'voc20', '--methods', 'sclip', '--no-fsa', '--save-labels')
+    data = ('--mini', '--data-root', small, '--datasets', 'voc20')
+    command = ('benchmark', *data, '--methods', 'sclip', '--no-fsa', '--save-labels')
     assert run_tool(*command)[0] == 0
     assert '1 are there, 0 run' in run_tool(*command)[1]
     path = next((tmp_path / 'work_dirs' / 'labels').rglob('*.png'))

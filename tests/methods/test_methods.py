@@ -285,7 +285,7 @@ def test_hooks_see_whole_images_earlier_blocks_and_scores(folder):
     assert torch.equal((plain + 1) % len(scores), labels)
 
 
-def test_a_method_in_a_folder_keeps_the_contract_and_stands_in_a_table(tmp_path):
+def test_a_method_in_a_folder_keeps_the_contract_and_stands_in_a_table(small, tmp_path):
     """With no other file touched: contract tests, and a mini table with and without FSA."""
     (tmp_path / 'methods').mkdir()
     for name, text in dict(mine=SMALL, sees_all=SEES_ALL, nomap=NO_MAP).items():
@@ -298,7 +298,8 @@ def test_a_method_in_a_folder_keeps_the_contract_and_stands_in_a_table(tmp_path)
     for name in ('mine', 'sees_all', 'nomap'):
         assert f'test_embeddings[{name}] PASSED' in done.stdout
     tool = os.path.join(ROOT, 'tools', 'benchmark.py')
-    command = [tool, '--mini', '--methods', 'mine', 'sclip', '--datasets', 'voc20', '--work-dir', str(tmp_path / 'w')]
+    data = ['--mini', '--data-root', small, '--datasets', 'voc20']
+    command = [tool, *data, '--methods', 'mine', 'sclip', '--work-dir', str(tmp_path / 'w')]
     done = run_python(*command, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(' | ')[0] for line in done.stdout.splitlines() if '| toy |' in line]
