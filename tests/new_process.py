@@ -27,20 +27,32 @@ def run_python(*arguments, cwd=None, env=None):
         cwd: folder; by default the present.
         env: the whole environment; by default the present.
     """
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(LIBRARIES)
-    arguments = [os.fspath(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ('out', 'err')]
-        options = (arguments, os.fspath(cwd or os.getcwd()), dict(os.environ if env is None else env), outputs)
-        process = context.Process(target=_run, args=options)
-        process.start()
+        process = start_python(*arguments, cwd=cwd, env=env, outputs=outputs)
         process.join()
         texts = []
         for path in outputs:
             with open(path, encoding='utf-8', errors='replace') as f:
                 texts.append(f.read())
     return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
+
+
+def start_python(*arguments, outputs, cwd=None, env=None):
+    """Start `python ARGUMENTS` and return its `multiprocessing.Process`.
+
+    Args:
+        arguments, cwd, env: of `run_python`.
+        outputs: files that get its standard output and its standard error.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(LIBRARIES)
+    environment = dict(os.environ if env is None else env)
+    paths = [os.path.abspath(path) for path in outputs]
+    options = (list(map(os.fspath, arguments)), os.fspath(cwd or os.getcwd()), environment, paths)
+    process = context.Process(target=_run, args=options)
+    process.start()
+    return process
 
 
 def _run(arguments, folder, environment, outputs):

@@ -78,7 +78,7 @@ def test_shared_passes_batches_and_growth(toy, monkeypatch):
 
 def test_half_precision_gives_almost_all_of_float32s_labels(toy, monkeypatch):
     """With the toy models fp16 agrees on at least 99.5 % of the pixels."""
-    monkeypatch.setattr(costs, 'AGREEMENT', 2)
+    monkeypatch.setattr(costs, 'AGREEMENT', 1)
     for row in toy.precision_agreement():
         assert float(row['fp16 as fp32'].rstrip(' %')) >= 99.5, row
         assert float(row['bf16 as fp32'].rstrip(' %')) >= 90, row

@@ -7,8 +7,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -31,6 +29,7 @@ from fsa_seg.system import files
 
 import sources
 from conftest import ROOT
+from new_process import start_python
 from sources import EXPECTED, SIZE, SOURCES, png, rows
 
 every_source = pytest.mark.parametrize('source', SOURCES)
@@ -659,9 +658,9 @@ def is_alive(pid):
 @pytest.mark.parametrize(
     'end, status, message',
     [
-        (lambda process: process.send_signal(signal.SIGINT), 130, 'the same command goes on'),
-        (lambda process: process.send_signal(signal.SIGKILL), -signal.SIGKILL, ''),
-        (lambda process: process.send_signal(signal.SIGTERM), -signal.SIGTERM, ''),
+        (lambda process: os.kill(process.pid, signal.SIGINT), 130, 'the same command goes on'),
+        (lambda process: os.kill(process.pid, signal.SIGKILL), -signal.SIGKILL, ''),
+        (lambda process: os.kill(process.pid, signal.SIGTERM), -signal.SIGTERM, ''),
         (
             lambda process: os.kill(workers_of(process)[0], signal.SIGKILL),
             1,
@@ -679,13 +678,15 @@ def test_an_ended_preparation_goes_on(downloads, tmp_path, end, status, message)
     target = tmp_path / 'root/coco_stuff164k/annotations/val2017'
     tool = os.path.join(ROOT, 'tools', 'prepare_dataset.py')
     arguments = ['coco', '--from', str(folder), '--to', str(tmp_path / 'root'), '--workers', '2']
-    process = subprocess.Popen([sys.executable, tool, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(list(target.glob('*.png'))) <= 20:  # finished files
+    outputs = [tmp_path / 'out', tmp_path / 'err']
+    process = start_python(tool, *arguments, cwd=tmp_path, outputs=outputs)
+    while process.exitcode is None and len(list(target.glob('*.png'))) <= 20:  # finished files
         time.sleep(0.01)
     workers = workers_of(process)
     end(process)
-    printed = process.communicate(timeout=60)[1]
-    assert process.returncode == status and message in printed and 'Traceback' not in printed, printed
+    process.join(60)
+    printed = outputs[1].read_text()
+    assert process.exitcode == status and message in printed and 'Traceback' not in printed, printed
     assert len(workers) == 2
     deadline = time.monotonic() + 30
     while any(map(is_alive, workers)):  # workers end with their parent
