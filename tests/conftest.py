@@ -1,3 +1,4 @@
+import functools
 import os
 import sys
 
@@ -13,6 +14,16 @@ MINI = os.path.join(ROOT, 'data', 'mini')
 def text_cache(tmp_path_factory):
     """Keep the tests' text embeddings apart from the user's."""
     os.environ['FSA_SEG_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
+@pytest.fixture(autouse=True, scope='session')
+def one_tokenizer():
+    """Read the word pieces of CLIP once: that takes longer than to load the toy models."""
+    from open_clip import factory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, 'SimpleTokenizer', functools.lru_cache(factory.SimpleTokenizer))
+        yield
 
 
 @pytest.fixture(scope='session')

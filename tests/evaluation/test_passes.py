@@ -50,7 +50,8 @@ def test_cells_of_one_hash_run_once_in_any_number_of_calls(names, tmp_path, monk
         results = []
         for call in calls:
             runtime = dict(workers=0, work_dir=str(tmp_path / folder))
-            configs = [config(tmp_path, method='sclip', feedback=name, limit=2, runtime=runtime) for name in call]
+            options = dict(dataset='voc20', method='sclip', limit=2, runtime=runtime)
+            configs = [config(tmp_path, feedback=name, **options) for name in call]
             results += run_cells(configs, list)
         assert len(runs) == 1 and len({result['hash'] for result in results}) == 1
         assert len({result['cell']['feedback'] for result in results}) == len(names)
@@ -60,12 +61,13 @@ def test_cells_of_one_hash_run_once_in_any_number_of_calls(names, tmp_path, monk
 
 def test_a_result_of_other_names_is_used_where_it_can_be(tmp_path, monkeypatch):
     """Not with another hash, from other code, of other images or unreadable, though its name ends alike."""
-    first = prepare(config(tmp_path, method='sclip', feedback='fsa', limit=2))
+    options = dict(dataset='voc20', method='sclip', limit=2)
+    first = prepare(config(tmp_path, feedback='fsa', **options))
     result = run_cell(first)
     run, runs = passes.run_pass, []
     monkeypatch.setattr(passes, 'run_pass', lambda cells: runs.extend(cells) or run(cells))
     folder, path = tmp_path / 'results', passes.result_path(first)
-    second = config(tmp_path, method='sclip', feedback=dict(p=0.45), limit=2)
+    second = config(tmp_path, feedback=dict(p=0.45), **options)
     other = [('package', 'x', 'source') if entry.key == 'package' else entry for entry in first.fingerprint]
     for change in (dict(hash=first.hash[:10] + '0' * 54), dict(fingerprint=other), dict(partial=False), None):
         (folder / path).write_text('{' if change is None else json.dumps({**result, **change}))
