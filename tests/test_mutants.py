@@ -10,7 +10,9 @@ from mutants import MUTANTS, Mutant
 from fsa_seg.errors import UserError
 
 from conftest import ROOT
+from new_process import LIBRARIES
 
+mutants.PROCESSES.set_forkserver_preload(LIBRARIES)  # a process has one server, whoever starts it
 TESTS = ('tests/ops/test_labels.py::test_prob_thd',)
 
 

@@ -46,7 +46,12 @@ def count_runs(model, runs):
         vfm.register_forward_hook(lambda _, inputs, out: runs.append(('VFM', *inputs[0].shape)))
 
 
-OTHER_VFM = dict(type='TimmViT', model='vit_small_patch14_dinov2', random_weights=0)  # windows of whole patches: 112
+OTHER_VFM = dict(  # windows of whole patches: 112
+    type='TimmViT',
+    model='vit_small_patch14_dinov2',
+    model_args=dict(embed_dim=48, depth=2, num_heads=2),
+    random_weights=0,
+)
 
 
 @pytest.mark.parametrize('window_batch', [1, 4])
