@@ -23,9 +23,9 @@ MMSEG_TEST = os.path.join(os.path.dirname(mmseg.__file__), '.mim', 'tools', 'tes
 IMAGE = os.path.join(MINI, 'VOCdevkit', 'VOC2012', 'JPEGImages', '2007_000227.jpg')
 
 
-def composed(dataset='voc21', method='sclip', **options):
+def composed(dataset='voc21', method='sclip', data_root=MINI, **options):
     runtime = dict(workers=0, work_dir='w')
-    return compose(dataset, method, 'fsa', 'toy', 'toy', data_root=MINI, runtime=runtime, **options)
+    return compose(dataset, method, 'fsa', 'toy', 'toy', data_root=str(data_root), runtime=runtime, **options)
 
 
 @pytest.fixture(scope='module')
@@ -122,14 +122,15 @@ def test_mmsegs_pretrained_is_refused():
         MODELS.build(dict(composed().model, pretrained='x.pth'))
 
 
-def test_a_users_config_on_an_exported_one(exported, run_tool, tmp_path):
+def test_a_users_config_on_an_exported_one(run_tool, small, tmp_path):
     """What it changes stands in the printed row and in the result; what it does not is the same cell."""
-    (tmp_path / 'same.py').write_text(f'_base_ = [{exported[0]!r}]\n')
-    (tmp_path / 'mine.py').write_text(f'_base_ = [{exported[0]!r}]\nmodel = dict(stride=224, feedback=dict(p=0.6))\n')
+    export_config(composed(data_root=small), str(tmp_path / 'exported.py'), 'SCLIP + FSA')
+    (tmp_path / 'same.py').write_text("_base_ = ['exported.py']\n")
+    (tmp_path / 'mine.py').write_text("_base_ = ['exported.py']\nmodel = dict(stride=224, feedback=dict(p=0.6))\n")
     status, printed = run_tool('test', 'same.py', '--out', 'same.json')
     assert status == 0 and 'SCLIP + FSA on voc21 (sclip): mIoU' in printed, printed
     assert len(printed.splitlines()) < 6  # the log is for mmseg's tools
-    assert json.loads((tmp_path / 'same.json').read_text())['hash'][:10] == prepare(composed()).hash[:10]
+    assert json.loads((tmp_path / 'same.json').read_text())['hash'][:10] == prepare(composed(data_root=small)).hash[:10]
     status, printed = run_tool('test', 'mine.py', '--out', 'mine.json')
     assert status == 0, printed
     assert 'SCLIP + FSA on voc21 (sclip, model.feedback.p=0.6, model.stride=224): mIoU' in printed
