@@ -2,4 +2,4 @@
 # Sets everything up in .venv, then runs the tests in two processes of one thread; arguments go to pytest.
 . "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec python -m pytest -n 2 "$@"
+exec python -m pytest -n 2 --dist worksteal "$@"
