@@ -6,7 +6,7 @@ identity costs nothing, and a proxy map, which all heads share, is one (N, N) ma
 Shape legend: B images, H heads, T tokens (CLS included), N patches, D width, C feature channels, (h, w) a grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -23,6 +23,7 @@ GPU_KEPT_ENTRIES = 2**28  # the same on a GPU, of all images of a batch: 1 GiB
 MIN_BLOCK = 256  # rows of a block, at least
 BLOCK_ENTRIES = 2**19  # of the rows that are held at once of any other map: 2 MiB in float32, which a CPU's caches hold
 GPU_BLOCK_ENTRIES = 2**25  # the same on a GPU: 128 MiB
+DEPTH = 12  # blocks of ViT-B/16, for which the newer methods' layers were published
 PAIRS = dict(qk=('q', 'k'), qq=('q', 'q'), kk=('k', 'k'), vv=('v', 'v'))
 
 
@@ -31,17 +32,49 @@ class AttentionMap(NamedTuple):
 
     Attributes:
         apply: values (B, T, D) -> A·values (B, T, D), each head on its own D/H columns.
-        row_sum: the sum of every row of A (1, or 2 for a sum of two softmax maps).
+        row_sum: the sum of every row of A (1, or 2 for a sum of two softmax maps); None where rows differ in it.
         covers_cls: whether the first token is CLS; a proxy map attends patches alone.
         shared: whether all heads share the map, so that values may have any number of columns.
         grid (int, int): (h, w) of the patches it attends; None for CLIP's own. Values come resized to another grid.
+        values (B, N or T, any): what the map is applied to, where that is not the last block's own values.
+        with_logits: of a map that is a softmax of logits s: (factor, bias (B, T, T)) -> the map of factor·s + bias; it
+            may overwrite the bias, which is (B, N, N) where CLS is not covered. None for any other map.
     """
 
     apply: Callable[[Tensor], Tensor]
-    row_sum: float
+    row_sum: float | None
     covers_cls: bool
     shared: bool = False
     grid: tuple[int, int] | None = None
+    values: Tensor | None = None
+    with_logits: 'Callable[[float, Tensor], AttentionMap] | None' = None
+
+
+class WindowsUnderMethod(Protocol):
+    """A batch of windows under a method, as a feedback sees it; `fsa_seg.methods.base.WindowCosines` is one.
+
+    Attributes:
+        title (str): of the method.
+        grid (int, int): (h, w) of the patches.
+        images (B, 3, height, width): the windows' normalised pixels; None where they are not at hand.
+        uniform (B, N or 1, Q): the cosines z(U) under the uniform map.
+    """
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def grid(self) -> tuple[int, int]: ...
+
+    @property
+    def images(self) -> Tensor | None: ...
+
+    @property
+    def uniform(self) -> Tensor: ...
+
+    def cosines(self, attention: AttentionMap | None, /) -> Tensor:
+        """Return the cosines (B, N, Q) under a map."""
+        ...
 
 
 class Attended(Protocol):
@@ -96,42 +129,122 @@ def named_map(name: str, block: Attended, bias: Tensor | None = None) -> Attenti
     return self_map(name, letters, block.heads, bias)
 
 
-def check_map_name(name: str) -> None:
-    """Raise a UserError unless `named_map` knows the name."""
+def check_map_name(name: str, others: Sequence[str] = ()) -> None:
+    """Raise a UserError unless `named_map` knows the name; `others` are further names, for the message."""
     if name == 'identity':
         return
     if not isinstance(name, str):
         raise UserError(f'the attention map is {name!r}; name it by a text, such as "qq"')
     terms = name.split('+')
     for term in terms:
-        one_of(term, {*PAIRS, *(['identity'] if len(terms) == 1 else [])}, 'attention map')
+        one_of(term, {*PAIRS, *(['identity', *others] if len(terms) == 1 else [])}, 'attention map')
 
 
-def self_map(name: str, projections: dict[str, Tensor], heads: int, bias: Tensor | None = None) -> AttentionMap:
+def self_map(
+    name: str, projections: dict[str, Tensor], heads: int, bias: Tensor | None = None, factor: float = 1.0
+) -> AttentionMap:
     """Return the attention map `name` made of the block's own queries, keys and values.
 
     Args:
-        name: a sum of softmax(xyᵀ/√d) per head, such as 'qk', 'qq' or 'qq+kk', or 'identity'.
+        name: a sum of softmax(factor·xyᵀ/√d + bias) per head, such as 'qk', 'qq' or 'qq+kk', or 'identity'.
         projections: 'q', 'k', 'v' -> (B, T, D), as many as the name asks for: of ln_1 of the tokens, biases included.
         heads: H.
-        bias (T, T): added inside each softmax after the scaling by 1/√d, shared by heads and images.
+        bias (T, T) or (B, T, T): see above; shared by heads, and (T, T) by images.
+        factor: see above.
     """
     if name == 'identity':
         return AttentionMap(lambda values: values, 1.0, True)
     pairs = [PAIRS[term] for term in name.split('+')]
 
     def apply(values: Tensor) -> Tensor:
-        values = _split_heads(values, heads)
-        mask = None if bias is None else bias.to(values.dtype)
-        mixed = sum(
-            F.scaled_dot_product_attention(
-                _split_heads(projections[x], heads), _split_heads(projections[y], heads), values, mask
-            )
-            for x, y in pairs
+        return cast(
+            Tensor, sum(softmax_map(projections[x], projections[y], values, heads, bias, factor) for x, y in pairs)
         )
-        return cast(Tensor, mixed).transpose(1, 2).flatten(2)
 
-    return AttentionMap(apply, float(len(pairs)), True)
+    def with_logits(scale: float, added: Tensor) -> AttentionMap:
+        added = added if bias is None else added.add_(bias)  # the map's own bias is not scaled
+        return self_map(name, projections, heads, added, factor * scale)
+
+    return AttentionMap(apply, float(len(pairs)), True, with_logits=with_logits)
+
+
+def softmax_map(
+    x: Tensor, y: Tensor, values: Tensor, heads: int, bias: Tensor | None = None, factor: float = 1.0
+) -> Tensor:
+    """Return softmax(factor·xyᵀ/√d + bias)·values, head by head: (B, T, D).
+
+    d is the width of a head of `values`; x and y may have wider heads.
+
+    Args:
+        x, y (B, T, at least D), values (B, T, D): of `heads` heads each.
+        bias, factor: as of `self_map`.
+    """
+    query, key, value = (_split_heads(tensor.to(values.dtype), heads) for tensor in (x, y, values))
+    width, wider = value.shape[-1], query.shape[-1] - value.shape[-1]
+    value = F.pad(value, (0, wider)) if wider else value  # of unlike widths torch would hold a (H, T, T) matrix
+    mask = None if bias is None else (bias if bias.ndim == 2 else bias[:, None]).to(value.dtype)
+    mixed = F.scaled_dot_product_attention(query, key, value, mask, scale=factor / width**0.5)
+    return mixed[..., :width].transpose(1, 2).flatten(2)
+
+
+def weighted_sum(parts: Sequence[tuple[float, AttentionMap]]) -> AttentionMap:
+    """Return Σ weight·A of maps A that attend the same tokens; no matrix is made.
+
+    Its `with_logits` adapts the maps that are a softmax of logits, and leaves the others as they are.
+
+    Args:
+        parts (sequence of (weight, map)): see above.
+    """
+
+    def apply(values: Tensor) -> Tensor:
+        return cast(Tensor, sum(weight * attention.apply(values) for weight, attention in parts))
+
+    def with_logits(factor: float, bias: Tensor) -> AttentionMap:
+        adapted = []
+        for i, (weight, part) in enumerate(parts):
+            if part.with_logits is not None:
+                own = bias if i == adaptable[-1] else bias.clone()  # a map may overwrite it
+                part = part.with_logits(factor, own)
+            adapted.append((weight, part))
+        return weighted_sum(adapted)
+
+    adaptable = [i for i, (_, part) in enumerate(parts) if part.with_logits is not None]
+    return parts[0][1]._replace(
+        apply=apply,
+        row_sum=_weighted([(weight, attention.row_sum) for weight, attention in parts]),
+        shared=all(attention.shared for _, attention in parts),
+        with_logits=with_logits if adaptable else None,
+    )
+
+
+def _weighted(sums: list[tuple[float, float | None]]) -> float | None:
+    """Return the sum of a row of weighted maps; None where one of them has no constant."""
+    if any(value is None for _, value in sums):
+        return None
+    return sum(weight * cast(float, value) for weight, value in sums)
+
+
+def blocks_at(blocks: Sequence[int], depth: int, least: int = 4) -> tuple[int, ...]:
+    """Return the indices of blocks of a tower that lie as deep as some blocks of a tower of 12: ⌊b·depth/12⌋ each.
+
+    An index may come twice in a tower of less than 12 blocks. The last block is not among them.
+
+    >>> blocks_at((5, 6, 7, 8), 24)
+    (10, 12, 14, 16)
+    >>> blocks_at((5, 6, 7, 8), 5)
+    (2, 2, 2, 3)
+
+    Args:
+        blocks: indices from 0 to 10, of earlier blocks among 12.
+        depth: number of the tower's blocks.
+        least: the least number of blocks; a shallower tower is a UserError.
+    """
+    if depth < least:
+        raise UserError(
+            f'the image tower has {depth} blocks, and the method needs at least {least}: it reads blocks that lie as '
+            f'deep as {", ".join(map(str, sorted(set(blocks))))} of {DEPTH} (from 0)'
+        )
+    return tuple(min(block * depth // DEPTH, depth - 2) for block in blocks)
 
 
 def neighbour_bias(grid: tuple[int, int], sigma: float, device: torch.device | str | None = None) -> Tensor:
@@ -168,16 +281,26 @@ def proxy_map(
     unit = F.normalize(features.float().flatten(2), dim=1)
     mean = unit.mean(2).square().sum(1)[:, None, None]
 
-    def rows(span: slice) -> Tensor:
+    def rows(span: slice, factor: float = 1.0, bias: Tensor | None = None) -> Tensor:
         similarity = torch.baddbmm(beta * mean, unit[:, :, span].transpose(1, 2), unit, beta=-gamma, alpha=gamma)
         diagonal = similarity.diagonal(span.start, 1, 2).clone()
         similarity.masked_fill_(similarity < 0, float('-inf'))
         similarity.diagonal(span.start, 1, 2).copy_(diagonal)
+        if bias is not None:
+            similarity.mul_(factor).add_(bias[:, span])
         return similarity.softmax(-1)
 
     count, kept = unit.shape[2], KEPT_ENTRIES if unit.device.type == 'cpu' else GPU_KEPT_ENTRIES
-    operator = by_rows(rows, unit.transpose(1, 2), block or (count if len(unit) * count**2 <= kept else None))
-    return AttentionMap(lambda values: operator(values)[0], 1.0, False, True, pair(features.shape[2:]))
+    held = block or (count if len(unit) * count**2 <= kept else None)
+
+    def attention(make: Callable[[slice], Tensor]) -> AttentionMap:
+        operator = by_rows(make, unit.transpose(1, 2), held)
+        return AttentionMap(lambda values: operator(values)[0], 1.0, False, True, pair(features.shape[2:]))
+
+    def with_logits(factor: float, bias: Tensor) -> AttentionMap:
+        return attention(lambda span: rows(span, factor, bias))
+
+    return attention(rows)._replace(with_logits=with_logits)
 
 
 def by_rows(rows: Callable[[slice], Tensor], like: Tensor, block: int | None = None) -> Callable[..., list[Tensor]]:

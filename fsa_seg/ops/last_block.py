@@ -22,7 +22,8 @@ class Projections:
     """Queries, keys and values of one block, each computed when it is first asked for.
 
     Attributes:
-        q, k, v (B, T, D): projections of ln_1(tokens), biases included, CLS first.
+        tokens (B, T, D): that enter the block, CLS first. normed (B, T, D): ln_1 of them.
+        q, k, v (B, T, D): projections of `normed`, biases included.
         heads (int): number of heads.
 
     Args:
@@ -36,12 +37,16 @@ class Projections:
     q: functools.cached_property[Tensor] = functools.cached_property(lambda self: self._project(0))
     k: functools.cached_property[Tensor] = functools.cached_property(lambda self: self._project(1))
     v: functools.cached_property[Tensor] = functools.cached_property(lambda self: self._project(2))
-    _normed: functools.cached_property[Tensor] = functools.cached_property(lambda self: self._block.ln_1(self.tokens))
+    normed: functools.cached_property[Tensor] = functools.cached_property(lambda self: self._block.ln_1(self.tokens))
+
+    def out(self, attended: Tensor) -> Tensor:
+        """Return what the block adds to its input for attended values (B, any, D): out-projection and layer scale."""
+        return self._block.ls_1(self._block.attn.out_proj(attended))
 
     def _project(self, index: int) -> Tensor:
         attn = self._block.attn
         weight, bias = (parameter.chunk(3)[index] for parameter in (attn.in_proj_weight, attn.in_proj_bias))
-        return F.linear(self._normed, weight, bias)
+        return F.linear(self.normed, weight, bias)
 
 
 class LastBlock(Projections):
@@ -54,10 +59,13 @@ class LastBlock(Projections):
         image_features (dict): role -> a list with the features (1, C, I, J) of each window's whole image.
         inner (dict): index of an earlier block -> its `Projections`; those that the method's `inner_blocks` names.
         windows (list of WindowPlace): where the windows lie in their images; None outside of a pass over images.
+        images (B, 3, height, width): the windows' normalised pixels, where they are at hand.
+        depth (int): number of the tower's blocks.
+        kept (dict): what a method keeps from one hook to the next; it is empty at first.
 
     Args:
         visual: an `open_clip` image tower.
-        tokens, grid, features, image_features, inner, windows: see above.
+        tokens, grid, features, image_features, inner, windows, images: see above.
     """
 
     def __init__(
@@ -69,19 +77,27 @@ class LastBlock(Projections):
         inner: dict[int, Projections] | None = None,
         image_features: dict[str, list[Tensor]] | None = None,
         windows: list[WindowPlace] | None = None,
+        images: Tensor | None = None,
     ):
         super().__init__(visual.transformer.resblocks[-1], tokens)
         self.visual, self.grid, self.features = visual, pair(grid), features or {}
         self.inner, self.image_features, self.windows = inner or {}, image_features or {}, windows
+        self.images, self.depth = images, len(visual.transformer.resblocks)
+        self.kept: dict[str, Tensor] = {}
         self._prepared: dict[tuple[bool, bool, tuple[int, int]], _Inputs] = {}
+
+    def of(self, tokens: Tensor) -> Projections:
+        """Return the block's projections of other tokens (B, any, D)."""
+        return Projections(self._block, tokens)
 
     def values(self, attention: AttentionMap) -> Tensor:
         """Return what a map is applied to: (B, N, ·), or (B, T, ·) where the map covers CLS."""
-        return self._inputs(attention).values
+        return self._inputs(attention).values if attention.values is None else attention.values
 
     def value_heads(self, attention: AttentionMap) -> int:
         """Return how many heads the columns of `values` belong to: 1 where all heads share the map."""
-        return 1 if attention.shared else self.heads
+        size = self.tokens.shape[2] // self.heads
+        return 1 if attention.shared else self.values(attention).shape[2] // size
 
     def embed(self, attention: AttentionMap, residual: bool = False, mlp: bool = False) -> Tensor:
         """Return unit patch embeddings (B, N, E) under a map.
@@ -104,6 +120,7 @@ class LastBlock(Projections):
 
         Without a residual all patches are alike: the result is (B, 1, E).
         """
+        assert attention.row_sum is not None  # a feedback checks it
         values = self.values(attention)
         uniform = attention.row_sum * values.mean(1, keepdim=True)
         rows = uniform.expand_as(values) if residual else uniform.expand(-1, 1 + attention.covers_cls, -1)

@@ -24,4 +24,9 @@ def readout(visual: ImageTower, attended: Tensor, tokens: Tensor | None = None, 
         x = tokens + x
     if mlp:
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return F.normalize((visual.ln_post(x) @ visual.proj).float(), dim=-1)
+    return embeddings(visual, x)
+
+
+def embeddings(visual: ImageTower, tokens: Tensor) -> Tensor:
+    """Return unit embeddings (B, any, E) of tokens (B, any, D): `ln_post @ proj`."""
+    return F.normalize((visual.ln_post(tokens) @ visual.proj).float(), dim=-1)

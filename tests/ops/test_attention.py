@@ -2,7 +2,18 @@ import pytest
 import torch
 
 from fsa_seg.errors import UserError
-from fsa_seg.ops.attention import check_map_name, map_rows, neighbour_bias, proxy_map, resize_tokens, self_map
+from fsa_seg.ops.attention import (
+    AttentionMap,
+    blocks_at,
+    check_map_name,
+    map_rows,
+    neighbour_bias,
+    proxy_map,
+    resize_tokens,
+    self_map,
+    softmax_map,
+    weighted_sum,
+)
 
 
 def projections(*shape):
@@ -102,3 +113,83 @@ def test_neighbour_bias_by_hand():
 def test_unknown_maps(name, message):
     with pytest.raises(UserError, match=message):
         check_map_name(name)
+
+
+def split(x, heads=2):
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def dense(x, y, values, bias=0.0, factor=1.0, heads=2):
+    """Return softmax(factor·xyᵀ/√d + bias)·values; d is the width of a head of the values."""
+    x, y, values = (split(tensor, heads) for tensor in (x, y, values))
+    weights = (factor * x @ y.transpose(2, 3) / values.shape[-1] ** 0.5 + bias).softmax(-1)
+    return (weights @ values).transpose(1, 2).flatten(2)
+
+
+def test_a_softmax_of_wider_queries_scales_by_the_values_width():
+    x, y, values = torch.randn(2, 7, 12), torch.randn(2, 7, 12), torch.randn(2, 7, 8)
+    bias = torch.randn(2, 7, 7)
+    torch.testing.assert_close(softmax_map(x, y, values, 2), dense(x, y, values))
+    found = softmax_map(x, y, values, 2, bias, 1.5)
+    torch.testing.assert_close(found, dense(x, y, values, bias[:, None], 1.5))
+
+
+@pytest.mark.parametrize('own_bias', [False, True])
+def test_other_logits_of_a_sum_of_softmaxes(own_bias):
+    """factor·s + bias, twice; a bias of the map's own is not scaled."""
+    parts, values = projections(2, 5, 8), torch.randn(2, 5, 8)
+    own = torch.randn(5, 5) if own_bias else None
+    first, second = torch.randn(2, 5, 5), torch.randn(2, 5, 5)
+    attention = self_map('qq+kk', parts, 2, own).with_logits(2.0, first.clone())
+    bias = (first + (own if own_bias else 0))[:, None]
+    expected = sum(dense(parts[x], parts[x], values, bias, 2.0) for x in 'qk')
+    torch.testing.assert_close(attention.apply(values), expected)
+    again = attention.with_logits(0.5, second.clone())
+    expected = sum(dense(parts[x], parts[x], values, bias + second[:, None], 1.0) for x in 'qk')
+    torch.testing.assert_close(again.apply(values), expected)
+    assert again.row_sum == 2 and self_map('identity', {}, 2).with_logits is None
+
+
+@pytest.mark.parametrize('block', [None, 4])
+def test_other_logits_of_a_proxy_map(block):
+    """What was pruned stays pruned."""
+    torch.manual_seed(0)
+    features, values, bias = torch.randn(1, 6, 3, 4), torch.randn(1, 12, 5), torch.randn(1, 12, 12)
+    unit = torch.nn.functional.normalize(features.flatten(2)[0], dim=0)
+    s = unit.T @ unit
+    s = (s - 1.2 * s.mean()) * 3
+    logits = torch.where(s < 0, float('-inf'), 0.5 * s + bias[0])
+    found = proxy_map(features, block=block).with_logits(0.5, bias)
+    torch.testing.assert_close(found.apply(values)[0], logits.softmax(-1) @ values[0])
+    assert (logits == float('-inf')).any() and found.grid == (3, 4) and found.shared
+
+
+def test_a_weighted_sum():
+    """Its rows' sum, and other logits of the maps that have logits."""
+    parts, values, bias = projections(2, 5, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 5)
+    prior = torch.randn(5, 5)
+    qk, kk, fixed = self_map('qk', parts, 2, prior), self_map('kk', parts, 2), self_map('qq+kk', parts, 2)
+    total = weighted_sum([(0.5, qk), (2.0, kk), (3.0, fixed._replace(with_logits=None))])
+    torch.testing.assert_close(total.row_sum, 0.5 + 2 + 6)
+    rest = 3 * fixed.apply(values)
+    torch.testing.assert_close(total.apply(values), 0.5 * qk.apply(values) + 2 * kk.apply(values) + rest)
+    other = total.with_logits(1.5, bias.clone())
+    own = [dense(parts[x], parts['k'], values, bias[:, None] + more, 1.5) for x, more in (('q', prior), ('k', 0))]
+    torch.testing.assert_close(other.apply(values), 0.5 * own[0] + 2 * own[1] + rest)
+    assert weighted_sum([(1.0, fixed._replace(with_logits=None))]).with_logits is None
+    unknown = AttentionMap(lambda v: v, None, True)
+    assert weighted_sum([(1.0, qk), (1.0, unknown)]).row_sum is None and not total.shared
+
+
+@pytest.mark.parametrize(
+    'depth, blocks', [(12, (4, 9, 10)), (24, (8, 18, 20)), (32, (10, 24, 26)), (5, (1, 3, 3)), (4, (1, 2, 2))]
+)
+def test_blocks_as_deep_as_those_of_twelve(depth, blocks):
+    assert blocks_at((4, 9, 10), depth) == blocks
+
+
+def test_a_tower_too_shallow():
+    with pytest.raises(
+        UserError, match='has 3 blocks, and the method needs at least 4: .* as deep as 4, 9 of 12 .from 0.'
+    ):
+        blocks_at((4, 9), 3)
