@@ -5,18 +5,23 @@ Shape legend: B windows, T = 1 + N tokens (CLS first), N patches, D width, E emb
 
 import functools
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fsa_seg.errors import UserError
 from fsa_seg.ops.attention import AttentionMap
+from fsa_seg.ops.feedback import FSA
 from fsa_seg.ops.last_block import LastBlock
 from fsa_seg.ops.types import pair
 from fsa_seg.ops.windows import Layout, OverlapAdd, Window
 
 SCOPES = ('window', 'image')  # what a VFM sees
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROW_SUM_ERROR = 0.02  # share of the sum; half precision and rows of 4096 entries are within it
 STAGES = ('cosines', 'scores', 'labels')  # what a refinement works on
 
 
@@ -35,6 +40,8 @@ class Method:
         residual, mlp (bool): whether the last block's residual and its MLP follow the attention.
         refines (str): what `refine` works on: 'cosines', 'scores' or 'labels'; None without a refinement.
         whole_images (bool): whether a window of 0, the whole image, is possible; by default where no VFM sees windows.
+        least_patches (int): how many patches of CLIP a window needs.
+        has_logits (bool): whether the map is a softmax of logits (its `with_logits`), which SFR adapts.
     """
 
     name: ClassVar[str] = ''
@@ -48,6 +55,10 @@ class Method:
     mlp: bool = False
     refines: ClassVar[str | None] = None
     whole_images: bool | None = None
+    least_patches: int = 1
+    has_logits: bool = True
+    given: dict[str, Any] = {}  # settings that came with the method's name, which a protocol does not replace
+    rows_checked: bool = False  # whether the map's rows were found to sum to its `row_sum`
 
     def inner_blocks(self, depth: int) -> tuple[int, ...]:
         """Return the indices of CLIP's earlier blocks whose tokens, q, k or v the method reads; none by default.
@@ -154,6 +165,14 @@ class WindowCosines:
 
     def __init__(self, method: Method, block: LastBlock, text: Tensor):
         self.method, self.block, self._text = method, block, text.float()
+        self.title, self.images = method.title, block.images
+        patches = block.grid[0] * block.grid[1]
+        if patches < method.least_patches:
+            raise UserError(
+                f'{method.title} needs at least {method.least_patches} patches, and a window has {block.grid[0]}×'
+                f'{block.grid[1]} = {patches}; '
+                'use a larger window'
+            )
         self.attention = _remembering(method.attention(block)) if method.has_attention() else None
         vfm_grids = {role: pair(features.shape[2:]) for role, features in block.features.items()}
         self.grid = _checked_grid(method, method.grid(block.grid, vfm_grids))
@@ -182,19 +201,38 @@ class WindowCosines:
     def uniform(self) -> Tensor:
         """The cosines z(U) under the uniform map, (B, N, Q), or (B, 1, Q) where they are alike for all patches."""
         method, attention = self.method, self.attention
-        assert attention is not None  # FSA adapts a map
+        assert attention is not None and attention.row_sum is not None  # FSA adapts a map, and checks its rows
+        mass = attention.row_sum
         if type(method).embed is Method.embed:
             return self.block.embed_uniform(attention, method.residual, method.mlp) @ self._text.T
-        uniform = attention._replace(
-            apply=lambda values: (attention.row_sum * values.mean(1, keepdim=True)).expand_as(values)
-        )
+        uniform = attention._replace(apply=lambda values: (mass * values.mean(1, keepdim=True)).expand_as(values))
         return self.cosines(uniform)
 
     def rounds(self, feedback: Any = None) -> Iterator[Tensor]:
         """Yield the cosines (B, N, Q) without feedback, and with it those after each of its rounds."""
         yield self.first
         if feedback is not None:
-            yield from feedback.loop(self.attention, self.first, lambda: self.uniform, self.cosines)
+            assert self.attention is not None  # `check_feedback` said so
+            if isinstance(feedback, FSA):
+                self._check_row_sums(self.attention)
+            yield from feedback.loop(self, self.attention, self.first)
+
+    def _check_row_sums(self, attention: AttentionMap) -> None:
+        """Raise a UserError if a map's rows do not sum to its `row_sum`.
+
+        The first windows of a user's method are looked at; the tests hold the suite's own.
+        """
+        method = self.method
+        if method.rows_checked or os.path.dirname(method.path) == HERE or attention.row_sum is None:
+            return
+        sums = attention.apply(torch.ones_like(self.block.values(attention))).float()
+        if (sums - attention.row_sum).abs().max() > ROW_SUM_ERROR * attention.row_sum:
+            raise UserError(
+                f'{self.title}: the rows of its attention map sum to {sums.min():.4g} to {sums.max():.4g}, and row_sum '
+                f'is {attention.row_sum:g}; FSA needs rows of one sum: set row_sum to it, or to None where '
+                'rows differ, and leave the feedback out (--no-fsa)'
+            )
+        method.rows_checked = True
 
 
 def _remembering(attention: AttentionMap) -> AttentionMap:
@@ -221,9 +259,19 @@ def _checked_grid(method: Method, grid: Any) -> tuple[int, int]:
 
 
 def check_feedback(method: Method | type[Method], feedback: Any) -> None:
-    """Raise a UserError if a method has no attention map that a feedback could adapt."""
+    """Raise a UserError if a method has no attention map that a feedback could adapt, or no logits for SFR.
+
+    Args:
+        method: the method.
+        feedback: None, a feedback, or its class.
+    """
     if feedback and not method.has_attention():
         raise UserError(
             f'{method.title} has no attention map that FSA could adapt; leave out the feedback (--no-fsa), or give the '
             'method the hook `attention`'
+        )
+    if getattr(feedback, 'needs_logits', False) and not method.has_logits:
+        raise UserError(
+            f'{method.title}: SFR adapts the logits of a softmax, and this attention map is none; use FSA '
+            '(--feedback fsa), or no feedback (--no-fsa)'
         )

@@ -14,6 +14,7 @@ class MaskCLIP(Method):
     title = 'MaskCLIP'
     publication = 'Zhou et al., ECCV 2022, arXiv 2112.01071'
     protocol = 'clearclip'
+    has_logits = False
 
     def attention(self, block: LastBlock) -> AttentionMap:
         """Return the identity."""

@@ -37,6 +37,8 @@ from fsa_seg.ops.device import batch_that_fits, exact_float32
 from fsa_seg.ops.feedback import FSA
 from fsa_seg.ops.labels import class_scores, label_tiles
 from fsa_seg.ops.pamr import PAMR
+from fsa_seg.ops.propagation import TLP
+from fsa_seg.ops.sfr import SFR, SFRAndFSA
 from fsa_seg.ops.types import ImageTower, Tile, pair
 from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 
@@ -44,8 +46,8 @@ from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 TILE_SCORES = dict(cpu=2**19, cuda=2**24)
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
-MODELS.register_module(module=FSA)
-MODELS.register_module(module=PAMR)
+for _part in (FSA, SFR, SFRAndFSA, PAMR, TLP):
+    MODELS.register_module(module=_part)
 
 
 def resolve_precision(precision: str, device: str | torch.device | None = None) -> str:
@@ -79,7 +81,12 @@ def check_settings(settings: dict[str, Any], method: Method | None = None) -> No
             f'model: window is 0, the whole image, which the method {method.name} cannot take; name a window '
             'in pixels, such as 336'
         )
-    check_feedback(method, settings.get('feedback'))
+    check_feedback(method, feedback_class(settings.get('feedback')))
+
+
+def feedback_class(config: Mapping[str, Any] | None) -> Any:
+    """Return the class of a feedback's config; None without one, and the config where no class has the name."""
+    return config and (MODELS.module_dict.get(config.get('type')) or config)
 
 
 @functools.lru_cache
@@ -249,6 +256,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         for role, config in vfms.items():
             self.vfms[role], self.weights[f'vfm.{role}'] = _once(models, _load_vfm, config, precision, compile)
         self.multiple = check_window(window, self.visual.patch_size, self.window_vfms())
+        self._check_patches()
         if words is not None:
             self.keep_words(words)  # last, since it may take minutes
         self.eval()
@@ -283,6 +291,23 @@ class TrainingFreeSegmentor(BaseSegmentor):
         """
         assert self.encoder is not None, 'the segmentor was built with words'
         return self.encoder.encode(words, self.device).to(self.device)
+
+    def _check_patches(self) -> None:
+        """Raise a UserError if a whole window has fewer patches than the method or the feedback needs."""
+        if self.window == 0:  # each image's own size
+            return
+        sides = (-(-self.window // side) * side for side in self.multiple)
+        of_clip = math.prod(side // patch for side, patch in zip(sides, self.visual.patch_size))
+        needs = [(self.method.title, self.method.least_patches, of_clip)]
+        if hasattr(self.feedback, 'least_patches'):
+            of_output = math.prod(self.grid(self.window, self.window))
+            needs.append((type(self.feedback).__name__, self.feedback.least_patches, of_output))
+        for name, least, count in needs:
+            if count < least:
+                raise UserError(
+                    f'model: window is {self.window} pixels or {count} patches, and {name} needs at least {least}; '
+                    'use a larger window'
+                )
 
     def window_vfms(self) -> dict[str, VisionModel]:
         """Return the VFMs that see each window, by role."""

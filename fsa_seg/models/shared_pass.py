@@ -282,7 +282,8 @@ class _Batch:
         images = self._images(segmentor)
         tokens, grid, inner = self._run_trunk(segmentor, images)
         places = [WindowPlace(crop.rows, crop.columns) for crop in self._crops]
-        return LastBlock(segmentor.visual, tokens, grid, self._run_vfms(segmentor, images), inner, whole_images, places)
+        features = self._run_vfms(segmentor, images)
+        return LastBlock(segmentor.visual, tokens, grid, features, inner, whole_images, places, images)
 
     def finite(self, segmentor: 'TrainingFreeSegmentor') -> list[Tensor]:
         """Return the flags of the trunk and of all VFMs of a segmentor."""

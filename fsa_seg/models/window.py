@@ -6,21 +6,23 @@ images (B, 3, height, width).
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fsa_seg.errors import UserError, check_keys
+from fsa_seg.errors import UserError, check_keys, one_of
 from fsa_seg.methods import make_method
 from fsa_seg.methods.base import Method, WindowCosines, check_feedback
 from fsa_seg.models.clip import trunk_and_inner
 from fsa_seg.ops.attention import map_rows
 from fsa_seg.ops.feedback import FSA, adapt, ensemble, prune
 from fsa_seg.ops.last_block import LastBlock, Projections
+from fsa_seg.ops.sfr import SFR, SFRAndFSA
 from fsa_seg.ops.types import ImageTower
 
-FEEDBACK_KEYS = tuple(inspect.signature(FSA).parameters)
+FEEDBACKS = dict(FSA=FSA, SFR=SFR, SFRAndFSA=SFRAndFSA)
 Features = Tensor | dict[str, Tensor] | None
+Feedback = FSA | SFR
 
 
 def patch_logits(
@@ -29,7 +31,7 @@ def patch_logits(
     text: Tensor,
     *,
     method: str | dict | Method = 'proxyclip',
-    feedback: 'None | bool | dict | FSA' = None,
+    feedback: None | bool | dict | Feedback = None,
     vfm_features: Features = None,
 ) -> tuple[Tensor, tuple[int, int]]:
     """Return the cosine of every patch with every query, and the patches' grid: ((B, h·w, Q) float32, (h, w)).
@@ -39,7 +41,8 @@ def patch_logits(
         images (B, 3, height, width): normalised with the backbone's mean and std; sides are multiples of the patch.
         text (Q, E): unit rows.
         method: a name such as 'sclip', or a dict, see `fsa_seg.methods.make_method`.
-        feedback: FSA off; on with its defaults; or with settings such as dict(lam=3.0, p=0.45).
+        feedback: FSA off; on with its defaults; or with settings such as dict(lam=3.0, p=0.45); or another feedback,
+            such as dict(type='SFR').
         vfm_features (B, C, I, J): of the method's only VFM, or a dict of role -> features.
 
     Raises:
@@ -48,7 +51,15 @@ def patch_logits(
     method = make_method(method)
     tokens, grid, inner = trunk_and_inner(visual, images, method.inner_blocks(len(visual.transformer.resblocks)))
     return token_logits(
-        visual, tokens, grid, text, method=method, feedback=feedback, vfm_features=vfm_features, inner=inner
+        visual,
+        tokens,
+        grid,
+        text,
+        method=method,
+        feedback=feedback,
+        vfm_features=vfm_features,
+        inner=inner,
+        images=images,
     )
 
 
@@ -59,19 +70,21 @@ def token_logits(
     text: Tensor,
     *,
     method: str | dict | Method = 'proxyclip',
-    feedback: 'None | bool | dict | FSA' = None,
+    feedback: None | bool | dict | Feedback = None,
     vfm_features: Features = None,
     inner: dict[int, Tensor] | None = None,
+    images: Tensor | None = None,
 ) -> tuple[Tensor, tuple[int, int]]:
     """Return what `patch_logits` does, from the trunk's tokens: the last block under a method, and its feedback.
 
     Args:
         tokens (B, 1 + h·w, D), grid (int, int), inner: of `fsa_seg.models.clip.trunk_and_inner`.
+        images: as of `patch_logits`; SFR alone looks at them.
         visual, text, method, feedback, vfm_features: as of `patch_logits`.
     """
-    windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner)
-    feedback = resolve_feedback(feedback)
-    check_feedback(windows.method, feedback)
+    feedback, method = resolve_feedback(feedback), make_method(method)
+    check_feedback(method, feedback)
+    windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner, images)
     *_, logits = windows.rounds(feedback)
     return logits, windows.grid
 
@@ -84,15 +97,16 @@ def window_cosines(
     method: str | dict | Method,
     vfm_features: Features = None,
     inner: dict[int, Tensor] | None = None,
+    images: Tensor | None = None,
 ) -> WindowCosines:
     """Return the `WindowCosines` of the trunk's tokens; arguments as of `token_logits`."""
     method = make_method(method)
     features = role_features(method, vfm_features)
     seen = {role: value for role, value in features.items() if method.roles[role] == 'window'}
-    images = {role: list(value.split(1)) for role, value in features.items() if role not in seen}
+    whole = {role: list(value.split(1)) for role, value in features.items() if role not in seen}
     blocks = visual.transformer.resblocks
     earlier = {index: Projections(blocks[index], before) for index, before in (inner or {}).items()}
-    return WindowCosines(method, LastBlock(visual, tokens, grid, seen, earlier, images), text)
+    return WindowCosines(method, LastBlock(visual, tokens, grid, seen, earlier, whole, images=images), text)
 
 
 def role_features(method: Method, features: Features) -> dict[str, Tensor]:
@@ -135,7 +149,7 @@ def inspect_patch(
     index: tuple[int, int],
     *,
     method: str | dict | Method = 'proxyclip',
-    feedback: 'bool | dict | FSA' = True,
+    feedback: bool | dict | Feedback = True,
     vfm_features: Features = None,
 ) -> Inspection:
     """Return the `Inspection` of one patch; with several rounds of feedback, of the last one.
@@ -147,10 +161,12 @@ def inspect_patch(
     """
     fsa, method = resolve_feedback(feedback), make_method(method)
     check_feedback(method, fsa)
+    if not isinstance(fsa, FSA):
+        raise UserError(f'{type(fsa).__name__} has no S and W to look at; use --feedback fsa or sfr+fsa')
     tokens, grid, inner = trunk_and_inner(visual, images, method.inner_blocks(len(visual.transformer.resblocks)))
-    windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner)
-    attention = windows.attention
-    assert fsa is not None and attention is not None  # FSA is on, and adapts a map
+    windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner, images)
+    assert windows.attention is not None  # FSA adapts a map
+    attention, _ = fsa.start(windows, windows.attention, windows.first)
     values = windows.block.values(attention)
     heads = windows.block.value_heads(attention)
     patch, first = index[0] * windows.grid[1] + index[1], int(attention.covers_cls)
@@ -175,12 +191,16 @@ def inspect_patch(
     return Inspection(*(row.unflatten(0, windows.grid) for row in rows))
 
 
-def resolve_feedback(feedback: 'None | bool | dict | FSA') -> 'FSA | None':
-    """Return None or a feedback: given None, a bool, a dict of FSA's settings, or a feedback already."""
+def resolve_feedback(feedback: None | bool | dict | Feedback) -> Any:
+    """Return None or a feedback: given None, a bool, a dict of settings (of FSA, unless its `type` says another), or a
+    feedback already.
+    """
     if feedback is None or feedback is False:
         return None
     if not isinstance(feedback, (bool, dict)):
         return feedback
     settings = {} if feedback is True else dict(feedback)
-    check_keys(settings, FEEDBACK_KEYS, 'feedback')
-    return FSA(**settings)
+    cls = FEEDBACKS[one_of(settings.pop('type', 'FSA'), FEEDBACKS, 'feedback')]
+    keys = [*inspect.signature(cls).parameters, *inspect.signature(FSA).parameters]
+    check_keys(settings, keys if issubclass(cls, FSA) else keys[: len(inspect.signature(cls).parameters)], 'feedback')
+    return cls(**settings)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsa_seg.errors import UserError, one_of
-from fsa_seg.ops.attention import AttentionMap, by_rows
+from fsa_seg.ops.attention import AttentionMap, WindowsUnderMethod, by_rows
 from fsa_seg.settings import is_number
 
 SCALE = 20.0  # of z(A) in step 1; published default
@@ -125,20 +125,21 @@ def ensemble(
         values (B, T, D): T = N, or N + 1 where A covers CLS.
         terms (sequence of str): those of 'WA', 'AW' and 'W' whose mean is taken.
     """
-    inputs = []
+    inputs, mass = [], attention.row_sum
+    assert mass is not None  # FSA.loop checks it
     if 'WA' in terms:
         attended = attention.apply(values)
-        inputs.append(attended if attention.row_sum == 1 else attended / attention.row_sum)
+        inputs.append(attended if mass == 1 else attended / mass)
     if 'AW' in terms or 'W' in terms:
         inputs.append(values)
     mixed = apply_adapted(*(tokens[:, int(attention.covers_cls) :] for tokens in inputs))  # W is gone through once
     if attention.covers_cls:
         mixed = [torch.cat([tokens[:, :1], patches], 1) for tokens, patches in zip(inputs, mixed)]
     if 'AW' in terms:
-        mixed.append(attention.apply(mixed[-1]) / attention.row_sum)
+        mixed.append(attention.apply(mixed[-1]) / mass)
         if 'W' not in terms:
             del mixed[-2]
-    return cast(Tensor, sum(mixed) * (attention.row_sum / len(mixed)))
+    return cast(Tensor, sum(mixed) * (mass / len(mixed)))
 
 
 class FSA:
@@ -207,25 +208,33 @@ class FSA:
         self.lam, self.p, self.isolation, self.similarity = lam, p, isolation, similarity
         self.scale, self.uniform_scale, self.terms, self.rounds = scale, uniform_scale, tuple(terms), rounds
 
-    def loop(
-        self,
-        attention: AttentionMap,
-        first: Tensor,
-        uniform: Callable[[], Tensor],
-        cosines: Callable[[AttentionMap], Tensor],
-    ) -> Iterator[Tensor]:
-        """Yield the cosines (B, N, Q) after each round.
+    def loop(self, windows: WindowsUnderMethod, attention: AttentionMap, z: Tensor) -> Iterator[Tensor]:
+        """Yield the cosines (B, N, Q) after each round; before them those of `start`, where it changed them.
 
         Args:
+            windows: the batch of windows.
             attention: the method's map A.
-            first (B, N, Q): z(A).
-            uniform: function that returns z(U), (B, N or 1, Q); it is called where isolation is on.
-            cosines: function of a map that returns the patches' cosines under it, (B, N, Q).
+            z (B, N, Q): z(A).
+
+        Raises:
+            UserError: the rows of A do not sum to one constant.
         """
-        z, z_uniform = first, uniform() if self.isolation else None
+        if attention.row_sum is None:
+            raise UserError(
+                f'{windows.title}: the rows of its attention map do not sum to one constant, which FSA needs; '
+                'leave the feedback out (--no-fsa)'
+            )
+        attention, before = self.start(windows, attention, z)
+        if before is not z:
+            yield before
+        z, z_uniform = before, windows.uniform if self.isolation else None
         for _ in range(self.rounds):
-            z = cosines(self.adapted_map(attention, z, z_uniform))
+            z = windows.cosines(self.adapted_map(attention, z, z_uniform))
             yield z
+
+    def start(self, windows: WindowsUnderMethod, attention: AttentionMap, z: Tensor) -> tuple[AttentionMap, Tensor]:
+        """Return the map that FSA adapts, and the cosines (B, N, Q) under it; arguments as of `loop`."""
+        return attention, z
 
     def adapted_map(self, attention: AttentionMap, z: Tensor, z_uniform: Tensor | None) -> AttentionMap:
         """Return Â as a map, see `ensemble`; of S and W, no more than a block of rows is held.
@@ -236,7 +245,9 @@ class FSA:
         """
         rows = coherence_rows(self._isolated(z, z_uniform), self.similarity)
         apply_adapted = by_rows(lambda span: adapt(rows(span), self.lam, self.p), z, self.block)
-        return attention._replace(apply=lambda values: ensemble(attention, apply_adapted, values, self.terms))
+        return attention._replace(
+            apply=lambda values: ensemble(attention, apply_adapted, values, self.terms), with_logits=None
+        )
 
     def similarities(self, z: Tensor, z_uniform: Tensor | None) -> Tensor:
         """Return S (B, N, N) from the cosines under the method's map (B, N, Q) and under the uniform map."""

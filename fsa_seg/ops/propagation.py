@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsa_seg.errors import UserError
+from fsa_seg.ops.device import constant
 from fsa_seg.settings import choice, whole
 
 BLOCK_VALUES = dict(cpu=2**21, cuda=2**26)  # refined values that are made at once: 8 MiB, 256 MiB
@@ -107,7 +108,7 @@ def tlp(
         return values
     height, width = image.shape[1:]
     cell = (max(1, round(height / side)), max(1, round(width / side)))
-    grey = torch.tensordot(torch.tensor(GREY, device=image.device), image.float(), 1)
+    grey = torch.tensordot(constant(GREY, image.device), image.float(), 1)
     z = F.avg_pool2d(values, cell)
     system = _system(z, F.avg_pool2d(grey[None], cell)[0], text_similarities(rows.float()), product)
     f = _solved(z, *system, steps)
@@ -161,16 +162,16 @@ def _solved(z: Tensor, confidence: Tensor, down: Tensor, right: Tensor, steps: i
     """
     f, residual = z, -_laplacian(z, down, right)
     direction, squares = residual.clone(), residual.square().sum()
+    moving = squares > 0  # until f is the solution; a tensor, so that no step waits for a GPU
     for _ in range(steps):
         changed = _laplacian(direction, down, right).addcmul_(confidence, direction)
         curvature = (direction * changed).sum()
-        if not min(squares, curvature):  # f is the solution
-            break
-        alpha = squares / curvature
+        moving = moving & (squares > 0) & (curvature > 0)
+        alpha = torch.where(moving, squares / curvature, 0)
         f.addcmul_(alpha, direction)
         residual.addcmul_(alpha, changed, value=-1)
         before, squares = squares, residual.square().sum()
-        direction.mul_(squares / before).add_(residual)
+        direction.mul_(torch.where(moving, squares / before, 0)).add_(residual)
     return f
 
 

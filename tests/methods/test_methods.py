@@ -10,6 +10,7 @@ import torch
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from fsa_seg import patch_logits
 from fsa_seg.config.components import load_components, load_method
 from fsa_seg.config.compose import compose
 from fsa_seg.config.fingerprint import cell_hash, fingerprint, sources_hash
@@ -170,6 +171,28 @@ class OwnMap(Method):
         return Halves(block)
 """
 )
+
+
+def test_a_map_whose_rows_have_another_sum_is_refused_with_feedback(folder, tiny):
+    """The bare method runs; so does one that says that its rows have no constant sum."""
+    images = torch.randn(1, 3, 32, 48)
+    wrong = SMALL.replace("return named_map('vv', block)", "return named_map('vv', block)._replace(row_sum=2.0)")
+    unlike = SMALL.replace("return named_map('vv', block)", "return named_map('vv', block)._replace(row_sum=None)")
+    for text, message in (
+        (wrong, r'Mine: the rows of its attention map sum to 1 to 1, and row_sum is 2; FSA needs rows of one sum'),
+        (unlike, 'Mine: the rows of its attention map do not sum to one constant, which FSA needs; leave the feedback'),
+    ):
+        (folder / 'mine.py').write_text(text)
+        path = str(folder / 'mine.py')
+        patch_logits(tiny[0], images, tiny[1], method=path)
+        with pytest.raises(UserError, match=message):
+            patch_logits(tiny[0], images, tiny[1], method=path, feedback=True)
+    in_blocks = SMALL.replace(
+        "named_map('vv', block)", 'proxy_map(block.v[:, 1:].mT.unflatten(2, block.grid), block=2)'
+    )
+    (folder / 'mine.py').write_text(in_blocks.replace('import named_map', 'import proxy_map'))
+    logits, _ = patch_logits(tiny[0], torch.randn(3, 3, 32, 48), tiny[1], method=path, feedback=True)
+    assert logits.isfinite().all()
 
 
 def test_a_method_with_its_own_map_in_its_file(folder, tmp_path, monkeypatch, run_tool):
