@@ -198,6 +198,8 @@ PROTOCOL = dict(
     area_thd=SEGMENTOR['area_thd'],
     refinement=SEGMENTOR['refinement'],
     words=MAPPING,
+    method=dict_of(MAPPING),
+    feedback=dict_of(MAPPING),
 )
 WORD_RULES = dict(
     rename=either(dict_of(TEXT), NONE),

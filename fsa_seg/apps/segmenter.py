@@ -16,10 +16,12 @@ from fsa_seg.config.compose import MAX_LONG_SIDE, model_config
 from fsa_seg.datasets.images import as_rgb
 from fsa_seg.datasets.palette import even_palette
 from fsa_seg.errors import UserError
+from fsa_seg.evaluation.results import feedback_title
 from fsa_seg.models.segmentor import resolve_precision
 from fsa_seg.models.shared_pass import Member, check_finite_stages, merged_images
 from fsa_seg.models.text import Text, check_distinct, split_words
 from fsa_seg.models.window import Inspection
+from fsa_seg.ops.sfr import SFRAndFSA
 from fsa_seg.ops.windows import cut_window, patch_at, to_window, window_spans
 from fsa_seg.settings import SEGMENTOR, check_values
 from fsa_seg.visualization.pictures import attention_picture, picture_grid
@@ -126,9 +128,10 @@ class Segmenter:
         components = load_components(method, feedback, backbone, vfm)
         settings = protocol_settings(load_protocol(protocol, components), None)
         self.resize = Resize(scale=(MAX_LONG_SIDE, settings['short']), keep_ratio=True)
-        self.settings = (
-            f'{components["method"].name}{" + FSA" if feedback else ""}, {resolve_precision(precision, device)}'
-        )
+        names = [components['method'].name]
+        if components['feedback']:
+            names.append(feedback_title(components['feedback'].name))
+        self.settings = f'{" + ".join(names)}, {resolve_precision(precision, device)}'
         self.note = TOY_MODELS if has_toy_models(components) else None
         self.model = MODELS.build(model_config(components, settings, precision, device)).to(device)
 
@@ -205,7 +208,10 @@ class Segmenter:
         )
         edges = columns[0] / scale[1], rows[0] / scale[0], columns[1] / scale[1], rows[1] / scale[0]
         window = tuple(round(edge) for edge in edges)
-        names, maps = [group[0] for group in words], {'without FSA': without, 'with FSA': labels}
+        names = [group[0] for group in words]
+        maps = {'without FSA': without, 'with FSA': labels}
+        if isinstance(self.model.feedback, SFRAndFSA):
+            maps = {'without feedback': without, 'with SFR and FSA': labels}
         drawn = attention_picture(rgb, (x, y), window, shown, maps, names, even_palette(len(names)))
         found = AttentionRows(inspection, window, patch, without, labels, drawn)
         found.classes = tuple(names)

@@ -24,12 +24,14 @@ from fsa_seg.datasets.images import WHITE
 from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.datasets.palette import even_palette
 from fsa_seg.errors import UserError, check_keys, one_line, one_of
-from fsa_seg.methods import SPELLED_OUT, make_method, method_names
+from fsa_seg.methods import SPELLED_OUT, make_method, method_key, method_names
 from fsa_seg.methods.base import Method, check_feedback
 from fsa_seg.models.clip import BACKBONE_KEYS, load_clip
-from fsa_seg.models.segmentor import register_method, vfms_by_role
+from fsa_seg.models.segmentor import feedback_class, register_method, vfms_by_role
 from fsa_seg.models.text import read_classes
 from fsa_seg.models.weights import Weights, weights_from
+from fsa_seg.ops.feedback import FSA
+from fsa_seg.ops.sfr import SFRAndFSA
 from fsa_seg.settings import BACKBONE, DATASET, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values, dict_of, list_of
 from fsa_seg.system.paths import CONFIGS, component_files, find_root, is_drawn, local_path, own_hint
 
@@ -63,8 +65,9 @@ RULES = dict(
     suite=dict(name=TEXT, groups=list_of(MAPPING)),
 )
 WEIGHT_KINDS = ('backbone', 'vfm')  # components that have weights
+FEEDBACKS = dict(FSA='fsa', SFR='sfr', SFRAndFSA='sfr+fsa')  # class -> component that ships
 NAMES = 'names'  # in place of a protocol's words: the plain class names
-DEFAULTS = dict(words={}, refinement=None)  # settings that a protocol may leave out
+DEFAULTS = dict(words={}, refinement=None, method={}, feedback={})  # settings that a protocol may leave out
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', *DEFAULTS)
 
 
@@ -214,9 +217,11 @@ def load_components(
     """
     method, backbone = load_method(method), load_component('backbone', backbone)
     feedback = (
-        load_component('feedback', 'fsa' if feedback is True else feedback) if feedback not in (None, False) else None
+        load_component('feedback', 'fsa' if feedback is True else feedback)
+        if feedback not in (None, False, 'none')
+        else None
     )
-    check_feedback(method, feedback)
+    check_feedback(method, feedback_class(feedback))
     names = vfms_by_role(method, _vfm_names(method, vfm))
     return dict(
         method=method,
@@ -262,27 +267,52 @@ def _vfm_names(method: Method, vfm) -> dict:
     return dict(pairs)
 
 
-def segmentor_config(method: Method) -> dict:
-    """Return `type` and `method` of a segmentor's config."""
-    title = register_method(type(method))
-    if type(method).name == SPELLED_OUT:
+def segmentor_config(method: Method, published: Mapping[str, Mapping] | None = None) -> dict:
+    """Return `type` and `method` of a segmentor's config.
+
+    Args:
+        method: of `load_method`; settings that were given with its name come first.
+        published: a protocol's `method`: name of a method -> its settings.
+    """
+    title, name = register_method(type(method)), type(method).name
+    if name == SPELLED_OUT:
         return dict(type='TrainingFreeSegmentor', method=dict(type=SPELLED_OUT, **method.settings))
+    if published and name in published and method_key(type(method)) == name:  # no user's file of the name
+        defaults = type(method)().settings
+        given = {key: value for key, value in method.settings.items() if value != defaults[key]}
+        method = type(method)(**{**method.settings, **published[name], **given, **method.given})
     return dict(type=title, method=dict(method.settings))
 
 
-def feedback_of(components: dict) -> dict | None:
+def feedback_of(components: dict, published: Mapping[str, Mapping] | None = None) -> dict | None:
     """Return the feedback's config; None for the bare method.
 
-    Of a setting such as λ, the feedback component's value comes first, then the VFM's, then the backbone's.
+    Of a setting such as λ, the feedback component's value comes first, then the protocol's, then of FSA the VFM's, then
+    the backbone's.
 
     Args:
         components: of `load_components`.
+        published: a protocol's `feedback`: class of a feedback -> its settings.
     """
     if not components['feedback']:
         return None
     settings = {key: value for key, value in components['feedback'].items() if key not in ('name', 'custom_imports')}
+    cls, published = feedback_class(settings), published or {}
+    own: dict = {}
+    for name in (base.__name__ for base in reversed(cls.__mro__)) if inspect.isclass(cls) else ():
+        if name == SFRAndFSA.__name__:
+            own.update({f'sfr_{key}': value for key, value in published.get('SFR', {}).items()})
+        own.update(published.get(name, {}))
+    if not _is_fsa(components):
+        return {**own, **settings}
     vfm_settings = {key: value for vfm in components['vfm'].values() for key, value in vfm.get('fsa', {}).items()}
-    return {**components['backbone'].get('fsa', {}), **vfm_settings, **settings}
+    return {**components['backbone'].get('fsa', {}), **vfm_settings, **own, **settings}
+
+
+def _is_fsa(components: dict) -> bool:
+    """Return whether the feedback is FSA, or FSA after SFR."""
+    cls = feedback_class(components['feedback'])
+    return inspect.isclass(cls) and issubclass(cls, FSA)
 
 
 def load_protocol(name: str, components: dict) -> ConfigDict:
@@ -294,7 +324,7 @@ def load_protocol(name: str, components: dict) -> ConfigDict:
     """
     if name == 'own':
         method = components['method']
-        name = components['feedback'] and method.fsa_protocol or method.protocol
+        name = _is_fsa(components) and method.fsa_protocol or method.protocol
     return load_component('protocol', name)
 
 
@@ -308,7 +338,11 @@ def protocol_settings(protocol: dict, dataset: str | None) -> dict:
     Raises:
         UserError: an unknown key, a missing setting or a wrong value.
     """
-    settings = {**DEFAULTS, **protocol['default'], **protocol['datasets'].get(dataset, {})}
+    default, own = protocol['default'], protocol['datasets'].get(dataset, {})
+    settings = {**DEFAULTS, **default, **own}
+    for key in ('method', 'feedback'):  # a data set replaces single settings of a part
+        parts = {**default.get(key, {}), **own.get(key, {})}
+        settings[key] = {part: {**default.get(key, {}).get(part, {}), **values} for part, values in parts.items()}
     where = f'protocol {protocol["name"]!r} for {dataset!r}'
     _check_protocol(settings, where)
     missing = [key for key in SETTINGS if key not in settings]
@@ -443,11 +477,18 @@ def constructor_keys(cls: type) -> set[str]:
 
 
 def _check_protocol(settings, where):
-    """Raise a UserError if a protocol's settings or its rules of words have an unknown key or a wrong value."""
+    """Raise a UserError if a protocol's settings have an unknown key or a wrong value."""
     check_keys(settings, SETTINGS, where)
     check_values(settings, PROTOCOL, where)
     check_keys(settings.get('words', {}), WORD_RULES, f'words of {where}')
     check_values(settings.get('words', {}), WORD_RULES, f'words of {where}')
+    for name, method_settings in settings.get('method', {}).items():
+        make_method(dict(method_settings, type=one_of(name, method_names(), f'method in {where}')))
+    for kind, feedback in settings.get('feedback', {}).items():
+        kinds = [name for name, cls in MODELS.module_dict.items() if callable(getattr(cls, 'loop', None))]
+        config = dict(feedback, type=one_of(kind, kinds, f'feedback in {where}'))
+        check_constructor(config, MODELS, f'feedback of {where}')
+        MODELS.build(config)
 
 
 def _checked(component, kind, path):
@@ -480,7 +521,7 @@ def _checked(component, kind, path):
 
 
 def _spelt_out(kind, settings):
-    """Return the component that a dict spells out: a data set, or FSA with these settings."""
+    """Return the component that a dict spells out: a data set, or a feedback (FSA by default) with these settings."""
     if kind == 'dataset':
         return _checked(ConfigDict(settings), kind, 'the given dict')
     if kind == 'feedback':
@@ -489,8 +530,12 @@ def _spelt_out(kind, settings):
         title = ' '.join(
             f'{key}={"+".join(map(str, value)) if isinstance(value, (list, tuple)) else value}'
             for key, value in settings.items()
+            if key != 'type'
         )
-        return ConfigDict(load_component('feedback', 'fsa'), name=name or f'fsa {title}'.strip(), **settings)
+        kind = settings.pop('type', FSA.__name__)
+        one_of(kind, FEEDBACKS, 'feedback')
+        base = load_component('feedback', FEEDBACKS[kind])
+        return ConfigDict(base, name=name or f'{FEEDBACKS[kind]} {title}'.strip(), **settings)
     raise UserError(
         f'{kind} {settings}: give a name or a file; only methods, settings of FSA and data sets can be spelt out'
     )

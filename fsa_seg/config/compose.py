@@ -202,10 +202,10 @@ def model_config(
         random_weights: seed of random weights in place of trained weights.
     """
     return dict(
-        segmentor_config(components['method']),
+        segmentor_config(components['method'], settings['method']),
         backbone=component_config(components['backbone'], random_weights),
         vfm={role: component_config(vfm, random_weights) for role, vfm in components['vfm'].items()} or None,
-        feedback=feedback_of(components),
+        feedback=feedback_of(components, settings['feedback']),
         precision=resolve_precision(precision, device),
         **{key: settings[key] for key in FROM_PROTOCOL},
     )

@@ -16,7 +16,7 @@ from mmengine import Config
 from mmseg.registry import DATASETS, MODELS
 
 from fsa_seg import __version__
-from fsa_seg.config.components import class_names
+from fsa_seg.config.components import FEEDBACKS, class_names
 from fsa_seg.config.compose import check_config
 from fsa_seg.config.fingerprint import LOCAL, Entry, fingerprint, shown
 from fsa_seg.config.runtime import default_runtime
@@ -163,7 +163,8 @@ def _rename(config, changed):
     if method is not None and 'method.type' in changed:
         config.cell.update(method=method.name, title=method.title)
     if 'model.feedback' in changed:
-        config.cell.feedback = config.model.feedback and config.model.feedback['type'].lower()
+        kind = config.model.feedback and config.model.feedback['type']
+        config.cell.feedback = kind and FEEDBACKS.get(kind, kind.lower())
 
 
 def _digests(entries: list[Entry]) -> dict[str, str]:

@@ -277,7 +277,7 @@ def _settings_of(key, config):
         return [Entry(f'model.{key}', None, 'number')]
     cls = MODELS.get(config['type'])
     arguments = resolved(cls, config)
-    if cls is FSA:
+    if issubclass(cls, FSA) and 'terms' in arguments:
         terms = arguments['terms']
         arguments['terms'] = [term for term in TERMS if term in ((terms,) if isinstance(terms, str) else terms)]
     return [

@@ -55,7 +55,12 @@ def row_name(cell: Mapping[str, Any]) -> str:
     name = cell.get('title', cell['method'])
     if not cell['feedback']:
         return name
-    return f'{name} + {re.sub("^fsa(?= |$)", "FSA", cell["feedback"])}'
+    return f'{name} + {feedback_title(cell["feedback"])}'
+
+
+def feedback_title(name: str) -> str:
+    """Return a feedback's name for tables, 'FSA' or 'SFR+FSA rounds=2'; a user's own name stays as it is."""
+    return re.sub('^(fsa|sfr|sfr\\+fsa)(?= |$)', lambda found: found.group().upper(), name)
 
 
 def settings_text(cell: Mapping[str, Any]) -> str:

@@ -80,7 +80,9 @@ def make_method(method: 'str | dict | Method') -> Method:
     name = settings.pop('type', SPELLED_OUT)
     cls = find_method(name)
     check_keys(settings, option_names(cls), 'method' if name == SPELLED_OUT else f'method {name}')
-    return cls(**settings)
+    instance = cls(**settings)
+    instance.given = settings
+    return instance
 
 
 def _load_file(path: str) -> type[Method]:

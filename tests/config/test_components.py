@@ -148,16 +148,10 @@ def test_weights_have_a_source(kind, name):
 @every('feedback')
 def test_feedback(name, tiny):
     visual, text = tiny
-    feedback = feedback_of(load_components('sclip', name, 'toy', 'toy'))
+    feedback = resolve_feedback(feedback_of(load_components('sclip', name, 'toy', 'toy')))
     images = torch.randn(1, 3, 64, 64)
     bare, _ = patch_logits(visual, images, text, method='sclip')
-    logits, _ = patch_logits(
-        visual,
-        images,
-        text,
-        method='sclip',
-        feedback=resolve_feedback({k: v for k, v in feedback.items() if k != 'type'}),
-    )
+    logits, _ = patch_logits(visual, images, text, method='sclip', feedback=feedback)
     assert logits.isfinite().all() and not torch.allclose(logits, bare)
 
 

@@ -4,12 +4,14 @@ import os
 import re
 
 import pytest
+from mmseg.registry import MODELS
 
 from fsa_seg.config.components import class_names, component_names, load_component, load_file, protocol_settings
 from fsa_seg.config.compose import check_config, compose, is_complete, merge_options, set_runtime
 from fsa_seg.config.fingerprint import cell_hash, fingerprint
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.results import cell_id
+from fsa_seg.methods import find_method, make_method
 from fsa_seg.system.paths import CONFIGS
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
@@ -76,6 +78,11 @@ def test_every_combination_composes():
         ('maskclip', None, 'clearclip'),
         ('clip', 'fsa', 'clearclip'),
         ('naclip', 'fsa', 'naclip'),
+        ('pearl', 'fsa', 'pearl'),
+        ('resclip', 'sfr', 'resclip'),
+        ('scclip', None, 'scclip'),
+        ('sfp', None, 'sfp'),
+        ('gem', None, 'clearclip'),
     ],
 )
 def test_own_protocol(method, feedback, protocol):
@@ -95,6 +102,92 @@ def test_lambda_is_the_feedbacks_or_the_vfms_or_the_backbones(tmp_path):
     assert compose('voc21', 'proxyclip', 'fsa', path['backbone'], path['vfm']).model.feedback.lam == 4.5
     assert compose('voc21', 'proxyclip', path['feedback'], path['backbone'], path['vfm']).model.feedback.lam == 1.0
     assert 'lam' not in compose('voc21', 'sclip', 'fsa', 'toy').model.feedback
+
+
+def test_a_protocol_sets_the_methods_settings():
+    """On its data sets, for its method alone, and below what is given with the method's name."""
+    alpha = {name: compose(name, 'pearl', None, **TOY).model.method.alpha for name in ('voc21', 'cityscapes', 'ade20k')}
+    assert alpha == dict(voc21=0.08, cityscapes=0.3, ade20k=0.3)
+    given = compose('ade20k', dict(type='pearl', alpha=0.2), None, **TOY)
+    assert given.model.method.alpha == 0.2 and given.cell.method == 'pearl alpha=0.2'
+    assert compose('ade20k', 'pearl', None, **TOY).cell.method == 'pearl'
+    assert not compose('ade20k', 'sclip', None, protocol='pearl', **TOY).model.method
+    host = compose('cityscapes', dict(type='resclip', host='clearclip'), None, **TOY).model.method
+    assert (host.host, host.tau, host.lam) == ('clearclip', 2.0, 0.2)
+    assert compose('voc21', 'pearl', None, protocol='proxyclip', **TOY).model.method.alpha == 0.08
+
+
+def test_a_protocol_sets_the_feedbacks_settings(tmp_path):
+    """SFR's, alone and before FSA, which keeps its own; λ of a backbone is FSA's alone."""
+    (tmp_path / 'b.py').write_text("backbone = dict(name='b', model='ViT-B-16', fsa=dict(lam=2.3))")
+    backbone = str(tmp_path / 'b.py')
+    sfr = dict(tau=2.2, lam=0.7, threshold=0.5)
+    assert compose('voc21', 'resclip', 'sfr', backbone).model.feedback == dict(type='SFR', **sfr)
+    both = compose('voc21', 'resclip', 'sfr+fsa', backbone).model.feedback
+    assert both == dict(type='SFRAndFSA', lam=2.3, p=0.45, **{f'sfr_{key}': value for key, value in sfr.items()})
+    assert compose('voc21', 'resclip', 'sfr', backbone, protocol='proxyclip').model.feedback == dict(type='SFR')
+    given = compose('voc21', 'resclip', dict(type='SFR', tau=1.9), **TOY)
+    assert given.model.feedback == dict(sfr, type='SFR', tau=1.9) and given.cell.feedback == 'sfr tau=1.9'
+    assert 'tau' not in compose('voc21', 'resclip', 'fsa', **TOY).model.feedback
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ('method=dict(pearl=dict(alfa=1))', "unknown key 'alfa' in method pearl"),
+        ('method=dict(perl=dict(alpha=1))', "unknown method in protocol .* 'perl' .did you mean 'pearl'"),
+        ('method=dict(pearl=dict(alpha=-1))', 'alpha is -1'),
+        ("method=['pearl']", 'method'),
+        ('method=dict(spelled_out=dict(attention="qq"))', "unknown method in protocol .* 'spelled_out'"),
+        ('feedback=dict(SFR=dict(tau=-1))', 'SFR: tau is -1'),
+        ('feedback=dict(SFR=dict(tou=1))', "unknown key 'tou'"),
+        ('feedback=dict(SFRR=dict(tau=1))', "unknown feedback in protocol .* 'SFRR' .did you mean 'SFR'"),
+    ],
+)
+def test_a_protocol_with_wrong_settings_of_parts(tmp_path, settings, message):
+    default = 'logit_scale=40, short=336, window=336, stride=112, prob_thd=0.0, area_thd=None'
+    text = f"protocol = dict(name='p', default=dict({default}, {settings}), datasets=dict())"
+    (tmp_path / 'p.py').write_text(text)
+    with pytest.raises(UserError, match=message):
+        compose('voc21', 'pearl', None, protocol=str(tmp_path / 'p.py'), **TOY)
+
+
+def test_settings_that_are_given_stay(tmp_path):
+    """Of a method that is built, and of a user's file under a shipped name; a data set replaces single settings."""
+    assert compose('ade20k', make_method(dict(type='pearl', alpha=0.5)), None, **TOY).model.method.alpha == 0.5
+    assert compose('ade20k', find_method('pearl')(alpha=0.08, steps=7), None, **TOY).model.method.steps == 7
+    (tmp_path / 'pearl.py').write_text(
+        'from fsa_seg.methods.base import Method\nfrom fsa_seg.ops.attention import named_map\n\n\n'
+        'class Other(Method):\n    """Another method."""\n\n    title = "Other"\n\n'
+        '    def __init__(self, alpha=1.0):\n        self.alpha = alpha\n\n'
+        '    def attention(self, block):\n        return named_map("qq", block)\n'
+    )
+    other = compose('ade20k', str(tmp_path / 'pearl.py'), None, protocol='pearl', **TOY)
+    assert other.model.method == dict(alpha=1.0)
+    default = 'logit_scale=40, short=336, window=336, stride=112, prob_thd=0.0, area_thd=None'
+    parts = 'method=dict(pearl=dict(steps=7)), feedback=dict(FSA=dict(p=0.3), SFR=dict(tau=1.5))'
+    (tmp_path / 'p.py').write_text(
+        f"protocol = dict(name='p', default=dict({default}, {parts}), "
+        'datasets=dict(ade20k=dict(method=dict(pearl=dict(alpha=0.2)), feedback=dict(SFR=dict(lam=0.5)))))'
+    )
+    both = compose('ade20k', 'pearl', dict(type='SFRAndFSA', lam=1.0), protocol=str(tmp_path / 'p.py'), **TOY).model
+    assert both.method == dict(alpha=0.2, steps=7)
+    expected = dict(type='SFRAndFSA', lam=1.0, p=0.45, sfr_tau=1.5, sfr_lam=0.5)  # p is the component's
+    assert both.feedback == expected
+    assert compose('voc21', 'proxyclip', 'sfr', **TOY).cell.protocol == 'proxyclip'
+    assert compose('voc21', 'proxyclip', 'sfr+fsa', **TOY).cell.protocol == 'fsa'
+    assert compose('voc21', 'sclip', 'none', **TOY).cell.feedback is None
+
+
+def test_a_window_with_too_few_patches_is_found_before_a_run():
+    for method, feedback, message in (
+        ('scclip', None, 'window is 64 pixels or 16 patches, and SCCLIP needs at least 31'),
+        ('clearclip', 'sfr', 'window is 16 pixels or 1 patches, and SFR needs at least 2'),
+    ):
+        config = compose('voc21', method, feedback, **TOY)
+        merge_options(config, {'model.window': int(message.split()[2]), 'model.stride': 16})
+        with pytest.raises(UserError, match=message):
+            MODELS.build(config.model)
 
 
 def test_a_data_set_that_no_protocol_knows(tmp_path):

@@ -17,7 +17,10 @@ from fsa_seg.evaluation.report.references import DATA_KEYS, references
 from fsa_seg.evaluation.report.statistics import Gain
 from fsa_seg.evaluation.results import table_row, table_rows
 
-METHODS = ('clip', 'maskclip', 'sclip', 'clearclip', 'naclip', 'proxyclip')  # in tables; other methods come after
+METHODS = (  # in tables; other methods come after
+    *('clip', 'maskclip', 'sclip', 'clearclip', 'naclip', 'proxyclip'),
+    *('pearl', 'resclip', 'scclip', 'sfp', 'gem'),
+)
 BACKBONES = ('clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14')
 FEEDBACK = 'model.feedback'  # beginning of the entries of a feedback
 EXPECTED = 'expected'  # `comparable` of an expected number

@@ -11,7 +11,7 @@ from fsa_seg.config.fingerprint import sources_hash, weights_files
 from fsa_seg.evaluation.report.collect import Light
 from fsa_seg.evaluation.report.rows import Cell, Row, Table
 from fsa_seg.evaluation.report.tables import models_and_settings
-from fsa_seg.evaluation.results import settings_text
+from fsa_seg.evaluation.results import feedback_title, settings_text
 
 WORDS = 'model.words'
 ATTENTION = 'method.attention'  # entry of a method that its config spells out
@@ -106,7 +106,7 @@ def attention_maps(table: Table) -> list[AttentionMap]:
         attention = next((entry[1] for entry in cell.result['fingerprint'] if entry[0] == ATTENTION), None)
         if attention is not None and not names['changed']:
             vfm = f' ({names["vfm"]})' if names['vfm'] else ''
-            column = names['backbone'] + (f' + {names["feedback"]}' if names['feedback'] else '')
+            column = names['backbone'] + (f' + {feedback_title(names["feedback"])}' if names['feedback'] else '')
             title = f'{cell.dataset} under {settings_text(names)}'
             group = groups.setdefault((title, _code(cell)), {})
             group.setdefault((names.get('title', names['method']) + vfm, column), cell.value)
@@ -148,7 +148,8 @@ def _curve_name(cell: Cell, key: str) -> str:
     """Return the name of a curve: data set, and the row without the setting that varies."""
     names = cell.result['cell']
     fixed = dict(names, changed=[text for text in names['changed'] if text.split('=')[0] != key])
-    method = names.get('title', names['method']) + (' + FSA' if names['feedback'] else '')
+    feedback = f' + {feedback_title(names["feedback"].split()[0])}' if names['feedback'] else ''
+    method = names.get('title', names['method']) + feedback
     return f'{cell.dataset}, {method}, {models_and_settings(fixed)}'
 
 

@@ -339,7 +339,7 @@ def test_studies(varied, tmp_path):
     make_results(tmp_path, 'attention33', images=3, backbones=['clip_vit-b16'])
     (shown,) = attention_maps(make_tables(find_results([str(tmp_path)]).results)[0])
     assert {'qk', 'qq', 'kk', 'vv', 'qq+kk', 'identity', 'proxy (sam_vit-b16)'} <= set(shown.rows)
-    assert shown.columns == ['clip_vit-b16', 'clip_vit-b16 + fsa'] and np.isfinite(shown.values).sum() > 15
+    assert shown.columns == ['clip_vit-b16', 'clip_vit-b16 + FSA'] and np.isfinite(shown.values).sum() > 15
 
 
 class Page(html.parser.HTMLParser):
