@@ -41,7 +41,7 @@ def windows_of(tower, method, images, features):
 def inputs(method, count=2):
     """Return windows that are not square, and features of every role, twice as fine as CLIP's patches."""
     torch.manual_seed(1)
-    return torch.randn(count, 3, 64, 96), {role: torch.randn(count, 12, 8, 12) for role in method.roles}
+    return torch.randn(count, 3, 80, 112), {role: torch.randn(count, 12, 10, 14) for role in method.roles}
 
 
 @every_method
@@ -127,13 +127,13 @@ def test_feedback(name, tower):
 def test_merge(name, tower):
     """Windows of an image become the cosines of its pixels, at another size."""
     method = make_method(name)
-    layout = Layout((64, 128), (50, 60), 96, 32, tower[0].patch_size, {})
+    layout = Layout((80, 144), (50, 60), 112, 32, tower[0].patch_size, {})
     done = []
-    for columns in window_spans(128, 96, 32):
+    for columns in window_spans(144, 112, 32):
         images, features = inputs(method, 1)
         windows = windows_of(tower, method, images, features)
         kept = method.keep(windows.block)
-        done.append(Window((0, 64), columns, windows.first[0], windows.grid, kept and kept[0]))
+        done.append(Window((0, 80), columns, windows.first[0], windows.grid, kept and kept[0]))
     merged = method.merge(done, layout)
     pixels = torch.zeros(9, 50, 60)
     for place, tile in merged.tiles(4000):
@@ -166,11 +166,11 @@ def test_the_registered_segmentor(name, feedback):
         role: {key: v for key, v in part.items() if key not in ('name', 'toy', 'licence')}
         for role, part in components['vfm'].items()
     }
-    config = dict(segmentor_config(components['method']), backbone=TOY_CLIP, words=WORDS, window=64, stride=48)
+    config = dict(segmentor_config(components['method']), backbone=TOY_CLIP, words=WORDS, window=96, stride=64)
     config.update(vfm=vfm or None, feedback=feedback and dict(type='FSA'))
     torch.manual_seed(0)
     data = dict(
-        inputs=[torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((64, 100), (50, 64))],
+        inputs=[torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((96, 128), (90, 96))],
         data_samples=[SegDataSample(metainfo=dict(ori_shape=size)) for size in ((30, 50), (96, 33))],
     )
     outs = [MODELS.build(dict(config, window_batch=size)).test_step(data) for size in (1, 3)]

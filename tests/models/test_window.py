@@ -9,7 +9,7 @@ from fsa_seg.errors import UserError
 from fsa_seg.models.clip import trunk
 from fsa_seg.models.window import inspect_patch, window_cosines
 from fsa_seg.ops import reference
-from fsa_seg.profiling.self_checks import golden_logits, load_golden
+from fsa_seg.profiling.self_checks import golden_cases, load_golden
 
 from conftest import ROOT
 
@@ -29,10 +29,9 @@ def golden(request):
 def test_golden(golden, device):
     visual, t = golden[0].to(device), {key: value.to(device) for key, value in golden[1].items()}
     torch.backends.cudnn.allow_tf32 = False
-    expected = golden_logits(t)
-    assert len(expected) in (2, 10)
-    for name, logits_of in expected.items():
-        method, feedback = name.removesuffix('+fsa'), name.endswith('+fsa')
+    cases = golden_cases(t)
+    assert len(cases) in (10, 10)
+    for method, feedback, logits_of in cases.values():
         logits, grid = patch_logits(
             visual, t['images'], t['text'], method=method, feedback=feedback, vfm_features=t.get('vfm_features')
         )
