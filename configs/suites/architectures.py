@@ -2,13 +2,14 @@
 # does it cost? A suite with a `window` (in pixels) needs no data. `check` compares with the dense evaluation of
 # fsa_seg/ops/reference.py, at so many `queries`.
 BASES = dict(backbone=['all'], feedback=[None, 'fsa'])
+NEWER = ['pearl', 'resclip', 'scclip', 'sfp', 'gem']
 THREE = ['clip_vit-b16', 'clip_vit-l14', 'openclip_vit-h14']
 suite = dict(
     name='architectures',
     window=336,
     queries=21,
     groups=[
-        dict(BASES, method=['clip', 'maskclip', 'sclip', 'clearclip', 'naclip']),
+        dict(BASES, method=['clip', 'maskclip', 'sclip', 'clearclip', 'naclip', *NEWER]),
         dict(BASES, method=['proxyclip'], vfm=['all']),
         dict(
             backbone=THREE,

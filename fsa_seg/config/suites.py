@@ -40,14 +40,19 @@ def suite_cells(suite: dict, **chosen: Sequence) -> list[dict]:
 
     Args:
         suite: of `load_suite`.
-        chosen: kind -> list that replaces the suite's list.
+        chosen: kind -> list that replaces the suite's list. A chosen method that the suite names stays in the groups
+            that name it; any other joins all groups.
 
     Raises:
         UserError: a list is no list, or the suite has no cell.
     """
     cells = {}
+    named = [method for group in suite['groups'] for method in group.get('method', ())]
     for group in suite['groups']:
         lists = {**{kind: group[kind] for kind in KINDS if kind in group}, **chosen}
+        if 'method' in chosen and 'method' in group:
+            own = group['method']
+            lists['method'] = [method for method in chosen['method'] if method in own or method not in named]
         for kind, values in lists.items():
             if not isinstance(values, (list, tuple)):
                 raise UserError(f'suite {suite["name"]}: {kind} is {values!r}; give a list, such as [{values!r}]')

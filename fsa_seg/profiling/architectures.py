@@ -92,15 +92,15 @@ class ArchitectureRuns:
         """Return the figures of a row: its grid, seconds, bytes and, if `check` holds, the difference from dense."""
         (visual, text, image, tokens, grid), trunk_cost, size = self._trunk(components['backbone'])
         method, vfms = components['method'], {role: self._vfm(vfm) for role, vfm in components['vfm'].items()}
-        feedback = feedback_of(components)
-        feedback = resolve_feedback(feedback and {key: value for key, value in feedback.items() if key != 'type'})
         arguments = dict(
             method=method,
-            feedback=feedback,
+            feedback=resolve_feedback(feedback_of(components)),
             vfm_features={role: features for role, (features, *_) in vfms.items()},
             inner=trunk_and_inner(visual, image, method.inner_blocks(len(visual.transformer.resblocks)))[2],
         )
-        (logits, out_grid), cost = measured(lambda: token_logits(visual, tokens, grid, text, **arguments), self.device)
+        (logits, out_grid), cost = measured(
+            lambda: token_logits(visual, tokens, grid, text, images=image, **arguments), self.device
+        )
         if not logits.isfinite().all():
             raise RuntimeError('some cosines are not finite')
         costs = [trunk_cost, *(vfm_cost for _, vfm_cost, _ in vfms.values()), cost]

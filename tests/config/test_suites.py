@@ -13,6 +13,7 @@ from fsa_seg.config.fingerprint import cell_hash, fingerprint
 from fsa_seg.config.suites import load_suite, suite_cells
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.passes import prepare, run_cells
+from fsa_seg.methods import make_method
 
 from conftest import MINI
 
@@ -223,3 +224,26 @@ def test_cells_that_differ_in_name_alone_run_once(tmp_path, monkeypatch):
     assert results[0]['confusion'] == results[1]['confusion']
     assert len(list((tmp_path / 'results').iterdir())) == 2
     assert run_cells(configs, list) == results and len(runs) == 1
+
+
+def test_a_chosen_method_stays_in_the_groups_that_name_it():
+    """And a method that the suite does not name joins all groups."""
+    suite = load_suite('field')
+
+    def rows(*methods):
+        cells = suite_cells(suite, method=list(methods), dataset=['voc20'], protocol=['proxyclip'])
+        return [(cell['method'], cell['feedback']) for cell in cells]
+
+    assert rows('scclip') == [('scclip', None), ('scclip', 'fsa')]
+    assert rows('resclip') == [('resclip', feedback) for feedback in (None, 'fsa', 'sfr', 'sfr+fsa')]
+    assert set(rows('mine.py')) == {('mine.py', feedback) for feedback in (None, 'fsa', 'sfr', 'sfr+fsa')}
+    assert len(rows('scclip', 'resclip')) == 6
+
+
+def test_the_field_has_all_methods_and_feedback_all_that_sfr_adapts():
+    field, feedback = (suite_cells(load_suite(name)) for name in ('field', 'feedback'))
+    assert {cell['method'] for cell in field if isinstance(cell['method'], str)} == set(component_names('method'))
+    hosts = {name for name in component_names('method') if make_method(name).has_logits}
+    assert {cell['method'] for cell in feedback if isinstance(cell['method'], str)} == hosts
+    assert {cell['protocol'] for cell in feedback} == {'proxyclip'}
+    assert {cell['feedback'] for cell in feedback} == {None, 'fsa', 'sfr', 'sfr+fsa'}

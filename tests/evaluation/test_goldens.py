@@ -148,6 +148,23 @@ def test_two_rows_on_two_more_data_sets(run_tool, tmp_path):
     assert status == 0 and '4 of 4 as expected, largest difference 0.0' in printed, printed
 
 
+def test_the_newer_methods_rows(run_tool, tmp_path):
+    """PEARL, ResCLIP, SC-CLIP, SFP and GEM with and without FSA, SFR and both, under one protocol."""
+    content = json.loads(open(os.path.join(MINI, 'golden_field.json'), encoding='utf-8').read())
+    titles = ('PEARL', 'ResCLIP', 'SCCLIP', 'SFP', 'GEM')
+    content['cells'] = {
+        row: values
+        for row, values in content['cells'].items()
+        if row.split(' ')[0] in titles and row.endswith('| proxyclip')
+    }
+    assert len(content['cells']) == 12
+    (tmp_path / 'field.json').write_text(json.dumps(content))
+    command = ('benchmark', '--mini', '--suite', 'field', '--datasets', 'voc20', '--protocol', 'proxyclip')
+    methods = ('--methods', *(title.lower() for title in titles))
+    status, printed = run_tool(*command, *methods, '--golden', 'field.json')
+    assert status == 0 and '12 of 12 as expected, largest difference 0.0' in printed, printed
+
+
 @pytest.fixture
 def recorded(monkeypatch):
     """Return what goes through the tool and `Segmenter`: the metric's labels of each image, and the inputs' shapes."""
