@@ -256,6 +256,26 @@ def test_a_suites_groups_without_feedback_take_the_options(run_tool, small, tmp_
     assert status == 0 and '| CLIP |' in printed and '| CLIP + FSA |' not in printed, printed
 
 
+def test_a_feedback_by_its_name(run_tool, tmp_path):
+    """SFR with the settings of ResCLIP's protocol, alone and before FSA; and the suite's feedbacks replaced."""
+    command = ('test', 'voc21', '--mini', '--method', 'resclip', '--limit', 2, '--feedback')
+    status, printed = run_tool(*command, 'sfr')
+    assert status == 0 and 'ResCLIP + SFR on voc21 (resclip)' in printed, printed
+    status, printed = run_tool(*command, 'sfr+fsa', '--out', 'both.json')
+    assert status == 0 and 'ResCLIP + SFR+FSA on voc21 (resclip)' in printed, printed
+    both = json.loads((tmp_path / 'both.json').read_text())
+    entries = {key: value for key, value, level in both['fingerprint']}
+    assert entries['model.feedback.sfr_tau'] == 2.2 and entries['model.feedback.p'] == 0.45
+    assert both['cell']['feedback'] == 'sfr+fsa' and entries['method.tau'] == 2
+    status, printed = run_tool(*command, 'sfr', '--no-fsa')
+    assert status == 2 and 'not allowed with argument' in printed
+    status, printed = run_tool(*command[:4], 'maskclip', '--feedback', 'sfr')
+    assert status == 1 and 'MaskCLIP: SFR adapts the logits of a softmax' in printed
+    feedbacks = ('--feedback', 'none', 'sfr')
+    status, printed = run_tool('benchmark', '--mini', '--methods', 'gem', '--datasets', 'voc20', *feedbacks)
+    assert status == 0 and '| GEM |' in printed and '| GEM + SFR |' in printed and 'FSA' not in printed, printed
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
@@ -277,12 +297,14 @@ def test_what_cannot_be_looked_at(run_tool, capsys):
     assert status == 2 and "'150' is no pixel; give X,Y, such as 150,120" in printed
     status, printed = run_tool(*command, '1,2', '--no-fsa')
     assert status == 1 and 'leave out --no-fsa' in printed
+    status, printed = run_tool(*command, '1,2', '--method', 'sclip', '--feedback', 'sfr')
+    assert status == 1 and 'SFR has no S and W to look at; use --feedback fsa or sfr+fsa' in printed
 
 
 def test_architectures_under_the_old_name_of_their_suite(run_tool, tmp_path):
     status, printed = run_tool('benchmark', '--suite', 'smoke', '--mini')
     assert status == 0, printed
-    assert '19 cells, 0 failed; 7 agree with the dense evaluation' in printed
+    assert '29 cells, 0 failed; 7 agree with the dense evaluation' in printed
     assert '| toy | toy | ProxyCLIP + FSA | 42×42 |' in printed
     assert (tmp_path / 'work_dirs' / 'table_architectures.md').exists()
 
@@ -418,3 +440,22 @@ def test_the_process_ends_with_status_1_and_no_traceback(tmp_path):
     )
     assert process.returncode == 1
     assert "error: unknown dataset 'voc12'" in process.stderr and 'Traceback' not in process.stderr
+
+
+def test_a_feedback_that_a_method_refuses_is_left_out(run_tool):
+    command = (
+        'benchmark',
+        '--mini',
+        '--datasets',
+        'voc20',
+        '--protocol',
+        'proxyclip',
+        '--feedback',
+        'sfr',
+        '--methods',
+    )
+    status, printed = run_tool(*command, 'maskclip', 'clearclip')
+    assert status == 0 and '| ClearCLIP + SFR |' in printed and '| MaskCLIP' not in printed, printed
+    assert 'left out, since the method refuses the feedback: maskclip + sfr' in printed
+    status, printed = run_tool(*command, 'maskclip')
+    assert status == 1 and 'MaskCLIP: SFR adapts the logits' in printed

@@ -4,8 +4,9 @@
     fsa-seg benchmark --suite paper --data-root /data/seg
     fsa-seg benchmark --suite architectures           # one window each, random weights, no data
 
-A suite is a file of configs/suites/, or any file of the same form; options take the place of the suite's lists. A cell
-with a result in WORK_DIR/results does not run again, so that the same command continues an interrupted benchmark.
+A suite is a file of configs/suites/, or any file of the same form. Options take the place of the suite's lists; a
+method that the suite names stays in the groups that name it. A cell with a result in WORK_DIR/results does not run
+again, so that the same command continues an interrupted benchmark.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         '--suite',
         default='methods',
         metavar='S',
-        help='methods (default), paper, attention33, ablation, words, architectures, or a file',
+        help='methods (default), field, feedback, paper, attention33, ablation, words, architectures, or a file',
     )
     parser.add_argument('--datasets', nargs='+', metavar='D', help="data sets in place of the suite's")
     parser.add_argument('--methods', nargs='+', metavar='M', help="methods in place of the suite's")
@@ -95,8 +96,12 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f'--cells-per-pass is {args.cells_per_pass}; it has to be at least 1')
     options = model_options(args)
     lists = {kind: [options.pop(kind)] for kind in ('backbone', 'vfm', 'protocol', 'words') if kind in options}
+    if args.feedback is not None:
+        lists['feedback'] = options.pop('feedback')
     lists.update({kind: value for kind, value in (('method', args.methods), ('dataset', args.datasets)) if value})
     cells = suite_cells(suite, **lists)
+    if args.feedback is not None:
+        cells = without_refused(cells)
     if args.fsa is not None:
         feedback = options.pop('feedback')  # of cells without the key
         cells = [{'feedback': feedback, **cell} for cell in cells if bool(cell.get('feedback', args.fsa)) == args.fsa]
@@ -106,6 +111,29 @@ def main(argv: Sequence[str]) -> None:
         run_windows(args, suite, cells, options)
     else:
         run_data(args, cells, options)
+
+
+def without_refused(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the cells but those whose method refuses their feedback, which are named on the console."""
+    from fsa_seg.config.components import load_component, load_method
+    from fsa_seg.errors import UserError
+    from fsa_seg.methods.base import check_feedback
+    from fsa_seg.models.segmentor import feedback_class
+    from fsa_seg.system.progress import note
+
+    kept, refused = [], {}
+    for cell in cells:
+        method, feedback = load_method(cell.get('method', 'proxyclip')), cell['feedback']
+        try:
+            check_feedback(method, feedback_class(feedback and load_component('feedback', feedback)))
+            kept.append(cell)
+        except UserError as error:
+            refused[f'{method.name} + {feedback}'] = error
+    if not kept:
+        raise next(iter(refused.values()))
+    if refused:
+        note(f'left out, since the method refuses the feedback: {", ".join(refused)}')
+    return kept
 
 
 def check_window_options(args: argparse.Namespace, suite: Any) -> None:

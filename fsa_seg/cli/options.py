@@ -60,8 +60,20 @@ def add_model_options(parser: argparse.ArgumentParser, one_method: bool = True) 
     """Add the options that choose a cell's parts; `one_method` tells whether --method is an option."""
     if one_method:
         parser.add_argument('--method', metavar='M', help='name or file of a method (default: proxyclip)')
-    parser.add_argument('--fsa', action='store_true', default=None, help='FSA feedback on (default)')
-    parser.add_argument('--no-fsa', dest='fsa', action='store_false', help='the bare method')
+    feedback = parser.add_mutually_exclusive_group()
+    feedback.add_argument(
+        '--fsa',
+        action='store_true',
+        default=None,
+        help='FSA feedback on (default)' if one_method else "of the suite's cells those with a feedback",
+    )
+    feedback.add_argument('--no-fsa', dest='fsa', action='store_false', help='the bare method')
+    if one_method:
+        feedback.add_argument('--feedback', metavar='F', help='name or file of a feedback: fsa, sfr, sfr+fsa')
+    else:
+        feedback.add_argument(
+            '--feedback', nargs='+', metavar='F', help="feedbacks in place of the suite's: none, fsa, sfr, sfr+fsa"
+        )
     parser.add_argument('--backbone', metavar='B', help='CLIP image tower (default: clip_vit-b16)')
     parser.add_argument('--vfm', metavar='V', help='VFM (default: dino_vit-b8); of several roles: role=name,role=name')
     parser.add_argument('--protocol', metavar='own|NAME', help="evaluation settings (default: own, the publication's)")
@@ -93,6 +105,10 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     options = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     if getattr(args, 'fsa', None) is not None:
         options['feedback'] = 'fsa' if args.fsa else None
+    elif getattr(args, 'feedback', None) is not None:
+        names = [args.feedback] if isinstance(args.feedback, str) else args.feedback
+        feedbacks = [None if name == 'none' else name for name in names]
+        options['feedback'] = feedbacks[0] if isinstance(args.feedback, str) else feedbacks
     return {**(MINI if args.mini else {}), **options}
 
 

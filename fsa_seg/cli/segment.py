@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from fsa_seg.cli.options import add_model_options, model_options, place, tool_parser
 
-PARTS = ('method', 'backbone', 'vfm', 'protocol', 'precision')  # parts of a cell that apply to a picture
+PARTS = ('method', 'feedback', 'backbone', 'vfm', 'protocol', 'precision')  # parts of a cell that apply to a picture
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -51,11 +51,11 @@ def main(argv: Sequence[str]) -> None:
     from fsa_seg.errors import UserError
     from fsa_seg.visualization.pictures import check_picture, write_picture
 
-    if args.attention and args.fsa is False:
-        raise UserError('--attention shows the steps of FSA at a patch: leave out --no-fsa')
-    check_picture(args.out, '--out')
     options = model_options(args)
-    segmenter = Segmenter(feedback=args.fsa is not False, **{key: options[key] for key in PARTS if key in options})
+    if args.attention and options.get('feedback', True) is None:
+        raise UserError('--attention shows the steps of FSA at a patch: leave out --no-fsa or --feedback none')
+    check_picture(args.out, '--out')
+    segmenter = Segmenter(**{key: options[key] for key in PARTS if key in options})
     if args.attention:
         segmentation = segmenter.attention(args.image, args.classes, *args.attention, args.prob_thd, args.image_max)
     else:
