@@ -35,10 +35,11 @@ from fsa_seg.models.segmentor import PRECISIONS
 from fsa_seg.models.shared_pass import Crop, Member, merged_images, window_results
 from fsa_seg.models.text import Text
 from fsa_seg.models.window import token_logits
-from fsa_seg.ops import reference
+from fsa_seg.ops import reference, reference_methods
 from fsa_seg.ops.device import device_name
 from fsa_seg.ops.feedback import FSA, threshold
 from fsa_seg.ops.last_block import LastBlock
+from fsa_seg.ops.sfr import SFR
 from fsa_seg.ops.windows import Layout, cut_window, windows
 from fsa_seg.profiling.measured import measured, tensor_peak
 from fsa_seg.system.machine import cpu_name
@@ -53,6 +54,19 @@ QUERIES = (21, 171, 847)  # of VOC21, COCO-Stuff164k, ADE20K's longest list; den
 DENSE = ('dense', 'per head')  # the forms of the dense reference
 AGREEMENT = 10  # images in the comparison of labels in half precision
 AGREEING = (('proxyclip', 'fsa'), ('sclip', 'fsa'), ('clip', None))  # method, feedback
+NEWER = (('pearl', None), ('resclip', 'sfr'), ('scclip', 'fsa'), ('sfp', None), ('gem', None))  # likewise
+METHOD_SIDES = (21, 42)  # of the grids of the newer methods' windows
+FIELD: dict[str, tuple] = {  # name -> method, arguments of the dense reference, feedback
+    'SCLIP': ('sclip', None, None),
+    'PEARL': ('pearl', dict(name='pearl'), None),
+    'ResCLIP': ('resclip', dict(name='resclip'), None),
+    'ResCLIP + SFR': ('resclip', dict(name='resclip'), dict(type='SFR')),
+    'SC-CLIP': ('scclip', dict(name='scclip'), None),
+    'SFP': ('sfp', dict(name='sfp'), None),
+    'GEM': ('gem', dict(name='gem'), None),
+    'qq+kk+vv': (dict(attention='qq+kk+vv', residual=True, mlp=True), dict(name='cliptrase'), None),
+    'itaclip': (dict(attention='itaclip', residual=True), dict(name='itaclip'), None),
+}
 PRUNED = (42, 21)  # side of the grid, and queries, of the similarities to prune
 LARGE = (128, 847)  # side of the grid of a 1024-pixel window at patch 8, and ADE20K's longest list of queries
 
@@ -237,6 +251,48 @@ class CostTables:
             entries[f'{name}: times faster'] = costs[name].over(costs['ours'], digits=1)
         return entries
 
+    def methods(self) -> list[Row]:
+        """Each newer method's last stage on one window, beyond the trunk that all share, against a dense evaluation.
+
+        The dense reference, `fsa_seg.ops.reference_methods`, holds each head's map, and runs in float32 alone.
+        """
+        model = self._member('clip', None).segmentor
+        text, depth, rows = self._text(model, 21), len(model.visual.transformer.resblocks), []
+        for side in METHOD_SIDES:
+            pixels = [side * patch for patch in model.visual.patch_size]
+            image = torch.rand(1, 3, *pixels, generator=torch.Generator().manual_seed(0)).to(self.device)
+            tokens, grid, inner = model.trunk(model.visual, image, range(depth - 1))
+            floor = {'trunk': functools.partial(model.trunk, model.visual, image)}
+            for name, (method, dense, feedback) in FIELD.items():
+                run = functools.partial(
+                    token_logits, model.visual, tokens, grid, text, method=method, inner=inner, images=image
+                )
+                functions = {'ours': functools.partial(run, feedback=feedback)}
+                if dense and self.precision == 'fp32':
+                    layers = [*(inner[i] for i in range(depth - 1)), tokens]
+                    sfr = feedback and vars(SFR())
+                    functions['dense'] = functools.partial(
+                        reference_methods.logits, model.visual, layers, grid, text, images=image, sfr=sfr, **dense
+                    )
+                if feedback is None:
+                    functions['FSA'] = functools.partial(run, feedback=True)
+                costs = self._costs({**floor, **functions}, most=3)
+                ours, direct, fsa = (costs.get(key) for key in ('ours', 'dense', 'FSA'))
+                rows.append(
+                    {
+                        'N': side**2,
+                        'method': name,
+                        'time': str(ours),
+                        'of the trunk': ours.over(costs['trunk'], 100, 1) + ' %',
+                        'with FSA, of the trunk': fsa.over(costs['trunk'], 100, 1) + ' %' if fsa else '–',
+                        'memory, MiB': ours.mebibytes,
+                        'dense': str(direct) if direct else '–',
+                        'dense, MiB': direct.mebibytes if direct else '–',
+                        'times faster': direct.over(ours, digits=1) if direct else '–',
+                    }
+                )
+        return rows
+
     def pruning(self) -> list[Row]:
         """Ways to find the threshold of pruning (p = 0.45) in each row of S: FSA uses the first way."""
         model, _ = self._member('proxyclip', 'fsa')
@@ -355,7 +411,7 @@ class CostTables:
                 'pixels': pixels,
                 **{f'{key} as fp32': f'{100 * (1 - count / pixels):.2f} %' for key, count in moved.items()},
             }
-            for name, pixels, moved in self.moved_labels()
+            for name, pixels, moved in self.moved_labels((*AGREEING, *NEWER))
         ]
 
     def moved_labels(
@@ -620,6 +676,7 @@ class CostTables:
 SECTIONS = (
     'stages',
     'fsa',
+    'methods',
     'pruning',
     'large',
     'shared_pass',

@@ -66,6 +66,16 @@ def test_fsa_is_set_against_the_floor_and_the_dense_evaluation(toy, monkeypatch)
     assert rows[2]['dense'] == '–'
 
 
+def test_the_newer_methods_are_set_against_the_trunk_and_the_dense_evaluation(monkeypatch):
+    """The dense reference runs for all but SCLIP, and FSA for all but SFR."""
+    monkeypatch.setattr(costs, 'METHOD_SIDES', (6,))
+    rows = CostTables('toy', 'toy', 'fp32', 'cpu', 1, MINI, ['toy']).methods()
+    assert [row['method'] for row in rows] == list(costs.FIELD) and {row['N'] for row in rows} == {36}
+    assert [row['method'] for row in rows if row['dense'] == '–'] == ['SCLIP']
+    assert [row['method'] for row in rows if row['with FSA, of the trunk'] == '–'] == ['ResCLIP + SFR']
+    assert all(float(row['of the trunk'].split()[0]) > 0 for row in rows)
+
+
 def test_shared_passes_batches_and_growth(toy, monkeypatch):
     column, maps = toy.shared_pass()
     assert column['rows'].startswith('8: ') and maps['rows'].startswith('14: ')  # seven maps with the toy VFM
