@@ -158,11 +158,12 @@ def test_transpose(method, feedback):
     assert alike != isinstance(feedback, dict)
 
 
-@pytest.mark.parametrize('feedback', [None, True, dict(type='SFR'), dict(type='SFRAndFSA')])
+@pytest.mark.parametrize('feedback', [None, dict(p=1.0), dict(type='SFR'), dict(type='SFRAndFSA', p=1.0)])
 @pytest.mark.parametrize('method', ['pearl', 'resclip', 'scclip', 'sfp', 'gem'])
 def test_batch_of_two_equals_two_singles(method, feedback):
+    """Nothing is pruned: at a threshold, two correct evaluations may differ by an entry."""
     visual, text = tower(12)
-    if isinstance(feedback, dict) and method in ('scclip', 'sfp'):
+    if feedback and 'type' in feedback and method in ('scclip', 'sfp'):
         pytest.skip('SFR is refused')
     images = torch.randn(2, 3, 80, 128)
     both, _ = patch_logits(visual, images, text, method=method, feedback=feedback)
