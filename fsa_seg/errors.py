@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import os
 import sys
 import traceback
@@ -75,6 +76,19 @@ def check_keys(keys: Iterable[str], allowed: Collection[str], where: str) -> Non
         if key not in allowed:
             names = sorted(allowed)
             raise UserError(f'unknown key {key!r} in {where}{_nearest(key, names)}; its keys: {", ".join(names)}')
+
+
+def constructor_keys(cls: type) -> set[str]:
+    """Return the names of the arguments that a class takes; `**kwargs` stands for those of the next base."""
+    allowed = set()
+    for base in cls.__mro__:
+        if '__init__' not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()
+        allowed |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return allowed
 
 
 @functools.lru_cache(None)

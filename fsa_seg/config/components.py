@@ -23,7 +23,7 @@ from fsa_seg.config.saved import from_json
 from fsa_seg.datasets.images import WHITE
 from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_label
 from fsa_seg.datasets.palette import even_palette
-from fsa_seg.errors import UserError, check_keys, one_line, one_of
+from fsa_seg.errors import UserError, check_keys, constructor_keys, one_line, one_of
 from fsa_seg.methods import SPELLED_OUT, make_method, method_key, method_names
 from fsa_seg.methods.base import Method, check_feedback
 from fsa_seg.models.clip import BACKBONE_KEYS, load_clip
@@ -461,19 +461,6 @@ def check_constructor(config: Mapping, registry: Registry, where: str) -> None:
     hint = '; a class of your own is registered by its file in a folder of FSA_SEG_CONFIGS, or by custom_imports'
     name = one_of(config.get('type'), registry.module_dict, f'class in {where}', hint)
     check_keys([key for key in config if key != 'type'], constructor_keys(registry.get(name)), where)
-
-
-def constructor_keys(cls: type) -> set[str]:
-    """Return the names of the arguments that a class takes; `**kwargs` stands for those of the next base."""
-    allowed = set()
-    for base in cls.__mro__:
-        if '__init__' not in vars(base):
-            continue
-        parameters = inspect.signature(base.__init__).parameters.values()
-        allowed |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return allowed
 
 
 def _check_protocol(settings, where):

@@ -10,9 +10,9 @@ from mmengine.registry import VISBACKENDS, VISUALIZERS
 from mmseg.registry import VISBACKENDS as MMSEG_VISBACKENDS
 from mmseg.registry import VISUALIZERS as MMSEG_VISUALIZERS
 
-from fsa_seg.config.components import constructor_keys, load_file
+from fsa_seg.config.components import load_file
 from fsa_seg.config.own_classes import defined_classes
-from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.errors import UserError, check_keys, constructor_keys, one_of
 from fsa_seg.settings import RUNTIME as RULES
 from fsa_seg.settings import check_values
 from fsa_seg.system.paths import CONFIGS, config_folders

@@ -40,6 +40,7 @@ class SCCLIP(Method):
     protocol = 'scclip'
     least_patches = NEIGHBOURS + 1
     has_logits = False
+    lost_become_zero = False  # outliers without a sound neighbour
 
     def __init__(self, beta: float = 0.4, cls_weight: float = 0.3):
         if not is_number(beta) or not 0 <= beta < 1:
@@ -56,8 +57,7 @@ class SCCLIP(Method):
         """Return S_low·A of both branches, of patches alone; the branches' values lie side by side, 2·D columns."""
         low, middle, *levels = (block.inner[index].tokens for index in blocks_at((LOW, MIDDLE, *LEVELS), block.depth))
         outliers = self.outliers(block)
-        middle = self.repaired(middle, outliers, block.grid)
-        own = self.repaired(block.tokens, outliers, block.grid)
+        middle, own = (repaired(x[:, 1:], outliers, block.grid, self.lost_become_zero) for x in (middle, block.tokens))
         cut, low_cut = cut_similarities(middle, self.beta), cut_similarities(low[:, 1:], self.beta)
         (mixed,) = by_rows(cut, middle)(own)
         total = sum(levels[1:], levels[0])
@@ -80,10 +80,6 @@ class SCCLIP(Method):
     def outliers(self, block: LastBlock) -> Tensor:
         """Return which patches of the last block's input are outliers, (B, N) bool."""
         return density_outliers(block.tokens[:, 1:], NEIGHBOURS, OUTLIERS)
-
-    def repaired(self, tokens: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the patches (B, N, D) of tokens (B, 1 + N, D), outliers repaired."""
-        return repaired(tokens[:, 1:], outliers, grid)
 
     def similar(self, middle: Tensor, grid: tuple[int, int]) -> AttentionMap:
         """Return the map of the similarities of the middle layer's patches (B, N, D)."""

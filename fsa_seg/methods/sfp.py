@@ -5,7 +5,7 @@ from torch import Tensor
 from fsa_seg.methods.scclip import GAMMA, SCCLIP
 from fsa_seg.ops.attention import AttentionMap, softmax_map
 from fsa_seg.ops.last_block import LastBlock, Projections
-from fsa_seg.ops.repair import attended_outliers, repaired, thresholded_map
+from fsa_seg.ops.repair import attended_outliers, thresholded_map
 
 COUNT = 10  # outliers, at most
 FACTOR = 1.5  # on CLS's attention
@@ -27,6 +27,7 @@ class SFP(SCCLIP):
     publication = '"Feature Purification Matters", ICCV 2025'
     protocol = 'sfp'
     least_patches = 1
+    lost_become_zero = True
 
     def inner_blocks(self, depth: int) -> tuple[int, ...]:
         """Return SC-CLIP's blocks, and the one before the last."""
@@ -36,10 +37,6 @@ class SFP(SCCLIP):
         """Return which patches are outliers, (B, N) bool."""
         before = block.inner[block.depth - 2]
         return attended_outliers(before.q, before.k, before.heads, COUNT, FACTOR)
-
-    def repaired(self, tokens: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the patches (B, N, D), outliers repaired or 0."""
-        return repaired(tokens[:, 1:], outliers, grid, zero=True)
 
     def similar(self, middle: Tensor, grid: tuple[int, int]) -> AttentionMap:
         """Return P."""

@@ -4,13 +4,12 @@ Shape legend: B windows, T = 1 + N tokens (CLS first), N = h·w patches, D width
 images (B, 3, height, width).
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fsa_seg.errors import UserError, check_keys, one_of
+from fsa_seg.errors import UserError, check_keys, constructor_keys, one_of
 from fsa_seg.methods import make_method
 from fsa_seg.methods.base import Method, WindowCosines, check_feedback
 from fsa_seg.models.clip import trunk_and_inner
@@ -201,6 +200,5 @@ def resolve_feedback(feedback: None | bool | dict | Feedback) -> Any:
         return feedback
     settings = {} if feedback is True else dict(feedback)
     cls = FEEDBACKS[one_of(settings.pop('type', 'FSA'), FEEDBACKS, 'feedback')]
-    keys = [*inspect.signature(cls).parameters, *inspect.signature(FSA).parameters]
-    check_keys(settings, keys if issubclass(cls, FSA) else keys[: len(inspect.signature(cls).parameters)], 'feedback')
+    check_keys(settings, constructor_keys(cls), 'feedback')
     return cls(**settings)

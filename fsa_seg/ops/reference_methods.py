@@ -261,8 +261,7 @@ def _row_normalised(x: Tensor) -> Tensor:
 
 def scclip_outliers(x: Tensor, neighbours: int = 30, share: float = 0.05) -> Tensor:
     """Return which of the patches (N, D) are outliers by their density, (N,) bool."""
-    distances = (x[:, None].double() - x[None].double()).square().sum(-1) if len(x) < 500 else torch.cdist(x, x) ** 2
-    distances = distances.fill_diagonal_(math.inf)
+    distances = torch.cdist(x.double(), x.double()).square().fill_diagonal_(math.inf)
     values, index = distances.sort(-1)
     density = 1 / values[:, neighbours - 1]
     factor = (density[index[:, :neighbours]] / density[:, None]).mean(-1)

@@ -21,12 +21,14 @@ from fsa_seg.ops.feedback import FSA
 from fsa_seg.ops.pamr import DILATIONS, PAMR, STEPS, pamr
 from fsa_seg.settings import is_number
 
+TAU, LAMBDA, THRESHOLD = 1.8, 0.7, 0.11  # published for COCO-Stuff, and near those of the other data sets
+SCALE, SIGMA = 40.0, 5.0  # published for all data sets
 TAPS = 31  # of the blur, published
 EPSILON = 1e-8  # added to the sum of a row
 
 
 class SFR:
-    """ResCLIP's second feedback. Defaults are those of most data sets; `protocols/resclip.py` has each data set's.
+    """ResCLIP's feedback. Defaults are COCO-Stuff's; `protocols/resclip.py` has each data set's.
 
     Every logit s of the method's map becomes τ((1 − λ)·s + λ·M), before a bias such as NACLIP's is added. M is the
     affinity of patches, see `label_affinity`; CLS has none.
@@ -37,7 +39,7 @@ class SFR:
         threshold (float): a pixel whose most probable query has less becomes query 0, from 0 to 1. Published: 0.1 to
             0.5.
         scale (float): factor on the cosines before the softmax over queries, above 0. Published: 40.
-        sigma (float): of the blur along a row of M, in patches, above 0. Published: 5.
+        sigma (float): of the blur along a row of M, in patches, at least 0.1. Published: 5.
         steps (int), dilations (sequence of int): of PAMR, which refines each window's cosines.
 
     Raises:
@@ -49,11 +51,11 @@ class SFR:
 
     def __init__(
         self,
-        tau: float = 1.8,
-        lam: float = 0.7,
-        threshold: float = 0.11,
-        scale: float = 40.0,
-        sigma: float = 5.0,
+        tau: float = TAU,
+        lam: float = LAMBDA,
+        threshold: float = THRESHOLD,
+        scale: float = SCALE,
+        sigma: float = SIGMA,
         steps: int = STEPS,
         dilations: Sequence[int] = DILATIONS,
     ):
@@ -128,11 +130,11 @@ class SFRAndFSA(FSA):
 
     def __init__(
         self,
-        sfr_tau: float = 1.8,
-        sfr_lam: float = 0.7,
-        sfr_threshold: float = 0.11,
-        sfr_scale: float = 40.0,
-        sfr_sigma: float = 5.0,
+        sfr_tau: float = TAU,
+        sfr_lam: float = LAMBDA,
+        sfr_threshold: float = THRESHOLD,
+        sfr_scale: float = SCALE,
+        sfr_sigma: float = SIGMA,
         sfr_steps: int = STEPS,
         sfr_dilations: Sequence[int] = DILATIONS,
         **settings: Any,

@@ -124,6 +124,8 @@ def test_refused(tiny):
         SFR().adapted_map(windows, AttentionMap(lambda v: v, 1.0, True), windows.first)
     with pytest.raises(UserError, match="unknown feedback 'SFRR'"):
         patch_logits(visual, images, text, method='sclip', feedback=dict(type='SFRR'))
+    with pytest.raises(UserError, match="unknown key 'settings' in feedback.*its keys: .*lam, .*sfr_tau"):
+        patch_logits(visual, images, text, method='sclip', feedback=dict(type='SFRAndFSA', settings=1))
     with pytest.raises(UserError, match="unknown key 'p'"):
         patch_logits(visual, images, text, method='sclip', feedback=dict(type='SFR', p=0.5))
 
