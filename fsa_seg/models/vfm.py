@@ -6,6 +6,15 @@ A VFM is a module of any class registered in `MODELS`, which normalises and resi
                                 numbers, or one number for both
     grid(height, width)         the rows and columns (h, w) of the features for a window of height × width pixels
     forward(images)             features (B, C, h, w) of images (B, 3, height, width) in 0..1 RGB
+    kinds                       the kinds of features that the VFM has; may be left out where 'tokens' is the only one
+    forward(images, kind)       features of a kind; needed where there are others than 'tokens'
+
+The kinds, of which CLS and registers are no part:
+
+    'tokens'                    the output that the class describes; the default
+    'values', 'keys', 'q+k'     v, k, or q + k of the last block's attention, heads side by side; q and k after the norm
+                                that some models have for them, and before any rotary embedding
+    'attention'                 what the last block's attention is made of, packed by `ops.affinity.pack_attention`
 
 Its constructor takes `random_weights`: the seed of random weights, or None for trained weights.
 
@@ -27,11 +36,15 @@ from torch import nn
 
 from fsa_seg.errors import UserError, built, one_line, one_of
 from fsa_seg.models.clip import POSITION_OFFSET, loading_weights, resize_position_embedding
+from fsa_seg.ops.affinity import LastAttention, pack_attention
 from fsa_seg.ops.device import constant
 from fsa_seg.ops.types import pair
 from fsa_seg.settings import VFM, check_values
 from fsa_seg.system.paths import local_path
 
+# of the last block, whose queries, keys and values can be read
+BLOCKS = (vision_transformer.Block, eva.EvaBlock, vision_transformer_sam.Block)
+ATTENTIONS = (vision_transformer.Attention, eva.EvaAttention, eva.AttentionRope, vision_transformer_sam.Attention)
 # offset of the scale factors, see `TimmViT`
 POSITION_RULES: dict[str, float | None] = dict(offset=POSITION_OFFSET, size=0, timm=None)
 
@@ -43,7 +56,7 @@ class VisionModel(Protocol):
 
     def grid(self, height: int, width: int, /) -> tuple[int, int]: ...
 
-    def __call__(self, images: torch.Tensor, /) -> torch.Tensor: ...
+    def __call__(self, images: torch.Tensor, kind: str = ..., /) -> torch.Tensor: ...
 
 
 def check_vfm(module: nn.Module, name: str) -> None:
@@ -100,13 +113,29 @@ def vfm_grid(vfm: VisionModel, height: int, width: int) -> tuple[int, int]:
     return pair(grid)
 
 
-def run_vfm(vfm: VisionModel, images: torch.Tensor) -> torch.Tensor:
+def check_kind(vfm: VisionModel, kind: str) -> None:
+    """Raise a UserError unless a VFM has features of a kind."""
+    kinds = getattr(vfm, 'kinds', ('tokens',))
+    if kind not in kinds:
+        raise UserError(
+            f'the VFM {type(vfm).__name__} has no features of the kind {kind!r}, but {", ".join(map(repr, kinds))}; '
+            f'name a VFM that has {kind!r}, such as {"sam" if kind == "attention" else "dino"}_vit-b16'
+        )
+
+
+def run_vfm(vfm: VisionModel, images: torch.Tensor, kind: str = 'tokens') -> torch.Tensor:
     """Return a VFM's features (B, C, h, w) of images (B, 3, height, width) in 0..1 RGB.
 
+    Args:
+        vfm, images: see above.
+        kind: of the features, such as 'values'.
+
     Raises:
-        UserError: features of another shape than the VFM's `grid` says.
+        UserError: features of another shape than the VFM's `grid` says, or a kind that the VFM does not have.
     """
-    features, grid = vfm(images), vfm_grid(vfm, images.shape[2], images.shape[3])
+    check_kind(vfm, kind)
+    features = vfm(images) if kind == 'tokens' else vfm(images, kind)
+    grid = vfm_grid(vfm, images.shape[2], images.shape[3])
     shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if not isinstance(features, torch.Tensor) or len(shape) != 4 or (shape[0], *shape[2:]) != (len(images), *grid):
         raise UserError(
@@ -135,6 +164,7 @@ class TimmModel(nn.Module):
         UserError: the model is unknown, or its weights are missing or do not fit.
     """
 
+    kinds: tuple[str, ...] = ('tokens',)
     family: str | None = None  # pattern of timm's names
     filter_fn: Callable[..., dict[str, torch.Tensor]] | None = None  # timm's conversion of the publishers' files
 
@@ -166,6 +196,7 @@ class TimmModel(nn.Module):
             with loading_weights(f'VFM {model!r}', checkpoint or model):
                 _load_strictly(self.vit, type(self).filter_fn)
         self.vit.eval().requires_grad_(False)
+        self.kinds = ('tokens', *_kinds_of_last_block(self.vit))
         tag = self.vit.pretrained_cfg
         self.mean, self.std = (tuple(value or tag[key]) for key, value in (('mean', mean), ('std', std)))
 
@@ -176,6 +207,23 @@ class TimmModel(nn.Module):
         """Return images (B, 3, height, width) in 0..1 RGB, less the mean and divided by the std."""
         mean, std = (constant(tuple(values), images.device)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
+
+    def of_last_block(self, kind: str, tokens: torch.Tensor) -> torch.Tensor:
+        """Return features (B, channels, h, w) of a kind other than 'tokens'.
+
+        Args:
+            kind: one of `kinds`.
+            tokens (B, h, w, C): patch tokens that enter the last block.
+        """
+        block = self.vit.blocks[-1]
+        tokens = block.norm1(tokens)
+        letters = dict(values='v', keys='k').get(kind, 'qkv' if kind == 'attention' else 'qk')
+        parts = [_projection(block.attn, letter, tokens) for letter in letters]
+        if kind != 'attention':
+            return sum(parts[1:], parts[0]).flatten(3).permute(0, 3, 1, 2)
+        query, key, value = parts
+        positions = _relative_positions(block.attn, query)
+        return pack_attention(LastAttention(query * block.attn.scale, key, value, *positions))
 
 
 class PatchTokens(TimmModel):
@@ -199,8 +247,12 @@ class PatchTokens(TimmModel):
         """Return the grid (h, w) of features for a window of height × width pixels."""
         return height // self.multiple[0], width // self.multiple[1]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, kind: str = 'tokens') -> torch.Tensor:
         """Return features (B, C, h, w) of images (B, 3, height, width) in 0..1 RGB.
+
+        Args:
+            images: see above.
+            kind: one of `kinds`.
 
         Raises:
             UserError: a side is no multiple of the patch size.
@@ -212,12 +264,19 @@ class PatchTokens(TimmModel):
                 f'a window of {height}×{width} pixels does not divide into the patches of the VFM, '
                 f'{self.multiple[0]}×{self.multiple[1]}'
             )
-        tokens = self.tokens(self.normalised(images).to(self.vit.patch_embed.proj.weight.dtype), grid)
+        images = self.normalised(images).to(self.vit.patch_embed.proj.weight.dtype)
+        if kind != 'tokens':
+            return self.of_last_block(kind, self.entering(images, grid).unflatten(1, grid))
+        tokens = self.tokens(images, grid)
         return tokens[:, self.vit.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
 
     def tokens(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Return all tokens (B, T, C) after the last block and its norm, of normalised images on a grid of patches."""
         return self.vit.forward_features(images)
+
+    def entering(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Return the patch tokens (B, h·w, C) that enter the last block, of normalised images on a grid of patches."""
+        return _output_before_last(self.vit, images, output_fmt='NLC')
 
 
 @MODELS.register_module()
@@ -259,6 +318,12 @@ class TimmViT(PatchTokens):
         if self.pos_embed == 'timm':
             return super().tokens(images, grid)
         return self.vit.norm(self.vit.blocks(self._embed(images, grid)))
+
+    def entering(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Return the patch tokens (B, h·w, C) that enter the last block, with position embeddings by `pos_embed`."""
+        if self.pos_embed == 'timm':
+            return super().entering(images, grid)
+        return self.vit.blocks[:-1](self._embed(images, grid))[:, self.vit.num_prefix_tokens :]
 
     def _embed(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Return the tokens (B, T, C) that enter the first block, with position embeddings resized by `pos_embed`."""
@@ -348,16 +413,25 @@ class TimmSAM(TimmModel):
         random_weights: int | None = None,
     ):
         super().__init__(model, checkpoint, model_args, mean, std, random_weights)
+        self.input_side = max(self.vit.patch_embed.img_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of features, (64, 64), whatever the window's height and width in pixels."""
         return self.vit.patch_embed.grid_size
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return features (B, 256, h, w) of images (B, 3, height, width) in 0..1 RGB."""
+    def forward(self, images: torch.Tensor, kind: str = 'tokens') -> torch.Tensor:
+        """Return features (B, C, h, w) of images (B, 3, height, width) in 0..1 RGB; C is 256 for tokens.
+
+        Args:
+            images: see above.
+            kind: one of `kinds`.
+        """
         images = self.normalised(images)
         images = F.interpolate(images, self.vit.patch_embed.img_size, mode='bilinear', align_corners=False)
-        return self.vit.forward_features(images.to(self.vit.patch_embed.proj.weight.dtype))
+        images = images.to(self.vit.patch_embed.proj.weight.dtype)
+        if kind != 'tokens':
+            return self.of_last_block(kind, _output_before_last(self.vit, images).permute(0, 2, 3, 1))
+        return self.vit.forward_features(images)
 
 
 def position_differences(
@@ -387,6 +461,56 @@ def position_differences(
         expected = features['timm']
         figures.append(float((features[publishers] - expected).norm() / expected.norm()))
     return figures
+
+
+def _kinds_of_last_block(vit: Any) -> tuple[str, ...]:
+    """Return the kinds of features that can be read off a ViT's last block."""
+    block = vit.blocks[-1]
+    attn = getattr(block, 'attn', None)
+    known = isinstance(block, BLOCKS) and isinstance(attn, ATTENTIONS) and getattr(attn, 'num_kv_groups', 1) == 1
+    if not known or len(vit.blocks) < 2:
+        return ()
+    rotary = isinstance(block, eva.EvaBlock) or getattr(attn, 'rope', None) is not None
+    attends_all = not rotary and getattr(block, 'window_size', 0) == 0
+    return 'values', 'keys', 'q+k', *(['attention'] if attends_all else [])
+
+
+def _output_before_last(vit: Any, images: torch.Tensor, **options: str) -> torch.Tensor:
+    """Return what the last block but one gives, by `timm`: patches alone, and no state is left on the module."""
+    indices = [len(vit.blocks) - 2]
+    [tokens] = vit.forward_intermediates(images, indices, stop_early=True, intermediates_only=True, **options)
+    return tokens
+
+
+def _projection(attn: Any, letter: str, tokens: torch.Tensor) -> torch.Tensor:
+    """Return q, k or v (B, h, w, H, d) of tokens (B, h, w, C), before any rotary embedding.
+
+    Args:
+        attn: an attention of `timm`, one of ATTENTIONS.
+        letter: 'q', 'k' or 'v'.
+        tokens: normalised by the block.
+    """
+    if attn.qkv is None:
+        projected = getattr(attn, f'{letter}_proj')(tokens)
+    else:
+        part, bias = 'qkv'.index(letter), getattr(attn, f'{letter}_bias', None)
+        if bias is None and attn.qkv.bias is not None:
+            bias = attn.qkv.bias.chunk(3)[part]
+        projected = F.linear(tokens, attn.qkv.weight.chunk(3)[part], bias)
+    projected = projected.unflatten(-1, (attn.num_heads, -1))
+    return projected if letter == 'v' else getattr(attn, f'{letter}_norm')(projected)
+
+
+def _relative_positions(attn: Any, query: torch.Tensor) -> list[torch.Tensor]:
+    """Return what relative positions add to the logits of queries (B, h, w, H, d): (B, h, w, H, h) and (.., w)."""
+    grid = query.shape[1:3]
+    if not getattr(attn, 'use_rel_pos', False):
+        return [query.new_zeros(*query.shape[:4], side) for side in grid]
+    tables = [
+        vision_transformer_sam.get_rel_pos(side, side, table)
+        for side, table in zip(grid, (attn.rel_pos_h, attn.rel_pos_w))
+    ]
+    return [torch.einsum(f'bhwnd,{axis}kd->bhwnk', query, table) for axis, table in zip('hw', tables)]
 
 
 def _load_strictly(vit: Any, filter_fn: Callable[..., dict[str, torch.Tensor]] | None) -> None:

@@ -3,6 +3,7 @@ import timm
 import torch
 from mmseg.registry import MODELS
 from safetensors.torch import save_file
+from timm.models import vision_transformer
 from torchvision.transforms.functional import normalize
 
 from fsa_seg.config.components import component_config, load_component
@@ -11,6 +12,7 @@ from fsa_seg.config.suites import load_suite
 from fsa_seg.errors import UserError
 from fsa_seg.methods import find_method
 from fsa_seg.models.vfm import TimmRoPEViT, TimmSAM, TimmViT, check_vfm, position_differences, run_vfm
+from fsa_seg.ops.affinity import unpack_attention
 from fsa_seg.ops.attention import named_map
 from fsa_seg.profiling.architectures import ArchitectureRuns
 
@@ -251,6 +253,143 @@ def test_grid_keeps_rows_and_columns(make):
     changed[..., :8, -8:] = 1 - changed[..., :8, -8:]
     change = (vfm(images) - vfm(changed)).square().sum(1)[0]
     assert divmod(int(change.argmax()), change.shape[1]) == (0, 5)
+
+
+SAM_ARGS = dict(embed_dim=24, depth=2, num_heads=2, img_size=64, window_size=3, global_attn_indexes=(1,))
+NO_CLS = dict(ARGS, class_token=False, global_pool='avg')
+LAST_BLOCKS = dict(
+    cls=(TimmViT, 'vit_tiny_patch16_224', ARGS, {}),
+    size=(TimmViT, 'vit_tiny_patch16_224', ARGS, dict(pos_embed='size')),
+    timm=(TimmViT, 'vit_tiny_patch16_224', ARGS, dict(pos_embed='timm')),
+    norm=(TimmViT, 'vit_tiny_patch16_224', dict(ARGS, qk_norm=True, qkv_bias=False), {}),
+    registers=(TimmViT, 'vit_small_patch14_reg4_dinov2', ARGS, {}),
+    no_cls=(TimmViT, 'vit_tiny_patch16_224', NO_CLS, {}),
+    no_cls_timm=(TimmViT, 'vit_tiny_patch16_224', dict(NO_CLS, patch_size=4), dict(pos_embed='timm')),
+    dinov3=(TimmRoPEViT, 'vit_small_patch16_dinov3', DINOV3_ARGS, {}),
+    dinov3_bias=(TimmRoPEViT, 'vit_small_patch16_dinov3_qkvb', DINOV3_ARGS, {}),
+    dinov3_apart=(TimmRoPEViT, 'vit_small_patch16_dinov3_qkvb', dict(DINOV3_ARGS, qkv_fused=False), {}),
+    sam=(TimmSAM, 'samvit_base_patch16', SAM_ARGS, {}),
+    sam_norm=(TimmSAM, 'samvit_base_patch16', dict(SAM_ARGS, qk_norm=True), {}),
+    sam_plain=(TimmSAM, 'samvit_base_patch16', dict(SAM_ARGS, use_rel_pos=False), {}),
+)
+
+
+@pytest.fixture(params=LAST_BLOCKS)
+def last_block(request, monkeypatch):
+    """A VFM without a parameter at its initial value, images, and what timm's own last attention has and returns.
+
+    Taken from timm's forward: q and k (B, H, T, d) before rotary embeddings, v, the attention's output (B, T, C).
+    """
+    vfm_class, model, args, options = LAST_BLOCKS[request.param]
+    vfm = vfm_class(model, model_args=args, random_weights=0, **options)
+    torch.manual_seed(1)
+    for parameter in vfm.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    images, found, attend = torch.rand(2, 3, 32, 48), {}, torch.nn.functional.scaled_dot_product_attention
+
+    def sdpa(q, k, v, **others):
+        found['v'] = v  # of the last call
+        return attend(q, k, v, **others)
+
+    def keep(name):
+        return lambda module, inputs, output: found.__setitem__(name, output)
+
+    attn = vfm.vit.blocks[-1].attn
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, 'scaled_dot_product_attention', sdpa)
+        hooks = [
+            module.register_forward_hook(keep(name))
+            for name, module in dict(q=attn.q_norm, k=attn.k_norm, out=attn).items()
+        ]
+        vfm(images)
+        for hook in hooks:
+            hook.remove()
+    heads = attn.num_heads  # SAM's heads and images lie in one dimension
+    q, k, v = (x if x.ndim == 4 else x.unflatten(0, (-1, heads)) for x in (found[name] for name in 'qkv'))
+    return vfm, images, q, k, v, found['out']
+
+
+def as_features(heads, vfm, grid):
+    """Return (B, H, T, d) as (B, H·d, h, w), patches alone."""
+    patches = heads[:, :, getattr(vfm.vit, 'num_prefix_tokens', 0) :]
+    return patches.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, grid)
+
+
+def test_kinds_of_features_are_those_of_timms_own_last_attention(last_block):
+    """For patches alone, whatever comes before them; the module is as it was."""
+    vfm, images, q, k, v, _ = last_block
+    grid, tokens = vfm.grid(32, 48), vfm(images)
+    close = dict(atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run_vfm(vfm, images, 'values'), as_features(v, vfm, grid), **close)
+    torch.testing.assert_close(run_vfm(vfm, images, 'keys'), as_features(k, vfm, grid), **close)
+    torch.testing.assert_close(run_vfm(vfm, images, 'q+k'), as_features(q + k, vfm, grid), **close)
+    assert torch.equal(run_vfm(vfm, images), tokens) and torch.equal(vfm(images, 'tokens'), tokens)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in vfm.modules())
+
+
+def test_attention_gives_what_timms_last_attention_returns(last_block):
+    """softmax(query·key + relative positions)·value, through the out-projection; of patches alone where CLS attends."""
+    vfm, images, q, k, v, out = last_block
+    if isinstance(vfm, TimmRoPEViT):
+        with pytest.raises(UserError, match="TimmRoPEViT has no features of the kind 'attention', but 'tokens', 'val"):
+            run_vfm(vfm, images, 'attention')
+        return
+    (h, w), attn = vfm.grid(32, 48), vfm.vit.blocks[-1].attn
+    last = unpack_attention(run_vfm(vfm, images, 'attention'))
+    close = dict(atol=2e-5, rtol=1e-4)
+    for part, expected in ((last.query, q * q.shape[3] ** -0.5), (last.key, k), (last.value, v)):
+        expected = as_features(expected, vfm, (h, w)).permute(0, 2, 3, 1)
+        torch.testing.assert_close(part.flatten(3), expected, **close)
+    logits = torch.einsum('byxhd,bvuhd->bhyxvu', last.query, last.key)
+    for y in range(h):
+        for x in range(w):
+            logits[:, :, y, x] += last.rows[:, y, x, :, :, None] + last.columns[:, y, x, :, None]
+    assert getattr(attn, 'use_rel_pos', False) == bool(last.rows.any()) == bool(last.columns.any())
+    if getattr(vfm.vit, 'num_prefix_tokens', 0) == 0:
+        attention = logits.flatten(4).softmax(4).unflatten(4, (h, w))
+        mixed = attn.proj(torch.einsum('bhyxvu,bvuhd->byxhd', attention, last.value).flatten(3))
+        torch.testing.assert_close(mixed, out.view_as(mixed), **close)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('name', ['registers', 'dinov3_bias', 'sam'])
+def test_kinds_in_half_precision(name, dtype):
+    vfm_class, model, args, options = LAST_BLOCKS[name]
+    vfm = vfm_class(model, model_args=args, random_weights=0, **options)
+    images = torch.rand(1, 3, 32, 48)
+    full = {kind: vfm(images, kind) for kind in vfm.kinds}
+    vfm.to(dtype)
+    for kind, features in full.items():
+        half = vfm(images, kind)
+        assert half.dtype == dtype
+        difference = (half.float() - features).norm() / features.norm()
+        assert difference < (0.05 if kind == 'tokens' and name == 'sam' else 0.02)
+    if 'attention' in full:
+        assert unpack_attention(vfm(images, 'attention')).query.shape[3] == args['num_heads']
+
+
+@pytest.mark.parametrize(
+    'vfm_class, model, args, kinds',
+    [
+        (TimmViT, 'vit_tiny_patch16_224', dict(ARGS, depth=1), ['tokens']),
+        (TimmViT, 'vit_tiny_patch16_224', dict(ARGS, block_fn=vision_transformer.ResPostBlock), ['tokens']),
+        (TimmSAM, 'samvit_base_patch16', dict(SAM_ARGS, global_attn_indexes=()), ['tokens', 'values', 'keys', 'q+k']),
+    ],
+)
+def test_last_blocks_that_have_fewer_kinds(vfm_class, model, args, kinds):
+    """One block alone, a block of another order, a last block that attends within windows."""
+    vfm = vfm_class(model, model_args=args, random_weights=0)
+    assert vfm.kinds == tuple(kinds)
+    with pytest.raises(UserError, match="the kind 'attention', but 'tokens'.*; name a VFM that has 'attention', such"):
+        run_vfm(vfm, torch.rand(1, 3, 32, 32), 'attention')
+
+
+def test_a_vfm_without_kinds_has_tokens():
+    vfm = OneNumber()
+    images = torch.rand(1, 3, 48, 72)
+    assert torch.equal(run_vfm(vfm, images, 'tokens'), vfm(images))
+    with pytest.raises(UserError, match="the VFM OneNumber has no features of the kind 'values', but 'tokens'; name"):
+        run_vfm(vfm, images, 'values')
 
 
 class Vfm(torch.nn.Module):
