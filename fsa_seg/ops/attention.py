@@ -39,6 +39,8 @@ class AttentionMap(NamedTuple):
         values (B, N or T, any): what the map is applied to, where that is not the last block's own values.
         with_logits: of a map that is a softmax of logits s: (factor, bias (B, T, T)) -> the map of factor·s + bias; it
             may overwrite the bias, which is (B, N, N) where CLS is not covered. None for any other map.
+        scope: a slice of n rows -> (B, n, N) bool, where a patch may attend; of a map that covers patches alone. Every
+            patch may attend itself. None where all may attend all.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -48,6 +50,7 @@ class AttentionMap(NamedTuple):
     grid: tuple[int, int] | None = None
     values: Tensor | None = None
     with_logits: 'Callable[[float, Tensor], AttentionMap] | None' = None
+    scope: Callable[[slice], Tensor] | None = None
 
 
 class WindowsUnderMethod(Protocol):
@@ -190,7 +193,7 @@ def softmax_map(
 def weighted_sum(parts: Sequence[tuple[float, AttentionMap]]) -> AttentionMap:
     """Return Σ weight·A of maps A that attend the same tokens; no matrix is made.
 
-    Its `with_logits` adapts the maps that are a softmax of logits, and leaves the others as they are.
+    Its `with_logits` adapts the maps that are a softmax of logits, and leaves the others as they are. It has no scope.
 
     Args:
         parts (sequence of (weight, map)): see above.
@@ -214,6 +217,7 @@ def weighted_sum(parts: Sequence[tuple[float, AttentionMap]]) -> AttentionMap:
         row_sum=_weighted([(weight, attention.row_sum) for weight, attention in parts]),
         shared=all(attention.shared for _, attention in parts),
         with_logits=with_logits if adaptable else None,
+        scope=None,
     )
 
 
@@ -263,8 +267,24 @@ def neighbour_bias(grid: tuple[int, int], sigma: float, device: torch.device | s
     return F.pad(bias, (1, 0, 1, 0))
 
 
+def proxy_mean(features: Sequence[Tensor]) -> Tensor:
+    """Return the mean of s = FᵀF of unit columns over several windows, a number: what Trident's windows share.
+
+    It is the mean over all entries of the windows' s, computed as Σ‖Σ f‖² / Σ N², in float32.
+
+    Args:
+        features: of (B, C, h, w) each; with as many patches in each, the windows weigh alike.
+    """
+    sums = [F.normalize(part.float().flatten(2), dim=1).sum(2).square().sum() for part in features]
+    return torch.stack(sums).sum() / sum(len(part) * part[0, 0].numel() ** 2 for part in features)
+
+
 def proxy_map(
-    features: Tensor, beta: float = PROXY_BETA, gamma: float = PROXY_GAMMA, block: int | None = None
+    features: Tensor,
+    beta: float = PROXY_BETA,
+    gamma: float = PROXY_GAMMA,
+    block: int | None = None,
+    mean: float | Tensor | None = None,
 ) -> AttentionMap:
     """Return ProxyCLIP's attention map of VFM features, one for all heads.
 
@@ -277,9 +297,11 @@ def proxy_map(
         beta (float), gamma (float): see above.
         block (int): rows that are held at once; by default all of a map up to KEPT_ENTRIES, else as `by_rows` says.
             Where they are not all, they are made anew at each use.
+        mean (a number or (B,)): the mean of s, in place of each image's own.
     """
     unit = F.normalize(features.float().flatten(2), dim=1)
-    mean = unit.mean(2).square().sum(1)[:, None, None]
+    mean = unit.mean(2).square().sum(1) if mean is None else torch.as_tensor(mean, device=unit.device).float()
+    mean = mean.expand(len(unit))[:, None, None]
 
     def rows(span: slice, factor: float = 1.0, bias: Tensor | None = None) -> Tensor:
         similarity = torch.baddbmm(beta * mean, unit[:, :, span].transpose(1, 2), unit, beta=-gamma, alpha=gamma)
