@@ -89,22 +89,31 @@ def prune(similarity: Tensor, p: float) -> Tensor:
 def threshold(similarity: Tensor, p: float) -> Tensor:
     """Return each row's pruning threshold (B, N, 1): the least value that `prune` keeps.
 
-    The n most probable entries of N weigh at least n/N together, so that at most p·N of them are kept.
+    The n most probable entries of N weigh at least n/N together, so that at most p·N of them are kept. The threshold
+    is finite: entries at −∞, outside a map's scope, are never kept.
     """
+    least = torch.finfo(similarity.dtype).min
     if p >= 1:
-        return similarity.new_full((1, 1, 1), float('-inf'))
+        return similarity.new_full((1, 1, 1), least)
     count = similarity.shape[-1]
     ordered = similarity.topk(min(count, int(p * count) + 2), -1).values
     probs = (ordered - similarity.logsumexp(-1, keepdim=True)).exp_()
     kept = (probs.cumsum(-1) <= p).sum(-1, keepdim=True).clamp_(min=1)
-    return ordered.gather(-1, kept - 1)
+    return ordered.gather(-1, kept - 1).clamp_(min=least)
+
+
+def within(similarity: Tensor, attention: AttentionMap, rows: slice) -> Tensor:
+    """Return some rows of S (B, n, N), overwritten with −∞ outside the map's scope, where the map has a scope."""
+    if attention.scope is None:
+        return similarity
+    return similarity.masked_fill_(~attention.scope(rows), float('-inf'))
 
 
 def adapt(similarity: Tensor, lam: float, p: float) -> Tensor:
     """Return W, the row softmax of S·exp(λ·S) over what pruning keeps: (B, N, N), rows sum to 1 (FSA, step 4).
 
     Args:
-        similarity (B, N, N): S, not pruned.
+        similarity (B, N, N): S, not pruned; −∞ outside a map's scope.
         lam (float): λ.
         p (float): as of `prune`.
     """
@@ -239,12 +248,18 @@ class FSA:
     def adapted_map(self, attention: AttentionMap, z: Tensor, z_uniform: Tensor | None) -> AttentionMap:
         """Return Â as a map, see `ensemble`; of S and W, no more than a block of rows is held.
 
+        Where the map has a scope, W is pruned and normalised among the cells inside it, and 0 outside. That is ours.
+
         Args:
             attention: the method's map A.
             z (B, N, Q), z_uniform (B, N or 1, Q): as of `isolate`.
         """
         rows = coherence_rows(self._isolated(z, z_uniform), self.similarity)
-        apply_adapted = by_rows(lambda span: adapt(rows(span), self.lam, self.p), z, self.block)
+
+        def adapted(span: slice) -> Tensor:
+            return adapt(within(rows(span), attention, span), self.lam, self.p)
+
+        apply_adapted = by_rows(adapted, z, self.block)
         return attention._replace(
             apply=lambda values: ensemble(attention, apply_adapted, values, self.terms), with_logits=None
         )
