@@ -129,6 +129,8 @@ SEGMENTOR = dict(
     words=either(list_of(list_of(TEXT)), NONE),
     window=whole(0, LARGEST_SIDE),
     stride=whole(1, LARGEST_SIDE),
+    fit=choice(None, 'stretch', 'pad'),
+    stage=either(MAPPING, TEXT, NONE),
     logit_scale=number(0, 1e6, above=True),
     prob_thd=number(0, 1),
     area_thd=either(number(0, 1), NONE),
@@ -166,6 +168,8 @@ VFM = dict(
     mean=either(COLOR, NONE),
     std=either(SCALES, NONE),
     pos_embed=TEXT,
+    features=either(TEXT, NONE),
+    scope=choice('window', 'image'),
     random_weights=RANDOM,
 )
 DATASET = dict(
@@ -193,6 +197,7 @@ PROTOCOL = dict(
     short=whole(1, LARGEST_SIDE),
     window=SEGMENTOR['window'],
     stride=SEGMENTOR['stride'],
+    fit=SEGMENTOR['fit'],
     logit_scale=SEGMENTOR['logit_scale'],
     prob_thd=SEGMENTOR['prob_thd'],
     area_thd=SEGMENTOR['area_thd'],

@@ -42,7 +42,7 @@ def evaluate(
     Args:
         dataset, method, feedback, backbone, vfm, protocol: as of `fsa_seg.config.compose.compose`, or lists of such
             values. Cells that differ in the last block alone share one pass over the data. By default the backbone is
-            clip_vit-b16 and the VFM dino_vit-b8.
+            clip_vit-b16, and the VFMs are those of the method's publication.
         data_root, words, limit, precision, random_weights: as of `compose`.
         mini: the toy models on the mini splits, unless a backbone, a VFM or a data root is given.
         force: also run the cells that have a result.
@@ -55,7 +55,7 @@ def evaluate(
         UserError: before any cell runs, where a component, a value, data or weights cannot be used.
     """
     check_keys(runtime, {*load_file(RUNTIME), *inspect.signature(evaluate).parameters} - {'runtime'}, 'evaluate')
-    default = MINI if mini else dict(data_root='data', backbone='clip_vit-b16', vfm='dino_vit-b8')
+    default = MINI if mini else dict(data_root='data', backbone='clip_vit-b16', vfm=None)
     given = dict(backbone=backbone, vfm=vfm, data_root=data_root)
     default = {**default, **{key: value for key, value in given.items() if value is not None}}
     parts = dict(

@@ -1,6 +1,7 @@
 """One image, words given on the spot: `Segmenter`."""
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -119,7 +120,7 @@ class Segmenter:
         backbone='clip_vit-b16',
         method='proxyclip',
         feedback=True,
-        vfm='dino_vit-b8',
+        vfm=None,
         protocol='own',
         precision='auto',
         device=None,
@@ -163,8 +164,8 @@ class Segmenter:
         arrays = [as_rgb(picture, image_max) for picture in pictures]  # a bad image is found before time is spent
         text, names = self.model.encode(words), [group[0] for group in words]
         done = []
-        for rgb in arrays:
-            labels, kept = self._labels(self.model, rgb, self._resized(rgb), text, prob_thd, scores)
+        for picture, rgb in zip(pictures, arrays):
+            labels, kept = self._labels(self.model, rgb, self._resized(rgb), text, prob_thd, scores, picture)
             drawn = picture_grid(rgb, dict(labels=labels), names, even_palette(len(names)))
             done.append(Segmentation(labels, kept, drawn))
             done[-1].classes = tuple(names)
@@ -199,6 +200,11 @@ class Segmenter:
             )
         if self.model.feedback is None:
             raise UserError('there is no feedback to look at: the segmenter was made without FSA')
+        if self.model.sees_more_than_windows():
+            raise UserError(
+                f'{self.model.method.row_title} sees the whole image, and the rows that could be shown are those of '
+                'one window alone; choose another method, such as proxyclip'
+            )
         text, inputs, bare = self.model.encode(words), self._resized(rgb), copy.copy(self.model)
         bare.feedback = None
         labels, without = (self._labels(model, rgb, inputs, text, prob_thd)[0] for model in (self.model, bare))
@@ -257,10 +263,20 @@ class Segmenter:
         pixels = torch.from_numpy(resized.transpose(2, 0, 1).copy())
         return self.model.data_preprocessor(dict(inputs=[pixels]))['inputs'][0]
 
-    def _labels(self, model, rgb: np.ndarray, inputs: torch.Tensor, text: Text, prob_thd: float, scores: bool = False):
+    def _labels(
+        self,
+        model,
+        rgb: np.ndarray,
+        inputs: torch.Tensor,
+        text: Text,
+        prob_thd: float,
+        scores: bool = False,
+        picture: Picture | None = None,
+    ):
         """Return the labels (height, width) and scores (K, height, width) of an image as arrays, or None."""
-        [(pixels,)] = merged_images([Member(model, text)], [inputs], [rgb.shape[:2]])
-        labels, kept = model.labels(pixels.cosines, text, inputs, prob_thd, scores)
+        path = os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else None
+        [(pixels,)] = merged_images([Member(model, text)], [inputs], [rgb.shape[:2]], [(path, rgb)])
+        labels, kept = model.labels(pixels, text, inputs, prob_thd, scores)
         check_finite_stages(pixels.finite, 'the image', self.settings)
         return labels.cpu().numpy(), None if kept is None else kept.cpu().numpy()
 

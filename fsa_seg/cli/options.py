@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 from typing import Any, NoReturn
 
 from fsa_seg.errors import one_line
@@ -59,7 +60,15 @@ class SetEntries(argparse.Action):
 def add_model_options(parser: argparse.ArgumentParser, one_method: bool = True) -> None:
     """Add the options that choose a cell's parts; `one_method` tells whether --method is an option."""
     if one_method:
-        parser.add_argument('--method', metavar='M', help='name or file of a method (default: proxyclip)')
+        parser.add_argument(
+            '--method', metavar='M', help='name or file of a method (default: proxyclip); HOST+STAGE: proxyclip+lposs'
+        )
+        parser.add_argument(
+            '--regions',
+            type=place,
+            metavar='R',
+            help='region maps of corrclip: vfm (default), sam2, mask2former, or a folder with a PNG for each image',
+        )
     feedback = parser.add_mutually_exclusive_group()
     feedback.add_argument(
         '--fsa',
@@ -75,7 +84,11 @@ def add_model_options(parser: argparse.ArgumentParser, one_method: bool = True) 
             '--feedback', nargs='+', metavar='F', help="feedbacks in place of the suite's: none, fsa, sfr, sfr+fsa"
         )
     parser.add_argument('--backbone', metavar='B', help='CLIP image tower (default: clip_vit-b16)')
-    parser.add_argument('--vfm', metavar='V', help='VFM (default: dino_vit-b8); of several roles: role=name,role=name')
+    parser.add_argument(
+        '--vfm',
+        metavar='V',
+        help='VFM (default: the published one); of several roles: role=name,...; NAME@image sees the whole image',
+    )
     parser.add_argument('--protocol', metavar='own|NAME', help="evaluation settings (default: own, the publication's)")
     parser.add_argument('--precision', metavar='P', help='auto, fp32, fp16 or bf16 (default: auto)')
     parser.add_argument('--mini', action='store_true', help='the toy models on the mini splits that ship with the code')
@@ -109,6 +122,9 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         names = [args.feedback] if isinstance(args.feedback, str) else args.feedback
         feedbacks = [None if name == 'none' else name for name in names]
         options['feedback'] = feedbacks[0] if isinstance(args.feedback, str) else feedbacks
+    if getattr(args, 'regions', None):
+        source = dict(type='files', folder=args.regions) if os.path.isdir(args.regions) else dict(type=args.regions)
+        options['method'] = dict(type=options.get('method', 'corrclip'), regions=source)
     return {**(MINI if args.mini else {}), **options}
 
 

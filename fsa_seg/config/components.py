@@ -25,9 +25,9 @@ from fsa_seg.datasets.label_images import VOID, WIDE_VOID, read_label_map, void_
 from fsa_seg.datasets.palette import even_palette
 from fsa_seg.errors import UserError, check_keys, constructor_keys, one_line, one_of
 from fsa_seg.methods import SPELLED_OUT, make_method, method_key, method_names
-from fsa_seg.methods.base import Method, check_feedback
+from fsa_seg.methods.base import Method, check_feedback, sees_windows
 from fsa_seg.models.clip import BACKBONE_KEYS, load_clip
-from fsa_seg.models.segmentor import feedback_class, register_method, vfms_by_role
+from fsa_seg.models.segmentor import feedback_class, register_method, vfm_config, vfms_by_role
 from fsa_seg.models.text import read_classes
 from fsa_seg.models.weights import Weights, weights_from
 from fsa_seg.ops.feedback import FSA
@@ -66,8 +66,9 @@ RULES = dict(
 )
 WEIGHT_KINDS = ('backbone', 'vfm')  # components that have weights
 FEEDBACKS = dict(FSA='fsa', SFR='sfr', SFRAndFSA='sfr+fsa')  # class -> component that ships
+WHOLE = '@image'  # behind a VFM's name: it sees the whole image, and its features are cut for each window
 NAMES = 'names'  # in place of a protocol's words: the plain class names
-DEFAULTS = dict(words={}, refinement=None, method={}, feedback={})  # settings that a protocol may leave out
+DEFAULTS = dict(fit=None, words={}, refinement=None, method={}, feedback={})  # settings that a protocol may leave out
 SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', *DEFAULTS)
 
 
@@ -86,7 +87,8 @@ def load_component(kind: str, name: str | dict | Method) -> ConfigDict | Method:
 
     Args:
         kind: of KINDS.
-        name: name of the component, or path of its file. A method, FSA's settings (with or without a `name`) and a data
+        name: name of the component, or path of its file. A VFM's name with '@image' behind it is the VFM that sees the
+            whole image once. A method, FSA's settings (with or without a `name`) and a data
             set can be a dict: a data set's dict has the keys that its file would have.
 
     Raises:
@@ -96,6 +98,9 @@ def load_component(kind: str, name: str | dict | Method) -> ConfigDict | Method:
         return load_method(name)
     if isinstance(name, dict):
         return _spelt_out(kind, name)
+    if kind == 'vfm' and str(name).endswith(WHOLE):
+        component = load_component(kind, str(name).removesuffix(WHOLE))
+        return ConfigDict(component, name=component.name + WHOLE, scope='image')
     if str(name).endswith(('.py', '.json')) or os.sep in str(name):
         path = local_path(name, f'{kind} config')
     else:
@@ -135,13 +140,18 @@ def load_method(method: str | dict | Method) -> Method:
         return method
     if not isinstance(method, dict):
         path = str(method)
-        return make_method(local_path(path, 'method file') if path.endswith('.py') else path)
+        is_file = path.endswith('.py') and not path.partition('+')[0].isidentifier()
+        return make_method(local_path(path, 'method file') if is_file else path)
     settings = dict(method)
     name, protocol = settings.pop('name', None), settings.pop('protocol', None)
     instance = make_method(settings)
-    changed = [f'{key}={value}' for key, value in settings.items() if key != 'type']
-    if 'type' in settings and changed:
-        instance.row_title = name or ' '.join([instance.title, *changed])
+    changed = [
+        f'{key}={value.get("type", value) if isinstance(value, dict) else value}'
+        for key, value in settings.items()
+        if key not in ('type', 'stage')
+    ]
+    if 'type' in settings and changed and type(instance).row_title is Method.row_title:
+        instance.row_title = ' '.join([instance.row_title, *changed])
     instance.name = name or (' '.join([instance.name, *changed]) if 'type' in settings else instance.row_title)
     if name:
         instance.row_title = name
@@ -210,7 +220,8 @@ def load_components(
         method: see `load_method`.
         feedback: None or False for the bare method; True for FSA; name or file of a component; or FSA's settings.
         backbone: name or file of a component.
-        vfm: name or file of a component, if the method has a single role; else 'role=name,role=name', or a dict.
+        vfm: name or file of a component, for all roles of the method; 'role=name,role=name' or a dict for some of them.
+            A role without a VFM has the published one.
 
     Raises:
         UserError: as of `load_component`; a role lacks its VFM, or the method has no attention map for FSA.
@@ -239,12 +250,13 @@ def component_titles(components: dict) -> dict[str, str | None]:
     """
     vfms = [vfm.name for vfm in components['vfm'].values()]
     roles_and_names = ','.join(f'{role}={vfm.name}' for role, vfm in components['vfm'].items())
+    alike = len(set(vfms)) == 1
     return dict(
         method=components['method'].name,
         title=components['method'].row_title,
         backbone=components['backbone'].name,
         feedback=components['feedback'] and components['feedback'].name,
-        vfm=roles_and_names if len(vfms) > 1 else vfms[0] if vfms else None,
+        vfm=vfms[0] if alike else roles_and_names or None,
     )
 
 
@@ -257,31 +269,41 @@ def _vfm_names(method: Method, vfm) -> dict:
     """Return role -> name of a VFM component, from `vfm` of `load_components`."""
     if not method.roles:
         return {}
+    published = method.published_vfms()
     if not isinstance(vfm, str):
-        return dict(vfm or {})
+        return {**published, **(vfm or {})}
     if '=' not in vfm or os.path.exists(vfm):
-        return dict.fromkeys(method.roles, vfm) if len(method.roles) == 1 else {}
+        return dict.fromkeys(method.roles, vfm)
     pairs = [pair.split('=', 1) for pair in vfm.split(',')]
     if any(len(pair) != 2 or not all(pair) for pair in pairs) or len(dict(pairs)) < len(pairs):
         raise UserError(f'the VFMs {vfm!r}: give role=name,role=name, each role once')
-    return dict(pairs)
+    return {**published, **dict(pairs)}
 
 
 def segmentor_config(method: Method, published: Mapping[str, Mapping] | None = None) -> dict:
-    """Return `type` and `method` of a segmentor's config.
+    """Return `type` and `method` of a segmentor's config, and its `stage` if there is one.
 
     Args:
         method: of `load_method`; settings that were given with its name come first.
         published: a protocol's `method`: name of a method -> its settings.
     """
     title, name = register_method(type(method)), type(method).name
+    stage = {}
+    if method.stage:
+        stage = dict(stage=dict(type=method_key(type(method.stage)), **_published_settings(method.stage, published)))
     if name == SPELLED_OUT:
-        return dict(type='TrainingFreeSegmentor', method=dict(type=SPELLED_OUT, **method.settings))
-    if published and name in published and method_key(type(method)) == name:  # no user's file of the name
-        defaults = type(method)().settings
-        given = {key: value for key, value in method.settings.items() if value != defaults[key]}
-        method = type(method)(**{**method.settings, **published[name], **given, **method.given})
-    return dict(type=title, method=dict(method.settings))
+        return dict(type='TrainingFreeSegmentor', method=dict(type=SPELLED_OUT, **method.settings), **stage)
+    return dict(type=title, method=_published_settings(method, published), **stage)
+
+
+def _published_settings(method: Method, published: Mapping[str, Mapping] | None) -> dict:
+    """Return a method's settings under a protocol, see `segmentor_config`."""
+    name = type(method).name
+    if not published or name not in published or method_key(type(method)) != name:  # a user's file of the name
+        return dict(method.settings)
+    defaults = type(method)().settings
+    given = {key: value for key, value in method.settings.items() if value != defaults[key]}
+    return dict(type(method)(**{**method.settings, **published[name], **given, **method.given}).settings)
 
 
 def feedback_of(components: dict, published: Mapping[str, Mapping] | None = None) -> dict | None:
@@ -305,7 +327,11 @@ def feedback_of(components: dict, published: Mapping[str, Mapping] | None = None
         own.update(published.get(name, {}))
     if not _is_fsa(components):
         return {**own, **settings}
-    vfm_settings = {key: value for vfm in components['vfm'].values() for key, value in vfm.get('fsa', {}).items()}
+    method = components['method']
+    others = [role for role, scope in method.roles.items() if not sees_windows(scope)]
+    others += method.stage.stage_roles if method.stage else []  # of which FSA's map is not made
+    vfms = [vfm for role, vfm in components['vfm'].items() if role not in others]
+    vfm_settings = {key: value for vfm in vfms for key, value in vfm.get('fsa', {}).items()}
     return {**components['backbone'].get('fsa', {}), **vfm_settings, **own, **settings}
 
 
@@ -503,7 +529,7 @@ def _checked(component, kind, path):
                 f'{path} defines {component.type}, and does not register it: put @MODELS.register_module() above '
                 'the class (from mmseg.registry import MODELS)'
             )
-        check_constructor(component_config(component), MODELS, f'{kind} in {path}')
+        check_constructor(vfm_config(component_config(component)), MODELS, f'{kind} in {path}')
     return component
 
 

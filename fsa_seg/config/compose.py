@@ -41,15 +41,17 @@ from fsa_seg.datasets.label_images import VOID
 from fsa_seg.errors import UserError, built, check_keys, one_of
 from fsa_seg.methods.base import Method
 from fsa_seg.models.clip import BACKBONE_KEYS
+from fsa_seg.models.regions import build_regions
 from fsa_seg.models.segmentor import (
     check_settings,
     configured_method,
     register_own_methods,
     resolve_precision,
+    vfm_config,
     vfms_by_role,
 )
 from fsa_seg.models.text import check_words, class_words, read_words
-from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, check_values, whole
+from fsa_seg.settings import CELL, DATASET, LOADER, LOOP, METRIC, SEED, VFM, check_values, whole
 from fsa_seg.settings import RUNTIME as RUNTIME_RULES
 from fsa_seg.system.machine import usable_cores
 from fsa_seg.system.paths import find_root, is_drawn
@@ -106,7 +108,7 @@ REQUIRED = {  # place -> keys of a complete config
 }
 # dicts that --cfg-options may add a key to: the dict's class checks the key
 CHECKED = re.compile(
-    r'model(\.(backbone|method|feedback|refinement|vfm\.\w+(\.model_args)?))?|test_dataloader\.dataset|test_evaluator'
+    r'model(\.(backbone|method(\.regions)?|stage|feedback|refinement|vfm\.\w+(\.model_args)?))?|test_dataloader\.dataset|test_evaluator'
 )
 
 
@@ -120,7 +122,7 @@ def compose(
     method: str | dict | Method = 'proxyclip',
     feedback: bool | str | dict | None = 'fsa',
     backbone: str | dict = 'clip_vit-b16',
-    vfm: str | dict[str, str] | None = 'dino_vit-b8',
+    vfm: str | dict[str, str] | None = None,
     protocol: str = 'own',
     words: str | None = None,
     data_root: str = 'data',
@@ -208,6 +210,7 @@ def model_config(
         feedback=feedback_of(components, settings['feedback']),
         precision=resolve_precision(precision, device),
         **{key: settings[key] for key in FROM_PROTOCOL},
+        **({'fit': settings['fit']} if settings['fit'] else {}),
     )
 
 
@@ -265,9 +268,13 @@ def _check_model(model):
     check_constructor(model, MODELS, 'model')
     method = configured_method(model)
     check_settings(model, method)
+    for part in method.parts if method is not None else ():
+        if part.regions:
+            build_regions(part.regions)  # the class checks its values
     vfms = vfms_by_role(method, model.get('vfm')) if method is not None else {}
     for role, vfm in vfms.items():
-        check_constructor(vfm, MODELS, f'model.vfm.{role}')
+        check_values(vfm, VFM, f'model.vfm.{role}')
+        check_constructor(vfm_config(vfm), MODELS, f'model.vfm.{role}')
     for key, hook in (('feedback', 'loop'), ('refinement', 'refine')):
         if model.get(key):
             classes = [name for name, cls in MODELS.module_dict.items() if callable(getattr(cls, hook, None))]

@@ -33,6 +33,7 @@ from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from fsa_seg.errors import UserError
 from fsa_seg.methods import is_shipped
 from fsa_seg.models.clip import CONFIG_FILE, _config_beside, _pretrained_tag
+from fsa_seg.models.regions import shared_regions
 from fsa_seg.models.segmentor import configured_method, resolve_precision, vfms_by_role
 from fsa_seg.models.text import templates_digest
 from fsa_seg.models.weights import path_of, weights_from
@@ -45,7 +46,7 @@ from fsa_seg.system.paths import file_digest, files_digest, local_path, sources_
 LEVELS = ('number', 'source', 'rounding', 'none')
 LOCAL = 'local-dir:'  # before the path of a folder that holds a CLIP model
 WEIGHT_SUFFIXES = ('.json', '.safetensors', '.bin', '.pt', '.pth')
-SPELT_OUT = ('method', 'backbone', 'vfm', 'feedback', 'refinement')  # settings whose own settings are entries
+SPELT_OUT = ('method', 'stage', 'backbone', 'vfm', 'feedback', 'refinement')  # settings whose own settings are entries
 MODEL_LEVELS = dict(
     window_batch='rounding', compile='rounding', keep_scores='none', text_cache='none'
 )  # other keys: number
@@ -75,6 +76,8 @@ MEMBER_KEYS = (
     'class ',
     'method file',
 )  # beginnings of the keys whose values may differ among the cells of a pass
+LATER = dict(fit=None)  # settings that were added, which at these values are no entry: hashes stay as they were
+MASK_PACKAGE = 'transformers'  # of the refinement by SAM, and of two sources of region maps
 SHORT = 32  # longest value, in characters, that a row of a table shows in full
 
 
@@ -248,14 +251,15 @@ def _model(model):
         entries = [Entry('method.type', type(method).name, 'number')]
         if not is_shipped(type(method)):  # two files of one name
             entries.append(Entry('method.title', method.title, 'number'))
-        entries += [Entry(f'method.{key}', value, 'number') for key, value in method.settings.items()]
+        entries += [Entry(f'method.{key}', _without_places(value), 'number') for key, value in method.settings.items()]
+        entries += _whole_image(method)
     if not cls.__module__.startswith('fsa_seg.'):
         entries.append(Entry('segmentor', model.type, 'number'))
     arguments['precision'] = resolve_precision(arguments['precision'])
     if not arguments.get('window', 1):
         arguments['stride'] = None  # a whole image has no stride
     for key, value in arguments.items():
-        if key not in (*SPELT_OUT, *MODEL_IGNORED):
+        if key not in (*SPELT_OUT, *MODEL_IGNORED) and not (key in LATER and value == LATER[key]):
             entries.append(Entry(f'model.{key}', value, MODEL_LEVELS.get(key, 'number')))
     entries += [entry for role, vfm in _vfms(model).items() for entry in _vfm(role, vfm)]
     entries += [
@@ -263,6 +267,27 @@ def _model(model):
         *_settings_of('refinement', arguments.get('refinement')),
     ]
     return [*entries, Entry('prompts', templates_digest(), 'number'), *_backbone(model.backbone)]
+
+
+def _whole_image(method):
+    """Return the entries of a method's stage, and of its region maps."""
+    entries, stage = [], method.stage
+    if stage:
+        entries.append(Entry('method.stage', type(stage).name, 'number'))
+        if not is_shipped(type(stage)):
+            entries.append(Entry('method.stage.file', files_digest(source_files(type(stage).path)), 'source'))
+        entries += [
+            Entry(f'method.stage.{key}', _without_places(value), 'number') for key, value in stage.settings.items()
+        ]
+    for part in method.parts:
+        if part.regions:
+            entries.append(Entry('method.regions.digest', shared_regions(part.regions).digest, 'number'))
+    return entries
+
+
+def _without_places(value):
+    """Return a setting; of a source of region maps its type alone, since its digest covers the rest."""
+    return value.get('type') if isinstance(value, dict) and 'type' in value else value
 
 
 def _vfms(model):
@@ -283,7 +308,7 @@ def _settings_of(key, config):
     return [
         Entry(f'model.{key}', config['type'], 'number'),
         *(
-            Entry(f'model.{key}.{name}', value, 'rounding' if name == 'block' else 'number')
+            Entry(f'model.{key}.{name}', _content(value), 'rounding' if name == 'block' else 'number')
             for name, value in arguments.items()
         ),
     ]
@@ -342,6 +367,8 @@ def _vfm(role, config):
     """Return the entries of the VFM of a role."""
     place = f'model.vfm.{role}'
     arguments = resolved(MODELS.get(config['type']), config)
+    if arguments.get('scope') == 'window':
+        del arguments['scope']  # the default
     checkpoint, seed = arguments.pop('checkpoint', None), arguments.pop('random_weights', None)
     weights = dict(random=seed) if seed is not None else None
     if weights is None and checkpoint:
@@ -359,7 +386,10 @@ def _vfm(role, config):
 
 
 def _content(value):
-    """Return a value; for the path of a file, its digest, since a user's class may read the file."""
+    """Return a value; for the path of a file, or of a model's folder, its digest: a class may read it."""
+    if isinstance(value, str) and os.path.isfile(os.path.join(value, 'config.json')):
+        files = sorted(glob.glob(os.path.join(glob.escape(value), '*')))
+        return dict(sha256=files_digest([file for file in files if file.endswith(WEIGHT_SUFFIXES)]))
     return dict(sha256=file_digest(value)) if isinstance(value, str) and os.path.isfile(value) else value
 
 
@@ -396,7 +426,9 @@ def _dataset(config):
 def _runtime(config):
     """Return the entries of where and how the cell runs."""
     ignored = ('work_dir', 'launcher', 'workers', 'log_level', 'log_interval', 'default_hooks', 'custom_imports')
+    masks = MASK_PACKAGE if _uses_masks(config.model) else None
     return [
+        *([Entry(f'version of {masks}', importlib.metadata.version(masks), 'rounding')] if masks else []),
         Entry('batch_size', config.test_dataloader.get('batch_size'), 'rounding'),
         Entry('env', config.get('env_cfg', {}).get('cudnn_benchmark'), 'rounding'),
         Entry('device', device_name(get_device()), 'rounding'),
@@ -404,6 +436,13 @@ def _runtime(config):
         *(Entry(f'version of {name}', version, 'rounding') for name, version in versions().items()),
         *(Entry(key, config.get(key), 'none') for key in ignored),
     ]
+
+
+def _uses_masks(model):
+    """Return whether a segmentor's config runs a model of `transformers`."""
+    method = configured_method(model)
+    sources = [part.regions['type'] for part in method.parts if part.regions] if method is not None else []
+    return 'SAMRefinement' in str((model.get('refinement') or {}).get('type')) or {'sam2', 'mask2former'} & set(sources)
 
 
 def _sources(config):

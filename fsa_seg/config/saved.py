@@ -14,7 +14,8 @@ from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.config.own_classes import register_own_classes
 from fsa_seg.errors import UserError, one_line, one_of
-from fsa_seg.methods import SPELLED_OUT, method_names
+from fsa_seg.methods import SPELLED_OUT, method_names, stage_names
+from fsa_seg.models.regions import SOURCES
 from fsa_seg.models.segmentor import register_own_methods
 from fsa_seg.system.modules import PREFIX
 
@@ -122,9 +123,10 @@ def from_json(data: object, path: str, modules: Sequence[str] = ()) -> Config:
 
 
 def _methods(model, path):
-    """Return the name of the method in a saved segmentor's config; register the user's own methods that it asks for.
+    """Return the names of method, stage and region sources in a saved segmentor's config.
 
-    A method is asked for by its name alone: the path of a file would be run.
+    The user's own methods that it asks for are registered. A method or a stage is asked for by its name alone: the path
+    of a file would be run.
     """
     title = model.get('type') if isinstance(model, dict) else None
     if isinstance(title, str):
@@ -133,7 +135,11 @@ def _methods(model, path):
     name = method.get('type') if isinstance(method, dict) else method
     if name is not None:
         one_of(name, {*method_names(), SPELLED_OUT}, f'method in {path}')
-    return {name}
+    stages = [part.get('stage') for part in (model, method) if isinstance(part, dict)]
+    stages = [stage.get('type') if isinstance(stage, dict) else stage for stage in stages if stage is not None]
+    for stage in stages:
+        one_of(stage, stage_names(), f'stage in {path}')
+    return {name, *stages, *SOURCES}
 
 
 def _imports(data, path):

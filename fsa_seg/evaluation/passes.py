@@ -37,6 +37,7 @@ from fsa_seg.datasets.data_sets import (
     loading,
     read_as_loaded,
 )
+from fsa_seg.datasets.images import image_size
 from fsa_seg.errors import UserError, built, one_line, warn_once
 from fsa_seg.evaluation.label_files import claim_folder, label_path, labels_digest, labels_folder, missing_labels
 from fsa_seg.evaluation.metric import Journal
@@ -51,11 +52,22 @@ from fsa_seg.evaluation.results import (
     stale,
     write_result,
 )
+from fsa_seg.methods.base import sees_windows
 from fsa_seg.models.clip import check_inner_blocks, load_clip
-from fsa_seg.models.segmentor import check_window, configured_method, vfms_by_role
+from fsa_seg.models.regions import shared_regions
+from fsa_seg.models.segmentor import (
+    check_kinds,
+    check_window,
+    configured_method,
+    load_refinement,
+    vfm_config,
+    vfms_by_role,
+)
 from fsa_seg.models.shared_pass import label_field
-from fsa_seg.models.vfm import build_vfm
+from fsa_seg.models.vfm import build_vfm, vfm_grid
 from fsa_seg.ops.device import device_name, exact_float32
+from fsa_seg.ops.windows import windows
+from fsa_seg.system.files import free_memory
 from fsa_seg.system.paths import check_file, cut_name, find_root, is_drawn, locked, make_folder
 from fsa_seg.system.progress import Bar, note
 from fsa_seg.visualization.pictures import picture_grid, picture_path
@@ -85,10 +97,19 @@ def prepare(config: Config) -> Cell:
         indices = np.random.default_rng(LIMIT_SEED).permutation(len(entries))[:limit]
         dataset.indices = sorted(indices.tolist())
         entries = [entries[i] for i in dataset.indices]
+    _check_region_files(config, [entry['img_path'] for entry in entries])
     data = Data([entry['name'] for entry in entries], contents)
     fingerprints = [fingerprint(config, data) if is_main_process() else None]  # it reads files of weights
     broadcast_object_list(fingerprints)
     return Cell(config, fingerprints[0], data)
+
+
+def _check_region_files(config, paths):
+    """Raise a UserError if a method's region maps are files, and an image has no usable one."""
+    method = configured_method(config.model)
+    for part in method.parts if method else ():
+        if part.regions and part.regions['type'] == 'files':
+            shared_regions(part.regions).check(paths, [image_size(path) for path in paths])
 
 
 def _mark_worth(config):
@@ -213,6 +234,10 @@ def _run_locked_pass(cells, paths, folders):
     label_folders = [_labels_folder(path, cell) for path, cell in zip(paths, cells)]
     counts = _skip_counted(run, journals, label_folders, cells[0].data.names)
     runner = built('the run of this config', lambda: _runner(run))
+    model = getattr(runner.model, 'module', runner.model)
+    for cell, member in zip(cells, model.members if len(cells) > 1 else [model]):
+        if configured_method(cell.config.model) is not None:
+            _check_memory(cell, member.visual.patch_size, member.multiple, member.window_vfms().values())
     metrics = runner.test_loop.evaluator.metrics
     cells = [cell._replace(fingerprint=with_files(cell.fingerprint, cell.config)) for cell in cells]
     for metric, counts_of_cell, journal, labels, cell in zip(metrics, counts, journals, label_folders, cells):
@@ -354,7 +379,7 @@ def run_cells(
     _checked_images.cache_clear()  # files may have changed since the last call
     cells = [prepare(config) for config in configs]
     kept_results = {} if force else _kept_results(cells)
-    _check_models([cell.config.model for cell in cells if result_path(cell) not in kept_results])
+    _check_models([cell for cell in cells if result_path(cell) not in kept_results])
     results = {cell.hash: kept_results[result_path(cell)] for cell in cells if result_path(cell) in kept_results}
     passes = _passes(cells, results, most)
     for cell in (cell for group in passes for cell in group):
@@ -541,10 +566,11 @@ def _checked_images(dataset, known, name, limited):
     return entries, complete, contents[0]
 
 
-def _check_models(models):
-    """Load each backbone and VFM of the models' configs once, and check the methods' windows and inner blocks."""
-    towers, vfms = {}, {}
-    for model in models:
+def _check_models(cells):
+    """Load each backbone and VFM of cells once, and check the methods' windows, inner blocks and memory."""
+    towers, vfms, refinements = {}, {}, set()
+    for cell in cells:
+        model = cell.config.model
         method = configured_method(model)
         key = json.dumps(model.backbone)
         if key not in towers:
@@ -556,12 +582,52 @@ def _check_models(models):
         check_inner_blocks(method.inner_blocks(depth), depth)
         window_vfms = {}
         for role, config in vfms_by_role(method, model.get('vfm')).items():
-            key = json.dumps(config)
+            key = json.dumps(vfm_config(config))
             if key not in vfms:
-                vfms[key] = build_vfm(config)
-            if method.roles[role] == 'window':
+                vfms[key] = build_vfm(vfm_config(config))
+            check_kinds(method, {role: config}, {role: vfms[key]})
+            if sees_windows(method.roles[role]):
                 window_vfms[role] = vfms[key]
-        check_window(model.window, patch, window_vfms)
+        multiple = check_window(model.window, patch, window_vfms)
+        _check_memory(cell, patch, multiple, window_vfms.values())
+        key = json.dumps(model.get('refinement'))
+        if model.get('refinement') and key not in refinements:
+            load_refinement(model.refinement)
+            refinements.add(key)
+
+
+def _check_memory(cell, patch, multiple, vfms):
+    """Raise a UserError if stages on the whole image need more memory than is free, by the largest image of a split.
+
+    Args:
+        cell (Cell): to be run.
+        patch (int, int): of CLIP.
+        multiple (int, int): of a window's sides.
+        vfms (iterable): that see windows.
+    """
+    root, model = cell.config.test_dataloader.dataset.data_root, cell.config.model
+    method, steps = configured_method(model), cell.config.test_dataloader.dataset.pipeline
+    resize = next((step for step in steps if step.type == 'Resize' and 'scale' in step), None)
+    if resize is None or not any(part.overrides('memory') for part in method.parts):
+        return
+    sides = [-(-max(model.window, 1) // side) * side for side in multiple]
+    grids = [[side // length for side, length in zip(sides, patch)], *(vfm_grid(vfm, *sides) for vfm in vfms)]
+    patches, shapes = max(map(math.prod, grids)), {}
+    for name in cell.data.names:
+        height, width = image_size(os.path.join(root, name))
+        scale = min(max(resize.scale) / max(height, width), min(resize.scale) / min(height, width))
+        shapes[name] = round(height * scale), round(width * scale)
+    name, shape = max(shapes.items(), key=lambda item: math.prod(item[1]))
+    count, queries = len(windows(*shape, model.window, model.stride)), sum(map(len, model.words))
+    free = torch.cuda.mem_get_info()[0] if get_device() == 'cuda' else free_memory()
+    for part in method.parts:
+        size, mend = part.memory(count, patches, queries, math.prod(shape))
+        if free is not None and size > free:
+            raise UserError(
+                f'{part.title} takes about {size / 1e9:.1f} GB for the largest image, {name}, which is resized to '
+                f'{shape[0]}×{shape[1]} pixels and cut into {count} windows, and {free / 1e9:.1f} GB are free; less '
+                f'is taken by {mend}'
+            )
 
 
 def _skip_counted(config, journals, label_folders, names):

@@ -4,6 +4,7 @@ A user's own files lie in methods/ of a folder that the environment variable FSA
 their path.
 """
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -69,7 +70,8 @@ def make_method(method: 'str | dict | Method') -> Method:
 
     Args:
         method: a name, the path of a file, a `Method`, dict(type=NAME, key=value, ...) with settings of the method's
-            constructor, or dict(attention=..., residual=..., mlp=...), see `fsa_seg.methods.spelled_out`.
+            constructor, or dict(attention=..., residual=..., mlp=...), see `fsa_seg.methods.spelled_out`. A name with a
+            stage is 'NAME+STAGE'; a dict may have the key `stage`, see `with_stage`.
 
     Raises:
         UserError: an unknown method or setting (the nearest name is given), or a value that a method refuses.
@@ -77,12 +79,68 @@ def make_method(method: 'str | dict | Method') -> Method:
     if isinstance(method, Method):
         return method
     settings = dict(method) if isinstance(method, dict) else dict(type=method)
-    name = settings.pop('type', SPELLED_OUT)
+    name, stage = settings.pop('type', SPELLED_OUT), settings.pop('stage', None)
+    host, _, staged = str(name).partition('+')
+    if staged and host.isidentifier():
+        if stage is not None:
+            raise UserError(f'the method {name} has the stage {staged} already; leave out stage={stage!r}')
+        name, stage = host, staged
     cls = find_method(name)
     check_keys(settings, option_names(cls), 'method' if name == SPELLED_OUT else f'method {name}')
     instance = cls(**settings)
     instance.given = settings
-    return instance
+    return instance if stage is None else with_stage(instance, stage)
+
+
+def stage_names() -> list[str]:
+    """Return the names of the methods that can be a stage of another."""
+    return [name for name in method_names() if find_method(name).stage_roles is not None]
+
+
+def with_stage(method: Method, stage: 'str | dict | Method') -> Method:
+    """Return a method that carries the whole-image hooks of another: `keep` and `merge`, `whole` and `correct`.
+
+    Args:
+        method: the host.
+        stage: a name such as 'lposs', or dict(type='LPOSS', key=value, ...).
+
+    Raises:
+        UserError: no such stage, or a host whose windows it cannot merge.
+    """
+    if not isinstance(stage, Method):
+        settings = dict(stage) if isinstance(stage, dict) else dict(type=stage)
+        name = str(settings.pop('type', ''))
+        names = stage_names()
+        titles = {find_method(known).title: known for known in names}
+        if not name:
+            raise UserError(f'stage {stage!r} has no type; name one of {", ".join(names)}')
+        if not name.endswith('.py'):
+            name = one_of(titles.get(name, name), names, 'stage')
+        stage = make_method(dict(settings, type=name))
+    if stage.stage_roles is None:
+        raise UserError(f'{stage.title} is no stage of another method; the stages are {", ".join(stage_names())}')
+    if stage.overrides('merge') and method.overrides('merge'):
+        raise UserError(
+            f'{method.title} merges the windows of an image itself, so that the stage {stage.title} cannot; leave the '
+            'stage out, or put it on a method without `merge`, such as proxyclip'
+        )
+    if stage.needs_tokens and method.overrides('embed'):
+        raise UserError(
+            f'{method.title} has an `embed` of its own, and the stage {stage.title} splices what comes before it: give '
+            'the method the hook `attend` in its place, or leave the stage out'
+        )
+    if method.stage is not None or set(method.roles) & set(stage.stage_roles):
+        raise UserError(f'{method.row_title} cannot carry {stage.title}: it has a stage, or VFMs of the same roles')
+    title = stage.row_title
+    if type(stage).row_title is Method.row_title:
+        title = ' '.join([title, *(f'{key}={value}' for key, value in stage.given.items())])
+    staged = copy.copy(method)
+    staged.stage = stage
+    staged.roles = {**method.roles, **stage.stage_roles}
+    staged.kinds = {**method.kinds, **{role: kind for role, kind in stage.kinds.items() if role in stage.stage_roles}}
+    staged.name = f'{method.name}+{stage.name}'
+    staged.row_title = f'{method.row_title}+{title}'
+    return staged
 
 
 def _load_file(path: str) -> type[Method]:

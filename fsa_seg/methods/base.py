@@ -5,6 +5,7 @@ Shape legend: B windows, T = 1 + N tokens (CLS first), N patches, D width, E emb
 
 import functools
 import inspect
+import json
 import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -16,10 +17,12 @@ from fsa_seg.errors import UserError
 from fsa_seg.ops.attention import AttentionMap
 from fsa_seg.ops.feedback import FSA
 from fsa_seg.ops.last_block import LastBlock
+from fsa_seg.ops.readout import embeddings
 from fsa_seg.ops.types import pair
-from fsa_seg.ops.windows import Layout, OverlapAdd, Window
+from fsa_seg.ops.windows import Layout, OverlapAdd, WholeImage, Window
 
-SCOPES = ('window', 'image')  # what a VFM sees
+SCOPES = ('window', 'image', 'windows', 'asked')  # what a VFM sees: see `Method.roles`
+PUBLISHED_VFM = 'dino_vit-b8'  # of a role for which a method names no other
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROW_SUM_ERROR = 0.02  # share of the sum; half precision and rows of 4096 entries are within it
 STAGES = ('cosines', 'scores', 'labels')  # what a refinement works on
@@ -36,7 +39,14 @@ class Method:
         title (str): in tables, and the name of the registered segmentor.
         publication (str): where the method was published.
         protocol (str): of the publication. fsa_protocol (str): the same with FSA, where it differs.
-        roles (dict): role of a VFM that is needed -> what the VFM sees, 'window' or 'image'.
+        roles (dict): role of a VFM that is needed -> what the VFM sees: 'window'; 'image', the whole image once;
+            'windows', every window of an image before the hook `whole`; 'asked', what hooks on the whole image show it.
+        kinds (dict): role -> kind of the VFM's features, such as 'values'; 'tokens' for a role without an entry.
+        vfms (dict): role -> name of the published VFM; PUBLISHED_VFM for a role without an entry.
+        stage_roles (dict): roles of the method as a stage of another method; None for a method that is no stage.
+        needs_tokens (bool): whether `merge` reads the windows' `tokens`.
+        regions (dict): config of the source of region maps; None for a method without them.
+        stage (Method): whose hooks on the whole image take the place of the method's own, or follow them.
         residual, mlp (bool): whether the last block's residual and its MLP follow the attention.
         refines (str): what `refine` works on: 'cosines', 'scores' or 'labels'; None without a refinement.
         whole_images (bool): whether a window of 0, the whole image, is possible; by default where no VFM sees windows.
@@ -44,7 +54,7 @@ class Method:
         has_logits (bool): whether the map is a softmax of logits (its `with_logits`), which SFR adapts.
     """
 
-    name: ClassVar[str] = ''
+    name: str = ''
     path: ClassVar[str] = ''
     title: ClassVar[str] = ''
     publication: ClassVar[str] = ''
@@ -57,6 +67,12 @@ class Method:
     whole_images: bool | None = None
     least_patches: int = 1
     has_logits: bool = True
+    kinds: dict[str, str] = {}
+    vfms: ClassVar[dict[str, str]] = {}
+    stage_roles: dict[str, str] | None = None
+    needs_tokens: bool = False
+    regions: dict[str, Any] | None = None
+    stage: 'Method | None' = None
     given: dict[str, Any] = {}  # settings that came with the method's name, which a protocol does not replace
     rows_checked: bool = False  # whether the map's rows were found to sum to its `row_sum`
 
@@ -67,6 +83,13 @@ class Method:
             depth: number of blocks of the image tower; the last one's index is depth − 1.
         """
         return ()
+
+    def whole(self, image: WholeImage) -> Any:
+        """Return what the windows or the merge need of a whole image; called once, before its first window.
+
+        The windows find it in `block.whole`, the merge in `layout.image.made`.
+        """
+        return None
 
     def attention(self, block: LastBlock) -> AttentionMap:
         """Return the attention map of a batch of windows. FSA adapts this map; without one FSA is refused."""
@@ -79,8 +102,18 @@ class Method:
             block: the last block on a batch of windows, with all that the method asked for.
             attention: the method's own map, or the map that FSA adapted; None for a method without one.
         """
-        assert attention is not None  # a method without a map has its own `embed`
+        if type(self).attend is not Method.attend:
+            return embeddings(block.visual, self.attend(block, attention))
+        assert attention is not None  # a method without a map has its own `embed` or `attend`
         return block.embed(attention, self.residual, self.mlp)
+
+    def attend(self, block: LastBlock, attention: AttentionMap | None) -> Tensor:
+        """Return patch tokens (B, N, D) before `ln_post`, by default those that leave the last block under the map.
+
+        `embed` reads them out; a splice of windows averages them. Arguments are as of `embed`.
+        """
+        assert attention is not None  # a method without a map has its own `attend`
+        return block.attend(attention, self.residual, self.mlp)
 
     def grid(self, clip: tuple[int, int], vfms: dict[str, tuple[int, int]]) -> tuple[int, int]:
         """Return the grid (h, w) of the patch embeddings, by default CLIP's.
@@ -119,9 +152,45 @@ class Method:
         """
         return values
 
+    def correct(self, labels: Tensor, image: WholeImage) -> Tensor:
+        """Return the corrected labels (height, width) int64 of an image at original size; by default the same."""
+        return labels
+
+    def memory(self, windows: int, patches: int, queries: int, pixels: int) -> tuple[int, str]:
+        """Return the most bytes that an image's stages hold at once beyond its windows', and what lowers them.
+
+        Args:
+            windows: of the image. patches: of a window's VFM. queries: of the text. pixels: of the resized image.
+        """
+        return 0, ''
+
     def takes_whole_images(self) -> bool:
         """Return whether a window of 0 is possible."""
-        return 'window' not in self.roles.values() if self.whole_images is None else self.whole_images
+        if self.whole_images is not None:
+            return self.whole_images
+        return not any(map(sees_windows, self.roles.values()))
+
+    @classmethod
+    def overrides(cls, hook: str) -> bool:
+        """Return whether the method has a hook of its own."""
+        return getattr(cls, hook) is not getattr(Method, hook)
+
+    @property
+    def parts(self) -> 'list[Method]':
+        """The method, and its stage if there is one."""
+        return [self, *([self.stage] if self.stage else [])]
+
+    def published_vfms(self) -> dict[str, str]:
+        """Return the published VFM of each role, the stage's included."""
+        found = {role: self.vfms.get(role, PUBLISHED_VFM) for role in self.roles}
+        if self.stage:
+            found.update({role: self.stage.vfms.get(role, PUBLISHED_VFM) for role in self.stage.stage_roles or ()})
+        return found
+
+    @property
+    def merging(self) -> 'Method':
+        """The part whose hooks `keep` and `merge` are called."""
+        return self.stage if self.stage and self.stage.overrides('merge') else self
 
     @classmethod
     def has_attention(cls) -> bool:
@@ -138,6 +207,15 @@ class Method:
         """The title in tables."""
         return self.title
 
+    def key(self) -> str:
+        """Return a text that is equal for methods of one class, with equal settings and equal stages."""
+        return json.dumps([[part.path, part.name, part.settings] for part in self.parts], sort_keys=True, default=repr)
+
+
+def sees_windows(scope: str) -> bool:
+    """Return whether a VFM of a role with this scope sees the windows of an image."""
+    return scope in ('window', 'windows')
+
 
 def option_names(method: type[Method]) -> list[str]:
     """Return the names of a method's constructor arguments."""
@@ -152,6 +230,7 @@ class WindowCosines:
     Attributes:
         attention: the method's map, or None.
         first (B, N, Q): cosines without feedback.
+        last (B, N, D): the tokens behind the cosines that were computed last, if the method's merge needs tokens.
         grid (int, int): (h, w) of the patches.
 
     Args:
@@ -173,6 +252,8 @@ class WindowCosines:
                 f'{block.grid[1]} = {patches}; '
                 'use a larger window'
             )
+        self._needs_tokens = method.merging.needs_tokens
+        self.last: Tensor | None = None
         self.attention = _remembering(method.attention(block)) if method.has_attention() else None
         vfm_grids = {role: pair(features.shape[2:]) for role, features in block.features.items()}
         self.grid = _checked_grid(method, method.grid(block.grid, vfm_grids))
@@ -185,17 +266,26 @@ class WindowCosines:
 
     def cosines(self, attention: AttentionMap | None) -> Tensor:
         """Return the cosines (B, N, Q) under a map."""
-        embeddings = self.method.embed(self.block, attention)
+        if self._needs_tokens:
+            self.last = self.method.attend(self.block, attention)
+            unit = embeddings(self.block.visual, self.last)
+        else:
+            unit = self.method.embed(self.block, attention)
         expected = len(self.block.tokens), self.grid[0] * self.grid[1], self._text.shape[1]
-        if not isinstance(embeddings, Tensor) or tuple(embeddings.shape) != expected:
-            shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        if not isinstance(unit, Tensor) or tuple(unit.shape) != expected:
+            shape = tuple(unit.shape) if isinstance(unit, Tensor) else type(unit).__name__
             raise UserError(
                 f'{self.method.title}: embed returned {shape}; it has to be unit embeddings (B, N, E) = {expected}, '
                 f'one for each patch of the grid {self.grid[0]}×{self.grid[1]}'
             )
-        return embeddings @ self._text.T
+        return unit @ self._text.T
 
-    first: functools.cached_property[Tensor] = functools.cached_property(lambda self: self.cosines(self.attention))
+    @functools.cached_property
+    def first(self) -> Tensor:
+        """The cosines without feedback."""
+        cosines = self.cosines(self.attention)
+        self._first_tokens = self.last
+        return cosines
 
     @functools.cached_property
     def uniform(self) -> Tensor:
@@ -203,7 +293,7 @@ class WindowCosines:
         method, attention = self.method, self.attention
         assert attention is not None and attention.row_sum is not None  # FSA adapts a map, and checks its rows
         mass = attention.row_sum
-        if type(method).embed is Method.embed:
+        if not (method.overrides('embed') or method.overrides('attend')):
             return self.block.embed_uniform(attention, method.residual, method.mlp) @ self._text.T
         uniform = attention._replace(apply=lambda values: (mass * values.mean(1, keepdim=True)).expand_as(values))
         return self.cosines(uniform)
@@ -211,6 +301,7 @@ class WindowCosines:
     def rounds(self, feedback: Any = None) -> Iterator[Tensor]:
         """Yield the cosines (B, N, Q) without feedback, and with it those after each of its rounds."""
         yield self.first
+        self.last = self._first_tokens  # which an earlier feedback on the same windows replaced
         if feedback is not None:
             assert self.attention is not None  # `check_feedback` said so
             if isinstance(feedback, FSA):

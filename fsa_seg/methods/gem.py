@@ -9,7 +9,6 @@ from fsa_seg.errors import UserError
 from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import DEPTH, AttentionMap, softmax_map
 from fsa_seg.ops.last_block import LastBlock, Projections
-from fsa_seg.ops.readout import embeddings
 from fsa_seg.settings import whole
 
 LAYERS = 6  # published, of 12 blocks
@@ -54,8 +53,8 @@ class GEM(Method):
         """Return A of the last block."""
         return _self_self(block)
 
-    def embed(self, block: LastBlock, attention: AttentionMap | None) -> Tensor:
-        """Return the unit embeddings of y, with the last block's map adapted or not."""
+    def attend(self, block: LastBlock, attention: AttentionMap | None) -> Tensor:
+        """Return y of the patches, with the last block's map adapted or not."""
         assert attention is not None
         if 'stream' not in block.kept:
             earlier = [block.inner[index] for index in self.inner_blocks(block.depth)]
@@ -63,7 +62,7 @@ class GEM(Method):
             for part in earlier:
                 stream = stream + part.out(_self_self(part).apply(part.v))
             block.kept['stream'] = stream
-        return embeddings(block.visual, block.kept['stream'] + block.out(attention.apply(block.v)))[:, 1:]
+        return (block.kept['stream'] + block.out(attention.apply(block.v)))[:, 1:]
 
 
 def _self_self(part: Projections) -> AttentionMap:

@@ -7,7 +7,6 @@ from fsa_seg.errors import UserError
 from fsa_seg.methods.base import Method
 from fsa_seg.ops.attention import AttentionMap, blocks_at, by_rows, proxy_map, softmax_map
 from fsa_seg.ops.last_block import LastBlock, Projections
-from fsa_seg.ops.readout import embeddings
 from fsa_seg.ops.repair import cut_similarities, density_outliers, repaired
 from fsa_seg.settings import is_number
 
@@ -70,12 +69,12 @@ class SCCLIP(Method):
 
         return AttentionMap(apply, 1.0, False, values=torch.cat([first.v, second.v], 2))
 
-    def embed(self, block: LastBlock, attention: AttentionMap | None) -> Tensor:
-        """Return the unit embeddings of both branches' sum."""
+    def attend(self, block: LastBlock, attention: AttentionMap | None) -> Tensor:
+        """Return both branches' sum."""
         assert attention is not None
         mixed = attention.apply(block.values(attention))
         total = sum(block.out(branch) for branch in mixed.chunk(2, 2))
-        return embeddings(block.visual, total + block.kept['cls'])
+        return total + block.kept['cls']
 
     def outliers(self, block: LastBlock) -> Tensor:
         """Return which patches of the last block's input are outliers, (B, N) bool."""

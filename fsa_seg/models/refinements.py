@@ -13,6 +13,7 @@ from fsa_seg.errors import UserError
 from fsa_seg.methods.base import Method
 from fsa_seg.models.text import Text
 from fsa_seg.ops.types import Tile, pair
+from fsa_seg.ops.windows import WholeImage
 
 
 class Refinements:
@@ -27,22 +28,31 @@ class Refinements:
         image (3, height, width): normalised.
         size (int, int): of the results.
         text: the `Text` of the prediction.
+        seen: the whole image.
+
+    A refinement with `sees_original` gets the original image, RGB from 0 to 1, in place of the normalised one, and with
+    `needs_scores` the scores (K, height, width) as `scores`.
     """
 
-    def __init__(self, method: Method, refinement: Any, image: Tensor, size: tuple[int, int], text: Text):
-        self._all = [part for part in (method, refinement) if part is not None and part.refines is not None]
-        self._image, self._size, self._text = image, pair(size), text
+    def __init__(
+        self, method: Method, refinement: Any, image: Tensor, size: tuple[int, int], text: Text, seen: WholeImage
+    ):
+        self._all = [part for part in (*method.parts, refinement) if part is not None and part.refines is not None]
+        self._image, self._size, self._text, self._seen = image, pair(size), text, seen
+        self.need_scores = any(getattr(part, 'needs_scores', False) for part in self._all)
         self.refined: dict[str, Tensor] = {}
 
     def stages(self, stage: str) -> list:
         """Return the refinements of a stage."""
         return [part for part in self._all if part.refines == stage]
 
-    def values(self, stage: str, values: Tensor) -> Tensor:
+    def values(self, stage: str, values: Tensor, scores: Tensor | None = None) -> Tensor:
         """Return values after the refinements of a stage."""
         for part in self.stages(stage):
-            image = F.interpolate(self._image[None].float(), self._size, mode='bilinear', align_corners=False)[0]
-            refined = part.refine(values, image, self._text)
+            image = self._seen.original() if getattr(part, 'sees_original', False) else self._image
+            image = F.interpolate(image[None].float(), self._size, mode='bilinear', align_corners=False)[0]
+            more = dict(scores=scores) if getattr(part, 'needs_scores', False) else {}
+            refined = part.refine(values, image, self._text, **more)
             if not isinstance(refined, Tensor) or (refined.shape, refined.dtype) != (values.shape, values.dtype):
                 kind = f'{tuple(refined.shape)} {refined.dtype}' if isinstance(refined, Tensor) else repr(refined)
                 raise UserError(

@@ -4,6 +4,7 @@ Shape legend: B images, Q queries, K classes; images (3, height, width), each of
 """
 
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -16,10 +17,11 @@ from mmengine.structures import PixelData
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from torch.nn.functional import interpolate
 
 from fsa_seg.errors import UserError, check_keys, one_line, one_of, warn_once
-from fsa_seg.methods import find_method, make_method, method_key, method_names
-from fsa_seg.methods.base import Method, check_feedback
+from fsa_seg.methods import find_method, make_method, method_key, method_names, with_stage
+from fsa_seg.methods.base import Method, check_feedback, sees_windows
 from fsa_seg.models.clip import (
     BACKBONE_KEYS,
     check_finite,
@@ -29,9 +31,11 @@ from fsa_seg.models.clip import (
     weights_digest,
 )
 from fsa_seg.models.refinements import Refinements, join_tiles
-from fsa_seg.models.shared_pass import Images, Member, finite_field, merged_images, original_sizes
+from fsa_seg.models.regions import shared_regions
+from fsa_seg.models.sam_refinement import SAMRefinement  # noqa: F401  (registers it)
+from fsa_seg.models.shared_pass import Images, Member, Pixels, finite_field, image_files, merged_images, original_sizes
 from fsa_seg.models.text import Text, TextEncoder
-from fsa_seg.models.vfm import VisionModel, build_vfm, run_vfm, vfm_grid, window_multiple
+from fsa_seg.models.vfm import VisionModel, build_vfm, check_kind, run_vfm, vfm_grid, window_multiple
 from fsa_seg.models.window import Inspection, inspect_patch
 from fsa_seg.ops.device import batch_that_fits, exact_float32
 from fsa_seg.ops.feedback import FSA
@@ -44,6 +48,7 @@ from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
 
 # scores of pixels with queries that are made at once: 2 MiB, 64 MiB in float32
 TILE_SCORES = dict(cpu=2**19, cuda=2**24)
+ROLE_KEYS = ('features', 'scope')  # of a VFM's config: what belongs to its role, see `TrainingFreeSegmentor`
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 for _part in (FSA, SFR, SFRAndFSA, PAMR, TLP):
@@ -162,11 +167,16 @@ class TrainingFreeSegmentor(BaseSegmentor):
             settings of that method alone.
         words (list of lists of str): the query words of each class, in label order. Without words `encode` makes the
             text that prediction takes.
-        vfm (dict): a registered VFM for the method's only role, or a dict of role -> VFM.
+        stage (str or dict): a method whose hooks on the whole image the method carries: dict(type='LPOSS', ...).
+        vfm (dict): a registered VFM for the method's only role, or a dict of role -> VFM. The keys of ROLE_KEYS belong
+            to the role: `scope`, 'image' for features of the whole image, cut for each window; and `features`, their
+            kind in place of the method's.
         feedback (dict): None, or dict(type='FSA', lam=..., p=...).
         refinement (dict): None, or a refinement of every image's cosines, scores or labels: dict(type='PAMR', ...).
         window (int), stride (int): of the sliding windows, in pixels of the resized image; a window of 0 is the whole
             image.
+        fit (str): how an image is brought to sides that are multiples of CLIP's patch, before windows are cut: None
+            leaves it; 'stretch' resizes it, see `stretched_size`; 'pad' adds black at the right and below.
         logit_scale (float): factor on the cosines before the softmax over queries.
         prob_thd (float), area_thd (float): see `fsa_seg.ops.labels.label_map`.
         precision (str): of trunk and VFM: 'auto', 'fp32', 'fp16' or 'bf16'. FSA, cosines and scores are float32.
@@ -190,12 +200,14 @@ class TrainingFreeSegmentor(BaseSegmentor):
         self,
         backbone: dict[str, Any],
         method: str | dict[str, Any] | Method | None = None,
+        stage: str | dict[str, Any] | None = None,
         words: Sequence[Sequence[str]] | None = None,
         vfm: dict[str, Any] | None = None,
         feedback: dict[str, Any] | None = None,
         refinement: dict[str, Any] | None = None,
         window: int = 336,
         stride: int = 112,
+        fit: str | None = None,
         logit_scale: float = 40.0,
         prob_thd: float = 0.0,
         area_thd: float | None = None,
@@ -211,6 +223,8 @@ class TrainingFreeSegmentor(BaseSegmentor):
         settings = dict(
             window=window,
             stride=stride,
+            fit=fit,
+            stage=stage,
             logit_scale=logit_scale,
             prob_thd=prob_thd,
             area_thd=area_thd,
@@ -225,24 +239,25 @@ class TrainingFreeSegmentor(BaseSegmentor):
         )
         if pretrained is not None or train_cfg is not None:
             raise UserError('model: pretrained and train_cfg have to be None; backbone and vfm name their weights')
-        method = method_of(self.method_name, method)
+        method = method_of(self.method_name, method, stage)
         check_settings(settings, method)
         vfms = vfms_by_role(method, vfm)
         check_values(backbone, BACKBONE, 'model.backbone')
         check_keys(backbone, BACKBONE_KEYS, 'backbone')
-        feedback, refinement = (MODELS.build(config) if config else None for config in (feedback, refinement))
         precision, models = resolve_precision(precision), {} if models is None else models
+        feedback = MODELS.build(feedback) if feedback else None
+        refinement, refinement_digest = _once(models, load_refinement, refinement) if refinement else (None, None)
         clip, tokenizer, digest = _once(models, _load_backbone, backbone, precision)
         mean, std = (clip.visual.preprocess_cfg[key] for key in ('mean', 'std'))
         super().__init__(data_preprocessor=ImageListPreprocessor(mean, std))
 
         self.method, self.feedback, self.refinement = method, feedback, refinement
-        self.window, self.stride, self.window_batch = window, stride, window_batch
+        self.window, self.stride, self.fit, self.window_batch = window, stride, fit, window_batch
         self.logit_scale, self.prob_thd, self.area_thd = logit_scale, prob_thd, area_thd
         self.keep_scores = keep_scores
         depth = len(clip.visual.transformer.resblocks)
         self.inner_blocks = check_inner_blocks(method.inner_blocks(depth), depth)
-        self.weights = dict(backbone=digest)
+        self.weights = dict(backbone=digest, **({'refinement': refinement_digest} if refinement_digest else {}))
         self._fitting: dict[int, int] = {}  # number of queries -> how many windows fit
         encoder = json.dumps(['encoder', backbone, precision, text_cache], sort_keys=True)
         self.encoder: TextEncoder | None = models.setdefault(encoder, TextEncoder(clip, tokenizer, text_cache))
@@ -253,8 +268,18 @@ class TrainingFreeSegmentor(BaseSegmentor):
         if compile:
             check_compiler()
         self.trunk = torch.compile(trunk_and_inner) if compile else trunk_and_inner
+        self._role_options = {
+            role: {key: config[key] for key in ROLE_KEYS if key in config} for role, config in vfms.items()
+        }
         for role, config in vfms.items():
-            self.vfms[role], self.weights[f'vfm.{role}'] = _once(models, _load_vfm, config, precision, compile)
+            self.vfms[role], self.weights[f'vfm.{role}'] = _once(
+                models, _load_vfm, vfm_config(config), precision, compile
+            )
+        self._vfm_settings = {role: json.dumps([config, precision], sort_keys=True) for role, config in vfms.items()}
+        check_kinds(method, vfms, self.vfms)
+        sources = [part.regions for part in method.parts if part.regions]
+        self.regions = shared_regions(sources[0]) if sources else None
+        self.member_key = json.dumps([method.key(), *(self.role_key(role) for role in self.vfms)])
         self.multiple = check_window(window, self.visual.patch_size, self.window_vfms())
         self._check_patches()
         if words is not None:
@@ -310,8 +335,48 @@ class TrainingFreeSegmentor(BaseSegmentor):
                 )
 
     def window_vfms(self) -> dict[str, VisionModel]:
-        """Return the VFMs that see each window, by role."""
-        return {role: vfm for role, vfm in self.vfms.items() if self.method.roles[role] == 'window'}
+        """Return the VFMs that see each window, or whose features are cut for each, by role."""
+        return {role: vfm for role, vfm in self.vfms.items() if sees_windows(self.method.roles[role])}
+
+    def image_roles(self) -> list[str]:
+        """Return the roles whose features of the whole image the windows and the merge find."""
+        return [role for role in self.vfms if self.method.roles[role] == 'image']
+
+    def sees_image(self, role: str) -> bool:
+        """Return whether a role's VFM sees the whole image, by its setting `scope`."""
+        return self._role_options[role].get('scope', 'window') == 'image'
+
+    def sees_more_than_windows(self) -> bool:
+        """Return whether the attention of a window depends on more than the window."""
+        method = self.method
+        return method.overrides('whole') or self.regions is not None or any(map(self.sees_image, self.vfms))
+
+    def kind(self, role: str) -> str:
+        """Return the kind of a role's features."""
+        return self._role_options[role].get('features') or self.method.kinds.get(role, 'tokens')
+
+    def vfm_digest(self, role: str) -> str:
+        """Return a digest of the settings and the weights of a role's VFM."""
+        return hashlib.sha256(f'{self._vfm_settings[role]} {self.weights[f"vfm.{role}"]}'.encode()).hexdigest()
+
+    def role_key(self, role: str) -> tuple:
+        """Return what decides a role's features of given pixels: the VFM, the kind, and what the VFM sees."""
+        return id(self.vfms[role]), self.kind(role), self.sees_image(role)
+
+    def fitted(self, image: torch.Tensor) -> torch.Tensor:
+        """Return a normalised image (3, height, width) as windows are cut from it, see `fit`."""
+        patch = self.visual.patch_size
+        if self.fit == 'stretch':
+            size = stretched_size(pair(image.shape[1:]), patch, self.window)
+            if size != pair(image.shape[1:]):
+                return interpolate(image[None].float(), size, mode='bilinear', align_corners=False)[0]
+        if self.fit == 'pad':
+            rows, columns = (-side % count for side, count in zip(image.shape[1:], patch))
+            black = -self.data_preprocessor.mean / self.data_preprocessor.std
+            padded = black.expand(3, image.shape[1] + rows, image.shape[2] + columns).to(image).clone()
+            padded[:, : image.shape[1], : image.shape[2]] = image
+            return padded
+        return image
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of patch cosines for a window of height × width pixels."""
@@ -322,6 +387,10 @@ class TrainingFreeSegmentor(BaseSegmentor):
         clip = height // self.visual.patch_size[0], width // self.visual.patch_size[1]
         vfms = {role: vfm_grid(vfm, height, width) for role, vfm in self.window_vfms().items()}
         return pair(self.method.grid(clip, vfms))
+
+    def batch_size_is_open(self, queries: int = 0) -> bool:
+        """Return whether `batch_size` has yet to find out how many windows fit."""
+        return self.window_batch == 'auto' and queries not in self._fitting
 
     def batch_size(self, run: Callable[[], Any], queries: int = 0) -> int:
         """Return how many windows go through the models at once.
@@ -355,9 +424,9 @@ class TrainingFreeSegmentor(BaseSegmentor):
         """
         text = self.text if text is None else text
         samples = data_samples or [SegDataSample() for _ in inputs]
-        merged = merged_images([Member(self, text)], inputs, original_sizes(inputs, samples))
+        merged = merged_images([Member(self, text)], inputs, original_sizes(inputs, samples), image_files(samples))
         for image, sample, (pixels,) in zip(inputs, samples, merged):
-            labels, scores = self.labels(pixels.cosines, text, image)
+            labels, scores = self.labels(pixels, text, image)
             sample.pred_sem_seg = PixelData(data=labels[None])
             sample.set_field(pixels.finite, finite_field('pred_sem_seg'), torch.Tensor)
             if self.keep_scores:
@@ -367,7 +436,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
     @torch.no_grad()
     def labels(
         self,
-        cosines: Any,
+        pixels: Pixels,
         text: Text,
         image: torch.Tensor,
         prob_thd: float | None = None,
@@ -378,31 +447,36 @@ class TrainingFreeSegmentor(BaseSegmentor):
         Scores are made tile by tile, and held whole only where they are asked for or refined.
 
         Args:
-            cosines: of the image's pixels: of `fsa_seg.methods.base.Method.merge`.
+            pixels: of the image, see `fsa_seg.models.shared_pass.merged_images`.
             text: the words' text.
             image (3, height, width): normalised; refinements see it at the size of the cosines.
             prob_thd (float), keep_scores (bool): in place of the segmentor's own.
         """
         prob_thd = self.prob_thd if prob_thd is None else prob_thd
         keep_scores = self.keep_scores if keep_scores is None else keep_scores
-        refine = Refinements(self.method, self.refinement, image, cosines.size, text)
+        cosines = pixels.cosines
+        refine = Refinements(self.method, self.refinement, image, cosines.size, text, pixels.seen)
+        whole_scores = keep_scores or refine.need_scores
         most = TILE_SCORES.get(self.device.type, TILE_SCORES['cuda'])
-        pixels = refine.tiles('cosines', lambda: cosines.tiles(most), most)
+        cosine_tiles = refine.tiles('cosines', lambda: cosines.tiles(most), most)
         kept = None
 
         def scores() -> Iterator[Tile]:
             nonlocal kept
-            for (rows, columns), tile in pixels():
+            for (rows, columns), tile in cosine_tiles():
                 classes = class_scores(tile, text.words_per_class, self.logit_scale)
-                if keep_scores and not refine.stages('scores'):
+                if whole_scores and not refine.stages('scores'):
                     kept = classes.new_empty((len(classes), *cosines.size)) if kept is None else kept
                     kept[:, rows, columns] = classes
                 yield (rows, columns), classes
 
         tiles = refine.tiles('scores', scores, most)
-        if keep_scores and refine.stages('scores'):
+        if whole_scores and refine.stages('scores'):
             kept = refine.refined['scores']
-        return refine.values('labels', label_tiles(tiles, cosines.size, prob_thd, self.area_thd)), kept
+        labels = label_tiles(tiles, cosines.size, prob_thd, self.area_thd)
+        for part in self.method.parts:
+            labels = part.correct(labels, pixels.seen)
+        return refine.values('labels', labels, kept), kept if keep_scores else None
 
     def pixel_cosines(
         self, image: torch.Tensor, size: tuple[int, int] | None = None, text: Text | None = None
@@ -444,8 +518,16 @@ class TrainingFreeSegmentor(BaseSegmentor):
         vfms = self.window_vfms() if roles is None else {role: self.vfms[role] for role in roles}
         if not vfms:
             return {}
-        pixels = (images * self.data_preprocessor.std + self.data_preprocessor.mean) / 255
-        return {role: run_vfm(vfm, pixels) for role, vfm in vfms.items()}
+        pixels = self.to_rgb(images)
+        return {role: self.run(role, pixels) for role in vfms}
+
+    def to_rgb(self, images: torch.Tensor) -> torch.Tensor:
+        """Return normalised images (..., 3, height, width) as RGB from 0 to 1."""
+        return (images * self.data_preprocessor.std + self.data_preprocessor.mean) / 255
+
+    def run(self, role: str, pixels: torch.Tensor, kind: str | None = None) -> torch.Tensor:
+        """Return a role's features (B, C, I, J) of pixels (B, 3, height, width), RGB from 0 to 1."""
+        return run_vfm(self.vfms[role], pixels, kind or self.kind(role))
 
     def train(self, mode: bool = True) -> 'TrainingFreeSegmentor':
         """Stay in evaluation mode; training mode is refused."""
@@ -468,15 +550,70 @@ class TrainingFreeSegmentor(BaseSegmentor):
         raise NotImplementedError('use predict')
 
 
-def method_of(name: str | None, method: str | dict | Method | None) -> Method:
-    """Return the method of a segmentor: `method` as of `make_method`, or the settings of the method `name`."""
+def stretched_size(size: tuple[int, int], patch: tuple[int, int], window: int) -> tuple[int, int]:
+    """Return the size to which Trident stretches an image: both sides are multiples of the patch.
+
+    A size of multiples stays. Else the longer side goes up to the next multiple, the other in proportion and up to its
+    next multiple; both are at least the window.
+
+    >>> stretched_size((448, 597), (16, 16), 336)
+    (464, 608)
+
+    Args:
+        size (int, int), patch (int, int), window (int): in pixels.
+    """
+    if not any(side % count for side, count in zip(size, patch)):
+        return size
+    longer = int(size[1] > size[0])
+    long_side = -(-size[longer] // patch[longer]) * patch[longer]
+    scale = long_side / size[longer]
+    sides = [max(math.ceil(int(side * scale) / count) * count, window) for side, count in zip(size, patch)]
+    sides[longer] = max(long_side, window)
+    return pair(sides)
+
+
+def method_of(
+    name: str | None, method: str | dict | Method | None, stage: str | Mapping[str, Any] | None = None
+) -> Method:
+    """Return the method of a segmentor: `method` as of `make_method`, or the settings of the method `name`.
+
+    Args:
+        name, method: see above.
+        stage: of the method, see `fsa_seg.methods.with_stage`.
+    """
     if name is None:
         if method is None:
             raise UserError("the segmentor has no method: name one, such as method='sclip' or type='SCLIP'")
-        return make_method(method)
-    if not isinstance(method, (dict, type(None))):
+        built = make_method(method)
+    elif not isinstance(method, (dict, type(None))):
         raise UserError(f'model: method is {method!r}; it has to be a dict of settings of the method {name}')
-    return make_method(dict(method or {}, type=name))
+    else:
+        built = make_method(dict(method or {}, type=name))
+    if stage is None:
+        return built
+    return with_stage(built, dict(stage) if isinstance(stage, Mapping) else stage)
+
+
+def vfm_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config that builds a VFM: that of a role without the keys of ROLE_KEYS."""
+    return {key: value for key, value in config.items() if key not in ROLE_KEYS}
+
+
+def check_kinds(method: Method, configs: Mapping[str, Mapping[str, Any]], vfms: Mapping[str, Any]) -> None:
+    """Raise a UserError if a VFM does not have the kind of features that its role asks for.
+
+    Args:
+        method: the method.
+        configs: role -> config.
+        vfms: role -> VFM.
+    """
+    for role, config in configs.items():
+        if config.get('scope') == 'image' and not sees_windows(method.roles[role]):
+            raise UserError(
+                f'the role {role} of {method.row_title} sees what the method shows it, the whole image: leave out '
+                'scope=image (@image)'
+            )
+        check_kind(vfms[role], config.get('features') or method.kinds.get(role, 'tokens'))
 
 
 def vfms_by_role(method: Method, vfm: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -553,7 +690,11 @@ def register_own_methods(title: str | None = None) -> None:
 def configured_method(model: Mapping[str, Any]) -> Method | None:
     """Return the method of a segmentor's config; None for a segmentor of another base."""
     cls = MODELS.get(model['type'])
-    return method_of(cls.method_name, model.get('method')) if issubclass(cls, TrainingFreeSegmentor) else None
+    return (
+        method_of(cls.method_name, model.get('method'), model.get('stage'))
+        if issubclass(cls, TrainingFreeSegmentor)
+        else None
+    )
 
 
 for _name in method_names(users=False):
@@ -577,6 +718,14 @@ def _load_backbone(config: dict[str, Any], precision: str) -> tuple[Any, Callabl
     digest = weights_digest(clip)
     check_finite(clip.visual.to(PRECISIONS[precision]), what, precision)
     return clip, tokenizer, digest
+
+
+def load_refinement(config: dict[str, Any]) -> tuple[Any, str | None]:
+    """Return the refinement of a config with its weights, and their digest; None without weights."""
+    refinement = MODELS.build(config)
+    if hasattr(refinement, 'load'):
+        refinement.load()  # weights, which a check of the config does without
+    return refinement, weights_digest(refinement) if isinstance(refinement, torch.nn.Module) else None
 
 
 def _load_vfm(config: dict[str, Any], precision: str, compile: bool) -> tuple[torch.nn.Module, str]:

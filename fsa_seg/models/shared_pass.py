@@ -4,9 +4,10 @@ Shape legend: B windows, N patches, Q queries; images (3, height, width), each o
 """
 
 import collections
+import functools
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from fsa_seg.errors import UserError
 from fsa_seg.methods.base import Method, WindowCosines
 from fsa_seg.models.text import Text
-from fsa_seg.models.vfm import window_multiple
+from fsa_seg.models.whole_image import Original, SeenImage, WholeImages
 from fsa_seg.ops.last_block import LastBlock, Projections
-from fsa_seg.ops.types import pair
+from fsa_seg.ops.readout import embeddings
+from fsa_seg.ops.types import ImageTower, pair
 from fsa_seg.ops.windows import Layout, Window, WindowPlace, cut_window, windows
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ SHARED_KEYS = (  # settings in which the members of a pass are alike
     'precision',
     'window',
     'stride',
+    'fit',
     'window_batch',
     'compile',
     'text_cache',
@@ -78,10 +81,10 @@ class SharedPass(BaseSegmentor):
         """
         samples = data_samples or [SegDataSample() for _ in inputs]
         members = [Member(segmentor, segmentor.text) for segmentor in self.members]
-        merged = merged_images(members, inputs, original_sizes(inputs, samples))
+        merged = merged_images(members, inputs, original_sizes(inputs, samples), image_files(samples))
         for image, sample, results in zip(inputs, samples, merged):
             for i, (member, pixels) in enumerate(zip(members, results)):
-                labels, _ = member.segmentor.labels(pixels.cosines, member.text, image)
+                labels, _ = member.segmentor.labels(pixels, member.text, image)
                 sample.set_field(PixelData(data=labels[None]), label_field(i), PixelData)
                 sample.set_field(pixels.finite, finite_field(label_field(i)), torch.Tensor)
         return samples
@@ -109,10 +112,12 @@ class Pixels(NamedTuple):
     Attributes:
         cosines: of `fsa_seg.methods.base.Method.merge`.
         finite (3): bool, which of FINITE_STAGES gave finite numbers in all windows.
+        seen: the image as the method sees it.
     """
 
     cosines: Any
     finite: Tensor
+    seen: SeenImage
 
 
 class Crop(NamedTuple):
@@ -150,9 +155,17 @@ def original_sizes(images: Images, samples: Sequence[SegDataSample]) -> list[tup
     return [sample.metainfo.get('ori_shape', image.shape[1:])[:2] for image, sample in zip(images, samples)]
 
 
+def image_files(samples: Sequence[SegDataSample]) -> list[Original]:
+    """Return each image's `Original`: the path of its file, where a data sample tells it."""
+    return [(sample.metainfo.get('img_path'), None) for sample in samples]
+
+
 @torch.no_grad()
 def merged_images(
-    members: Sequence[Member], images: Images, sizes: Sequence[tuple[int, int]]
+    members: Sequence[Member],
+    images: Images,
+    sizes: Sequence[tuple[int, int]],
+    originals: Sequence[Original] | None = None,
 ) -> Iterator[list[Pixels]]:
     """Yield for each image, in order, the `Pixels` of each member, as soon as the image's last window is done.
 
@@ -162,61 +175,75 @@ def merged_images(
         members: whose segmentors share trunk, window and stride.
         images (list of (3, height, width)): normalised.
         sizes (list of (int, int)): height and width of each result.
+        originals: of each image its file and the original itself; see `fsa_seg.models.whole_image.Original`.
     """
     first = members[0].segmentor
+    contents = [pair(image.shape[1:]) for image in images]
+    images = [first.fitted(image) for image in images]
+    if first.fit == 'stretch':
+        contents = [pair(image.shape[1:]) for image in images]
     crops = [
         Crop(index, image, *place)
         for index, image in enumerate(images)
         for place in windows(image.shape[1], image.shape[2], first.window, first.stride)
     ]
-    image_features = _WholeImages(images)
+    whole_images = WholeImages(images, sizes, originals, contents)
     queries = max(len(member.text.rows) for member in members)
-    most = first.batch_size(
-        lambda: list(window_results(members, [max(crops, key=lambda crop: crop.size)], image_features)), queries
-    )
+    largest = max(crops, key=lambda crop: crop.size)
+    for segmentor, _ in members if first.batch_size_is_open(queries) else ():
+        whole_images.of(segmentor, largest.image_index).made_by(segmentor.method)  # is no part of a window's memory
+    most = first.batch_size(lambda: list(window_results(members, [largest], whole_images)), queries)
+    whole_images.most = most
     left = collections.Counter(crop.image_index for crop in crops)
     done: dict[int, dict[int, list[tuple[Window, Tensor]]]] = {}  # image -> member -> its windows and their flags
     for batch in _batches(crops, most):
-        for member, window, flags, index in window_results(members, batch, image_features):
+        for member, window, flags, index in window_results(members, batch, whole_images):
             done.setdefault(index, {}).setdefault(member, []).append((window, flags))
         left.subtract(crop.image_index for crop in batch)
         for index in [index for index in done if not left[index]]:
-            yield _merge(members, done.pop(index), pair(images[index].shape[1:]), sizes[index], image_features, index)
-            image_features.forget(index)
+            yield _merge(members, done.pop(index), whole_images, index)
+            whole_images.forget(index)
 
 
 def _merge(
-    members: Sequence[Member],
-    done: dict[int, list[tuple[Window, Tensor]]],
-    shape: tuple[int, int],
-    size: tuple[int, int],
-    image_features: '_WholeImages',
-    index: int,
+    members: Sequence[Member], done: dict[int, list[tuple[Window, Tensor]]], whole_images: WholeImages, index: int
 ) -> list[Pixels]:
     """Return the `Pixels` of each member from its windows of one image."""
     results = []
-    for i, (segmentor, _) in enumerate(members):
+    for i, (segmentor, text) in enumerate(members):
+        seen, part = whole_images.of(segmentor, index), segmentor.method.merging
         layout = Layout(
-            shape,
-            pair(size),
+            seen.shape,
+            seen.size,
             segmentor.window,
             segmentor.stride,
             segmentor.multiple,
-            image_features.features(segmentor, index),
+            {role: seen.features(role) for role in segmentor.image_roles()},
+            seen.content,
+            seen,
+            segmentor.visual.patch_size,
+            functools.partial(_read_out, segmentor.visual, text.rows),
         )
         member_windows, flags = zip(*done[i])
-        cosines = segmentor.method.merge(list(member_windows), layout)
-        if not hasattr(cosines, 'tiles') or tuple(getattr(cosines, 'size', ())) != tuple(size):
+        cosines = part.merge(list(member_windows), layout)
+        if not hasattr(cosines, 'tiles') or tuple(getattr(cosines, 'size', ())) != seen.size:
             raise UserError(
-                f'{segmentor.method.title}: merge returned {type(cosines).__name__}; it has to have `tiles(most)` and '
-                f'`size` = {tuple(size)}, as fsa_seg.ops.windows.OverlapAdd has'
+                f'{part.title}: merge returned {type(cosines).__name__}; it has to have `tiles(most)` and '
+                f'`size` = {seen.size}, as fsa_seg.ops.windows.OverlapAdd has'
             )
-        results.append(Pixels(cosines, torch.stack(flags).all(0)))
+        finite = torch.stack(flags).all(0)
+        finite[1] &= seen.finite()  # of VFMs that see more than a window
+        results.append(Pixels(cosines, finite, seen))
     return results
 
 
+def _read_out(visual: ImageTower, rows: Tensor, tokens: Tensor) -> Tensor:
+    """Return the cosines (any, Q) of tokens (any, D) before `ln_post` with unit rows (Q, E)."""
+    return embeddings(visual, tokens.to(visual.proj.dtype)) @ rows.float().T
+
+
 def window_results(
-    members: Sequence[Member], crops: Sequence[Crop], image_features: '_WholeImages | None' = None
+    members: Sequence[Member], crops: Sequence[Crop], whole_images: WholeImages | None = None
 ) -> Iterator[tuple[int, Window, Tensor, int]]:
     """Yield (index of a member, `Window`, flags, index of the image) of windows of one size.
 
@@ -226,29 +253,27 @@ def window_results(
     Args:
         members: whose segmentors share the trunk.
         crops: the windows.
-        image_features: the VFMs' features of whole images.
+        whole_images: the images of the pass.
     """
-    image_features = image_features or _WholeImages({crop.image_index: crop.image for crop in crops})
+    whole_images = whole_images or WholeImages({crop.image_index: crop.image for crop in crops})
     batch = _Batch([member.segmentor for member in members], crops)
     groups: dict[tuple, list[int]] = {}
     for i, (segmentor, text) in enumerate(members):  # members that share the last block, but for their feedback
-        vfms = tuple((role, id(vfm)) for role, vfm in segmentor.vfms.items())
-        method = type(segmentor.method), json.dumps(segmentor.method.settings, sort_keys=True, default=repr)
-        key = vfms, segmentor.multiple, segmentor.window, method, text.queries  # equal words are equal rows
+        key = segmentor.member_key, segmentor.multiple, segmentor.window, text.queries  # equal words are equal rows
         groups.setdefault(key, []).append(i)
     for group in groups.values():
         segmentor, text = members[group[0]]
-        of_crops = [image_features.features(segmentor, crop.image_index) for crop in crops]
-        block = batch.last_block(segmentor, {role: [seen[role] for seen in of_crops] for role in of_crops[0]})
+        block = batch.last_block(segmentor, [whole_images.of(segmentor, crop.image_index) for crop in crops])
         cosines = WindowCosines(segmentor.method, block, text.rows)
-        kept = _kept(segmentor.method, block, len(crops))
+        kept = _kept(segmentor.method.merging, block, len(crops))
         for i in group:
             finite = []
             for z in cosines.rounds(members[i].segmentor.feedback):
                 finite.append(_finite(z))
             flags = torch.stack([*batch.finite(segmentor), torch.stack(finite).all(0)], 1)
-            for crop, window_cosines, window_flags, window_kept in zip(crops, z, flags, kept):
-                window = Window(crop.rows, crop.columns, window_cosines, cosines.grid, window_kept)
+            tokens = [None] * len(crops) if cosines.last is None else cosines.last
+            for crop, window_cosines, window_flags, window_kept, left in zip(crops, z, flags, kept, tokens):
+                window = Window(crop.rows, crop.columns, window_cosines, cosines.grid, window_kept, left)
                 yield i, window, window_flags, crop.image_index
 
 
@@ -274,21 +299,35 @@ class _Batch:
         self._crops = crops
         self._cut: dict[tuple[tuple[int, int], bool], Tensor] = {}  # by multiple, and whether windows are whole images
         self._trunk: dict[tuple[int, int], tuple[Tensor, tuple[int, int], dict[int, Projections]]] = {}  # by size
-        self._features: dict[tuple[int, tuple[int, int]], Tensor] = {}  # by VFM and size
-        self._finite: dict[tuple, Tensor] = {}  # by size, and by VFM and size
+        self._features: dict[tuple, Tensor] = {}  # by VFM, what it sees, kind and size
+        self._finite: dict[tuple, Tensor] = {}  # by size, and as the features
         self._inner = sorted({index for segmentor in segmentors for index in segmentor.inner_blocks})
 
-    def last_block(self, segmentor: 'TrainingFreeSegmentor', whole_images: dict[str, list[Tensor]]) -> LastBlock:
+    def last_block(self, segmentor: 'TrainingFreeSegmentor', seen: list[SeenImage]) -> LastBlock:
         images = self._images(segmentor)
         tokens, grid, inner = self._run_trunk(segmentor, images)
         places = [WindowPlace(crop.rows, crop.columns) for crop in self._crops]
-        features = self._run_vfms(segmentor, images)
-        return LastBlock(segmentor.visual, tokens, grid, features, inner, whole_images, places, images)
+        regions = None
+        if segmentor.regions is not None:
+            regions = torch.stack([image.window_regions(place) for image, place in zip(seen, places)])
+        return LastBlock(
+            segmentor.visual,
+            tokens,
+            grid,
+            self._run_vfms(segmentor, images, seen, places),
+            inner,
+            {role: [image.features(role) for image in seen] for role in segmentor.image_roles()},
+            places,
+            images,
+            [image.made_by(segmentor.method) for image in seen],
+            regions,
+        )
 
     def finite(self, segmentor: 'TrainingFreeSegmentor') -> list[Tensor]:
         """Return the flags of the trunk and of all VFMs of a segmentor."""
         size = pair(self._images(segmentor).shape[2:])
-        vfms = [self._finite[id(vfm), size] for vfm in segmentor.window_vfms().values()]
+        keys = [(*segmentor.role_key(role), size) for role in segmentor.window_vfms()]
+        vfms = [self._finite[key] for key in keys]
         return [self._finite[size], torch.stack(vfms).all(0) if vfms else self._finite[size]]
 
     def _images(self, segmentor: 'TrainingFreeSegmentor') -> Tensor:
@@ -309,37 +348,19 @@ class _Batch:
             self._trunk[size], self._finite[size] = (tokens, grid, inner), _finite(tokens)
         return self._trunk[size]
 
-    def _run_vfms(self, segmentor: 'TrainingFreeSegmentor', images: Tensor) -> dict[str, Tensor]:
-        size, vfms = pair(images.shape[2:]), segmentor.window_vfms()
-        if any((id(vfm), size) not in self._features for vfm in vfms.values()):
-            for role, features in segmentor.features(images).items():
-                self._features[id(vfms[role]), size] = features
-                self._finite[id(vfms[role]), size] = _finite(features)
-        return {role: self._features[id(vfm), size] for role, vfm in vfms.items()}
-
-
-class _WholeImages:
-    """The features of VFMs that see whole images, each computed once while the image's windows are worked on."""
-
-    def __init__(self, images: Images | Mapping[int, Tensor]):
-        self._images = images
-        self._features: dict[tuple[int, int], Tensor] = {}  # by VFM and image
-
-    def features(self, segmentor: 'TrainingFreeSegmentor', index: int) -> dict[str, Tensor]:
-        """Return the features (1, C, I, J) of an image, by role."""
-        features = {}
-        for role in [role for role, scope in segmentor.method.roles.items() if scope == 'image']:
-            key = id(segmentor.vfms[role]), index
-            if key not in self._features:
-                image = self._images[index]
-                multiple = window_multiple(segmentor.vfms[role])
-                padded = cut_window(image, (0, image.shape[1]), (0, image.shape[2]), multiple)
-                self._features[key] = segmentor.features(padded, [role])[role]
-            features[role] = self._features[key]
-        return features
-
-    def forget(self, index: int) -> None:
-        self._features = {key: value for key, value in self._features.items() if key[1] != index}
+    def _run_vfms(
+        self, segmentor: 'TrainingFreeSegmentor', images: Tensor, seen: list[SeenImage], places: list[WindowPlace]
+    ) -> dict[str, Tensor]:
+        keys = {role: (*segmentor.role_key(role), pair(images.shape[2:])) for role in segmentor.window_vfms()}
+        for role, key in keys.items():
+            if key in self._features:
+                continue
+            if segmentor.method.roles[role] == 'window' and not segmentor.sees_image(role):
+                features = segmentor.features(images, [role])[role]
+            else:
+                features = torch.cat([image.window(role, place) for image, place in zip(seen, places)])
+            self._features[key], self._finite[key] = features, _finite(features)
+        return {role: self._features[key] for role, key in keys.items()}
 
 
 def _finite(values: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fsa_seg.errors import UserError, check_keys, constructor_keys, one_of
 from fsa_seg.methods import make_method
-from fsa_seg.methods.base import Method, WindowCosines, check_feedback
+from fsa_seg.methods.base import Method, WindowCosines, check_feedback, sees_windows
 from fsa_seg.models.clip import trunk_and_inner
 from fsa_seg.ops.attention import map_rows
-from fsa_seg.ops.feedback import FSA, adapt, ensemble, prune
+from fsa_seg.ops.feedback import FSA, adapt, ensemble, prune, within
 from fsa_seg.ops.last_block import LastBlock, Projections
 from fsa_seg.ops.sfr import SFR, SFRAndFSA
 from fsa_seg.ops.types import ImageTower
@@ -32,6 +32,7 @@ def patch_logits(
     method: str | dict | Method = 'proxyclip',
     feedback: None | bool | dict | Feedback = None,
     vfm_features: Features = None,
+    regions: Tensor | None = None,
 ) -> tuple[Tensor, tuple[int, int]]:
     """Return the cosine of every patch with every query, and the patches' grid: ((B, h·w, Q) float32, (h, w)).
 
@@ -43,6 +44,7 @@ def patch_logits(
         feedback: FSA off; on with its defaults; or with settings such as dict(lam=3.0, p=0.45); or another feedback,
             such as dict(type='SFR').
         vfm_features (B, C, I, J): of the method's only VFM, or a dict of role -> features.
+        regions (B, height, width): region maps of the images, whole numbers, which CorrCLIP needs.
 
     Raises:
         UserError: an unknown method, a missing VFM, a tower or an image size that does not fit.
@@ -59,6 +61,7 @@ def patch_logits(
         vfm_features=vfm_features,
         inner=inner,
         images=images,
+        regions=regions,
     )
 
 
@@ -73,17 +76,18 @@ def token_logits(
     vfm_features: Features = None,
     inner: dict[int, Tensor] | None = None,
     images: Tensor | None = None,
+    regions: Tensor | None = None,
 ) -> tuple[Tensor, tuple[int, int]]:
     """Return what `patch_logits` does, from the trunk's tokens: the last block under a method, and its feedback.
 
     Args:
         tokens (B, 1 + h·w, D), grid (int, int), inner: of `fsa_seg.models.clip.trunk_and_inner`.
         images: as of `patch_logits`; SFR alone looks at them.
-        visual, text, method, feedback, vfm_features: as of `patch_logits`.
+        visual, text, method, feedback, vfm_features, regions: as of `patch_logits`.
     """
     feedback, method = resolve_feedback(feedback), make_method(method)
     check_feedback(method, feedback)
-    windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner, images)
+    windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner, images, regions)
     *_, logits = windows.rounds(feedback)
     return logits, windows.grid
 
@@ -97,20 +101,22 @@ def window_cosines(
     vfm_features: Features = None,
     inner: dict[int, Tensor] | None = None,
     images: Tensor | None = None,
+    regions: Tensor | None = None,
 ) -> WindowCosines:
     """Return the `WindowCosines` of the trunk's tokens; arguments as of `token_logits`."""
     method = make_method(method)
     features = role_features(method, vfm_features)
-    seen = {role: value for role, value in features.items() if method.roles[role] == 'window'}
-    whole = {role: list(value.split(1)) for role, value in features.items() if role not in seen}
+    seen = {role: value for role, value in features.items() if sees_windows(method.roles[role])}
+    whole = {role: list(value.split(1)) for role, value in features.items() if method.roles[role] == 'image'}
     blocks = visual.transformer.resblocks
     earlier = {index: Projections(blocks[index], before) for index, before in (inner or {}).items()}
-    return WindowCosines(method, LastBlock(visual, tokens, grid, seen, earlier, whole, images=images), text)
+    block = LastBlock(visual, tokens, grid, seen, earlier, whole, images=images, regions=regions)
+    return WindowCosines(method, block, text)
 
 
 def role_features(method: Method, features: Features) -> dict[str, Tensor]:
     """Return the features of each of a method's roles; a role without features is a UserError."""
-    roles = list(method.roles)
+    roles = [role for role, scope in method.roles.items() if scope != 'asked']
     by_role = features if isinstance(features, dict) else {}
     if isinstance(features, Tensor):
         by_role = dict.fromkeys(roles[:1], features)
@@ -170,7 +176,7 @@ def inspect_patch(
     heads = windows.block.value_heads(attention)
     patch, first = index[0] * windows.grid[1] + index[1], int(attention.covers_cls)
     before, _ = list(windows.rounds(fsa))[-2:]
-    similarity = fsa.similarities(before, windows.uniform)
+    similarity = within(fsa.similarities(before, windows.uniform), attention, slice(None))
     pruned = prune(similarity, fsa.p)
     adapted = adapt(similarity, fsa.lam, fsa.p)
 

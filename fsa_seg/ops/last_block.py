@@ -5,7 +5,7 @@ Shape legend: B windows, T = 1 + N tokens (CLS first), N = h·w patches, D width
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fsa_seg.errors import UserError
 from fsa_seg.ops.attention import AttentionMap, resize_tokens
-from fsa_seg.ops.readout import readout
+from fsa_seg.ops.readout import readout, stream
 from fsa_seg.ops.types import Block, ImageTower, pair
 from fsa_seg.ops.windows import WindowPlace
 
@@ -60,12 +60,14 @@ class LastBlock(Projections):
         inner (dict): index of an earlier block -> its `Projections`; those that the method's `inner_blocks` names.
         windows (list of WindowPlace): where the windows lie in their images; None outside of a pass over images.
         images (B, 3, height, width): the windows' normalised pixels, where they are at hand.
+        whole (list): of each window what the method's hook `whole` made of its image; empty outside of a pass.
+        regions (B, height, width): the windows' region maps, of the same pixels; None where the method needs none.
         depth (int): number of the tower's blocks.
         kept (dict): what a method keeps from one hook to the next; it is empty at first.
 
     Args:
         visual: an `open_clip` image tower.
-        tokens, grid, features, image_features, inner, windows, images: see above.
+        tokens, grid, features, image_features, inner, windows, images, whole, regions: see above.
     """
 
     def __init__(
@@ -78,11 +80,14 @@ class LastBlock(Projections):
         image_features: dict[str, list[Tensor]] | None = None,
         windows: list[WindowPlace] | None = None,
         images: Tensor | None = None,
+        whole: list[Any] | None = None,
+        regions: Tensor | None = None,
     ):
         super().__init__(visual.transformer.resblocks[-1], tokens)
         self.visual, self.grid, self.features = visual, pair(grid), features or {}
         self.inner, self.image_features, self.windows = inner or {}, image_features or {}, windows
         self.images, self.depth = images, len(visual.transformer.resblocks)
+        self.whole, self.regions = whole or [], regions
         self.kept: dict[str, Tensor] = {}
         self._prepared: dict[tuple[bool, bool, tuple[int, int]], _Inputs] = {}
 
@@ -106,6 +111,16 @@ class LastBlock(Projections):
             attention: the map.
             residual, mlp: whether the block's residual and its MLP follow.
         """
+        return self._read_out(attention, self._mixed(attention), residual, mlp)
+
+    def attend(self, attention: AttentionMap, residual: bool = False, mlp: bool = False) -> Tensor:
+        """Return the patch tokens (B, N, D) that leave the block under a map, before `ln_post`; as of `embed`."""
+        inputs = self._inputs(attention)
+        tokens = inputs.tokens() if residual else None
+        left = stream(self.visual, inputs.project(self._mixed(attention)), tokens, mlp)
+        return left[:, int(attention.covers_cls) :]
+
+    def _mixed(self, attention: AttentionMap) -> Tensor:
         values = self.values(attention)
         mixed = attention.apply(values)
         if mixed.shape != values.shape:
@@ -113,7 +128,7 @@ class LastBlock(Projections):
                 f'the attention map turned values of shape {tuple(values.shape)} into {tuple(mixed.shape)}; '
                 '`apply` has to keep the shape'
             )
-        return self._read_out(attention, mixed, residual, mlp)
+        return mixed
 
     def embed_uniform(self, attention: AttentionMap, residual: bool = False, mlp: bool = False) -> Tensor:
         """Return what `embed` does under the uniform map over all tokens that a map attends.

@@ -18,13 +18,16 @@ def readout(visual: ImageTower, attended: Tensor, tokens: Tensor | None = None, 
         tokens (B, T, D): the block's input, added as residual; None leaves the residual out.
         mlp (bool): whether the block's MLP, with its own residual, follows.
     """
+    return embeddings(visual, stream(visual, attended, tokens, mlp))
+
+
+def stream(visual: ImageTower, attended: Tensor, tokens: Tensor | None = None, mlp: bool = False) -> Tensor:
+    """Return the tokens (B, T, D) that leave the last block; arguments as of `readout`."""
     block = visual.transformer.resblocks[-1]
     x = block.ls_1(attended)
     if tokens is not None:
         x = tokens + x
-    if mlp:
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return embeddings(visual, x)
+    return x + block.ls_2(block.mlp(block.ln_2(x))) if mlp else x
 
 
 def embeddings(visual: ImageTower, tokens: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from fsa_seg.methods.base import STAGES, WindowCosines
 from fsa_seg.models.clip import load_clip, trunk_and_inner
 from fsa_seg.models.text import Text
 from fsa_seg.models.window import window_cosines
+from fsa_seg.ops.affinity import LastAttention, pack_attention
+from fsa_seg.ops.readout import embeddings
 from fsa_seg.ops.windows import Layout, Window, window_spans
 
 WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
@@ -35,7 +37,36 @@ def tower():
 def windows_of(tower, method, images, features):
     visual, text = tower
     tokens, grid, inner = trunk_and_inner(visual, images, method.inner_blocks(len(visual.transformer.resblocks)))
-    return window_cosines(visual, tokens, grid, text, method, features, inner)
+    return window_cosines(visual, tokens, grid, text, method, features, inner, regions=regions(images))
+
+
+def regions(images):
+    """Return region maps of windows, alike for all methods: four quarters."""
+    rows, columns = (torch.arange(side) * 2 // side for side in images.shape[2:])
+    return (1 + 2 * rows[:, None] + columns).expand(len(images), -1, -1)
+
+
+class AnyImage:
+    """An image whose last attention is drawn; the affinity's VFM takes any size."""
+
+    def original(self):
+        return torch.rand(3, 100, 120)
+
+    rgb = original
+
+    def input_side(self, role):
+        return None
+
+    def multiple(self, role):
+        return 8, 8
+
+    def once(self, role, key, make):
+        return make()
+
+    def run(self, role, pixels, kind=None):
+        grid = (pixels.shape[2] // 8, pixels.shape[3] // 8)
+        parts = [torch.randn(1, *grid, 2, width) for width in (4, 4, 4, *grid)]
+        return pack_attention(LastAttention(*parts))
 
 
 def inputs(method, count=2):
@@ -118,8 +149,9 @@ def test_feedback(name, tower):
         with pytest.raises(UserError, match='has no attention map that FSA could adapt'):
             patch_logits(tower[0], images, tower[1], method=method, feedback=True, vfm_features=features)
         return
-    bare, grid = patch_logits(tower[0], images, tower[1], method=method, vfm_features=features)
-    adapted, same = patch_logits(tower[0], images, tower[1], method=method, feedback=True, vfm_features=features)
+    options = dict(method=method, vfm_features=features, regions=regions(images))
+    bare, grid = patch_logits(tower[0], images, tower[1], **options)
+    adapted, same = patch_logits(tower[0], images, tower[1], feedback=True, **options)
     assert adapted.isfinite().all() and grid == same and (adapted - bare).abs().max() > 1e-6
 
 
@@ -127,13 +159,16 @@ def test_feedback(name, tower):
 def test_merge(name, tower):
     """Windows of an image become the cosines of its pixels, at another size."""
     method = make_method(name)
-    layout = Layout((80, 144), (50, 60), 112, 32, tower[0].patch_size, {})
+    patch = tower[0].patch_size
+    layout = Layout((80, 144), (50, 60), 112, 32, patch, {}, None, AnyImage(), patch)
+    layout = layout._replace(read_out=lambda tokens: embeddings(tower[0], tokens) @ tower[1].T)
     done = []
     for columns in window_spans(144, 112, 32):
         images, features = inputs(method, 1)
         windows = windows_of(tower, method, images, features)
-        kept = method.keep(windows.block)
-        done.append(Window((0, 80), columns, windows.first[0], windows.grid, kept and kept[0]))
+        kept, first = method.keep(windows.block), windows.first[0]
+        tokens = None if windows.last is None else windows.last[0]
+        done.append(Window((0, 80), columns, first, windows.grid, kept and kept[0], tokens))
     merged = method.merge(done, layout)
     pixels = torch.zeros(9, 50, 60)
     for place, tile in merged.tiles(4000):

@@ -225,8 +225,8 @@ def test_a_method_with_its_own_map_in_its_file(folder, tmp_path, monkeypatch, ru
         (SMALL + '\ndef broken(:\n', 'mine.py, line 15: SyntaxError'),
         (HEAD + 'import no_such_module', "mine.py, line 5: ModuleNotFoundError: No module named 'no_such_module'"),
         (
-            SMALL.replace("title = 'Mine'", "title = 'Mine'\n    roles = {'proxy': 'windows'}"),
-            "the role 'proxy' sees 'windows'",
+            SMALL.replace("title = 'Mine'", "title = 'Mine'\n    roles = {'proxy': 'pictures'}"),
+            "the role 'proxy' sees 'pictures'",
         ),
         (SMALL.replace("title = 'Mine'", "title = 'Mine'\n    refines = 'pixels'"), "refines is 'pixels'"),
         (
@@ -270,8 +270,6 @@ def test_feedback_on_a_method_without_a_map(folder, run_tool):
 @pytest.mark.parametrize(
     'vfm, message',
     [
-        ('toy', 'needs a VFM for the role near, far: name it, such as --vfm near=dino_vit-b8,far=dino_vit-b8'),
-        ('near=toy', 'needs a VFM for the role far'),
         ('near=toy,for=toy', "unknown key 'for' in the VFMs of the method sees_all .did you mean 'far'"),
         ('near=toy,far=tay', "unknown vfm 'tay' .did you mean 'toy'"),
     ],
@@ -282,11 +280,29 @@ def test_roles(folder, vfm, message):
         load_components('sees_all', None, 'toy', vfm)
 
 
+@pytest.mark.parametrize(
+    'vfm, names',
+    [
+        (None, ('dino_vit-b8', 'sam_vit-b16')),
+        ('toy', ('toy', 'toy')),
+        ('far=toy@image', ('dino_vit-b8', 'toy@image')),
+        (dict(near='toy'), ('toy', 'sam_vit-b16')),
+    ],
+)
+def test_a_role_without_a_vfm_has_the_published_one(folder, vfm, names):
+    text = SEES_ALL.replace("    title = 'SeesAll'", "    title = 'SeesAll'\n    vfms = {'far': 'sam_vit-b16'}")
+    assert text != SEES_ALL
+    (folder / 'sees_all.py').write_text(text)
+    found = load_components('sees_all', None, 'toy', vfm)['vfm']
+    assert (found['near'].name, found['far'].name) == names
+    assert found['far'].get('scope') == ('image' if '@' in names[1] else None)
+
+
 def test_hooks_see_whole_images_earlier_blocks_and_scores(folder):
     """The whole image runs once through its VFM, windows once through theirs, whatever the windows at once."""
     (folder / 'sees_all.py').write_text(SEES_ALL)
     config = compose('voc21', 'sees_all', 'fsa', 'toy', 'near=toy,far=toy', data_root=MINI)
-    assert config.cell.vfm == 'near=toy,far=toy' and set(config.model.vfm) == {'near', 'far'}
+    assert config.cell.vfm == 'toy' and set(config.model.vfm) == {'near', 'far'}
     model = MODELS.build(dict(config.model, window=64, stride=32))
     runs = {role: [] for role in ('near', 'far')}
     far = model.vfms.far
@@ -301,10 +317,10 @@ def test_hooks_see_whole_images_earlier_blocks_and_scores(folder):
     pixels = [next(iter(found[0].cosines.tiles(10**9)))[1] for found in (merged[0], other[0])]
     assert (pixels[0] - pixels[1]).abs().max() > 1e-4  # the VFMs matter
     model.area_thd = None
-    labels, scores = model.labels(merged[0][0].cosines, model.text, images[0], prob_thd=0.0, keep_scores=True)
+    labels, scores = model.labels(merged[0][0], model.text, images[0], prob_thd=0.0, keep_scores=True)
     assert scores.shape[1:] == (40, 50) and torch.equal(scores.argmax(0), labels)
     model.method.refines = None  # each class gave its scores to the next
-    plain, _ = model.labels(merged[0][0].cosines, model.text, images[0], prob_thd=0.0)
+    plain, _ = model.labels(merged[0][0], model.text, images[0], prob_thd=0.0)
     assert torch.equal((plain + 1) % len(scores), labels)
 
 

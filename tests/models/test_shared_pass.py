@@ -19,7 +19,7 @@ WORDS = [['sky', 'wall'], ['cat'], ['grass'], ['road']]
 
 def member(method, fsa=None, **options):
     config = compose('voc21', method, fsa, 'toy', 'toy').model
-    return dict(config, **dict(dict(words=WORDS, window=100, stride=64), **options))
+    return dict(config, **dict(dict(words=WORDS, window=100, stride=64, fit=None), **options))
 
 
 MEMBERS = [
@@ -76,9 +76,13 @@ def test_trunk_and_vfm_run_once_a_window():
     together, runs = MODELS.build(dict(type='SharedPass', members=MEMBERS)), []
     count_runs(together.members[-1], runs)
     together.test_step(batch())
-    assert runs.count(('trunk', 1, 3, 112, 112)) == 3 * 2 and runs.count(('VFM', 1, 3, 112, 112)) == 3 * 2
-    assert runs.count(('trunk', 1, 3, 96, 112)) == runs.count(('VFM', 1, 3, 96, 112)) == 3
-    assert len(runs) == 2 * 9
+    roles = [(m.method.roles[role], m.kind(role)) for m in together.members for role in m.vfms]
+    seen = {(scope, kind) for scope, kind in roles if scope != 'asked'}
+    assert seen == {('window', 'tokens'), ('window', 'values'), ('window', 'q+k'), ('windows', 'tokens')}
+    assert runs.count(('trunk', 1, 3, 112, 112)) == 3 * 2 and runs.count(('VFM', 1, 3, 112, 112)) == 4 * 3 * 2
+    assert runs.count(('trunk', 1, 3, 96, 112)) == 3 and runs.count(('VFM', 1, 3, 96, 112)) == 4 * 3
+    shown = [run for run in runs if run[0] == 'VFM' and run[3:] not in ((112, 112), (96, 112))]
+    assert len(shown) == 2 * 2  # whole images: for the affinity, and for regions
 
 
 def test_members_share_their_models():
