@@ -152,8 +152,8 @@ def golden(quick: bool) -> Iterator[Finding]:
         visual, tensors = load_golden(path)
         visual, tensors = visual.to(device), {key: value.to(device) for key, value in tensors.items()}
         differences = {}
-        for name, (method, feedback, expected) in golden_cases(tensors).items():
-            with torch.no_grad():
+        with torch.no_grad():
+            for name, (method, feedback, expected) in golden_cases(tensors).items():
                 logits, _ = patch_logits(
                     visual,
                     tensors['images'],
@@ -162,7 +162,9 @@ def golden(quick: bool) -> Iterator[Finding]:
                     feedback=feedback,
                     vfm_features=tensors.get('vfm_features'),
                 )
-            differences[name] = float((logits - expected).abs().max())
+                differences[name] = float((logits - expected).abs().max())
+            if 'boxes' in tensors:
+                differences = whole_image_differences(visual, tensors)
         yield os.path.basename(path)[:-12], *_within(differences, EXACT)
 
 
@@ -183,6 +185,111 @@ def golden_cases(tensors: 'Mapping[str, Tensor]') -> dict[str, tuple]:
         else:
             cases[name] = GOLDEN_MAPS.get(method, method), fsa, value
     return cases
+
+
+class GoldenImage:
+    """The golden image, as hooks on whole images see it: the affinity's attention is the golden one.
+
+    Attributes:
+        shape, size, path: see `fsa_seg.ops.windows.WholeImage`.
+    """
+
+    path = None
+
+    def __init__(self, tensors: 'Mapping[str, Tensor]'):
+        self._tensors, self.shape, self.size = tensors, tuple(tensors['image'].shape[1:]), (9, 13)
+
+    def original(self) -> 'Tensor':
+        """Return the image (3, height, width)."""
+        return self._tensors['image']
+
+    def window_features(self, role: str) -> 'list[Tensor]':
+        """Return the features (1, C, I, J) of each window."""
+        return list(self._tensors['vfm_features'].split(1))
+
+    def input_side(self, role: str) -> None:
+        """Return None: any size is seen."""
+
+    def multiple(self, role: str) -> tuple[int, int]:
+        """Return (1, 1): any height and width."""
+        return 1, 1
+
+    def once(self, role: str, key: tuple, make) -> 'Tensor':
+        """Return the packed attention, whose logits are the logarithms of the golden probabilities."""
+        import torch
+
+        from fsa_seg.ops.affinity import LastAttention, pack_attention
+
+        attention, value = self._tensors['trident.attention'], self._tensors['trident.values']
+        key = torch.zeros(1, *self.size, *attention.shape[::2])
+        key[0] = attention.log().permute(2, 0, 1).unflatten(0, self.size)
+        query = torch.eye(len(key[0].flatten(0, 1)))[None, :, None].expand(1, -1, key.shape[3], -1)
+        value = torch.nn.functional.pad(value, (0, key.shape[4] - value.shape[2])).transpose(0, 1)
+        zeros = [torch.zeros(*key.shape[:4], side) for side in self.size]
+        parts = query.unflatten(1, self.size), key, value[None].unflatten(1, self.size), *zeros
+        return pack_attention(LastAttention(*(part.to(value.device) for part in parts)))
+
+
+def whole_image_differences(visual: 'nn.Module', tensors: 'Mapping[str, Tensor]') -> dict[str, float]:
+    """Return the largest differences of the methods that see whole images from golden numbers, by what is compared.
+
+    Methods run as in a pass: windows first, then the merge. LPOSS's differences are relative to the largest value.
+
+    Args:
+        visual, tensors: of `load_golden`, of the file with `boxes`.
+    """
+    import torch
+
+    from fsa_seg.methods import make_method
+    from fsa_seg.methods.base import WindowCosines
+    from fsa_seg.models.clip import trunk_and_inner
+    from fsa_seg.ops.label_propagation import patch_graph, propagate_pixels
+    from fsa_seg.ops.last_block import LastBlock, Projections
+    from fsa_seg.ops.readout import embeddings
+    from fsa_seg.ops.regions import correct_labels, merge_regions
+    from fsa_seg.ops.windows import Layout, Window
+
+    t, boxes, image = tensors, tensors['boxes'].tolist(), GoldenImage(tensors)
+    crops = torch.stack([t['image'][:, top:bottom, left:right] for top, left, bottom, right in boxes])
+    blocks = visual.transformer.resblocks
+    tokens, grid, entering = trunk_and_inner(visual, crops, range(len(blocks) - 1))
+    inner = {index: Projections(blocks[index], before) for index, before in entering.items()}
+
+    def windows_of(method, **seen):
+        features = dict.fromkeys(method.roles, t['vfm_features'])
+        return WindowCosines(method, LastBlock(visual, tokens, grid, features, inner, **seen), t['text'])
+
+    found = {'LPOSS cosines': (windows_of(make_method('lposs')).first.flatten(0, 1), t['lposs.cosines'])}
+    graph = patch_graph(t['lposs.features'], t['lposs.centres'], 20)
+    found['LPOSS'] = graph.propagate(t['lposs.cosines']), t['lposs.propagated_k20']
+    pixels = t['lposs.pixel_scores'].T.unflatten(1, t['lposs.lab'].shape[1:]).contiguous()
+    found['LPOSS+'] = propagate_pixels(pixels, t['lposs.lab']).flatten(1).T, t['lposs.pixels']
+    for name, alpha, negative in (('kept', 1.2, None), ('replaced', 3.0, 0.6)):
+        trident = make_method(dict(type='trident', alpha=alpha, negative=negative))
+        windows = windows_of(trident, whole=[trident.whole(image)] * len(boxes))
+        spans = [((top, bottom), (left, right)) for top, left, bottom, right in boxes]
+        parts = zip(spans, windows.first, windows.last)
+        layout = Layout(
+            image.shape,
+            image.size,
+            96,
+            48,
+            image=image,
+            patch=(16, 16),
+            read_out=lambda left: embeddings(visual, left) @ t['text'].T,
+        )
+        done = [Window(*span, cosines, windows.grid, None, left) for span, cosines, left in parts]
+        found[f'Trident {name}'] = trident.merge(done, layout).strip()().flatten(1).T, t[f'trident.logits.{name}']
+    regions = t['corrclip.regions'].long()
+    found['CorrCLIP'] = windows_of(make_method('corrclip'), regions=regions).first, t['corrclip.logits']
+    merged = merge_regions(t['vfm_features'], regions)
+    found['CorrCLIP merging'] = merged.float(), t['corrclip.merged'].float()
+    found['CorrCLIP correction'] = (
+        correct_labels(t['corrclip.labels'], t['corrclip.label_regions']),
+        t['corrclip.corrected'],
+    )
+    scale = {name: float(pair[1].abs().max()) if name.startswith('LPOSS') else 1.0 for name, pair in found.items()}
+    return {name: float((a - b).abs().max()) / scale[name] for name, (a, b) in found.items()}
 
 
 def load_golden(path: str) -> 'tuple[nn.Module, dict[str, Tensor]]':

@@ -43,7 +43,7 @@ def test_nothing_is_wrong_here(run_tool, tmp_path, toy):
     assert status == 0 and 'none is WRONG' in out
     assert {row['check'].split(':')[0] for row in report['checks']} == set(names) == set(report['seconds'])
     assert all(row['verdict'] == 'ok' or row['verdict'].startswith('skipped (') for row in report['checks'])
-    assert sum(row['check'].startswith('golden: ') and row['verdict'] == 'ok' for row in report['checks']) == 4
+    assert sum(row['check'].startswith('golden: ') and row['verdict'] == 'ok' for row in report['checks']) == 5
     graphics = 'GPU 0' if torch.cuda.is_available() else 'GPU'
     assert {'CPU', graphics, 'memory', 'cache of the hub'} <= set(report['machine'])
     for row in report['checks']:
