@@ -38,7 +38,7 @@ CODE = {
     'proxyclip none clip_vit-l14': '60.6 34.5 39.2 83.2 37.7 25.6 40.1 22.6 43.0',
     'proxyclip none openclip_vit-h14': '65.0 35.4 38.6 83.3 39.6 26.8 42.0 24.2 44.4',
     'naclip none clip_vit-b16': '64.07 34.99 36.19 83.03 38.35 25.69 38.27 19.05 42.46',
-    'corrclip none metaclip_vit-b16': '74.8 44.2 43.7 88.8 48.8 31.6 49.4 26.9 51.0',
+    'corrclip sam2-32 none metaclip_vit-b16': '74.8 44.2 43.7 88.8 48.8 31.6 49.4 26.9 51.0',
 }
 
 
@@ -103,7 +103,9 @@ def test_names_are_those_of_the_suite():
         file = row['method'].split(' ')[0]
         assert row['protocol'] in (protocols if file in methods and file != 'gem' else [file]), row
         own = find_method(file) if file in methods else None
-        if own and file not in ('naclip', 'gem'):
+        if file == 'trident':  # its figures have the refinement, which its own protocol lacks
+            assert row['protocol'] == 'trident_sam' and row['variant'] == 'refined by SAM'
+        elif own and file not in ('naclip', 'gem'):
             assert row['protocol'] == (row['feedback'] == 'fsa' and own.fsa_protocol or own.protocol)
 
 
@@ -117,9 +119,14 @@ def test_each_row_of_the_suite_is_found_by_its_cell():
         file, *settings = row['method'].split(' ')
         if file not in component_names('method') or file == 'gem':
             continue
-        method = dict(setting.split('=') for setting in settings)
-        method = dict(method, type=file) if method else file
-        names = [method, None if row['feedback'] == 'none' else row['feedback'], row['backbone'], row['vfm'] or None]
+        if file == 'corrclip':  # named after its regions
+            method = dict(type=file, name=row['method'], regions=dict(type='sam2'))
+        else:
+            method = dict(dict(setting.split('=') for setting in settings), type=file) if settings else file
+        vfms = row['vfm'] or None
+        if file == 'trident':
+            vfms = dict(zip(find_method(file).roles, row['vfm'].split(',')))
+        names = [method, None if row['feedback'] == 'none' else row['feedback'], row['backbone'], vfms]
         for dataset in DATASETS:
             figure = Figure(row[dataset], row['comparable'], row['source'], row['variant'])
             figures = published(cell(dataset, *names, protocol=row['protocol']))
@@ -177,12 +184,12 @@ def test_other_words_and_other_settings_have_no_published_figure():
 
 
 def test_vfms_by_role_are_found_by_their_order():
-    """Trident's roles are not known yet: the names count, in the order of the roles."""
-    trident = dict(cell(), method='trident', protocol='trident', words='trident')
+    """The names count, in the order of the roles."""
+    trident = dict(cell(), method='trident', protocol='trident_sam', words='trident_sam')
     for vfm, found in (
-        ('proxy=dino_vit-b16,image=sam_vit-b16', True),
+        ('proxy=dino_vit-b16,affinity=sam_vit-b16', True),
         ('dino_vit-b16', False),
-        ('proxy=sam_vit-b16,image=dino_vit-b16', False),
+        ('proxy=sam_vit-b16,affinity=dino_vit-b16', False),
         (None, False),
     ):
         assert bool(published(dict(trident, vfm=vfm))) == found
