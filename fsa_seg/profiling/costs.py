@@ -42,6 +42,7 @@ from fsa_seg.ops.last_block import LastBlock
 from fsa_seg.ops.sfr import SFR
 from fsa_seg.ops.windows import Layout, cut_window, windows
 from fsa_seg.profiling.measured import measured, tensor_peak
+from fsa_seg.profiling.whole_image_costs import WholeImageSections
 from fsa_seg.system.machine import cpu_name
 from fsa_seg.system.markdown import markdown_table
 
@@ -102,7 +103,7 @@ def _attended(windows):
     return windows.attention.apply(windows.block.values(windows.attention))
 
 
-class CostTables:
+class CostTables(WholeImageSections):
     """The sections of measurements: each section is a method that returns a list of rows with the same keys.
 
     Args:
@@ -180,8 +181,8 @@ class CostTables:
         for block in blocks:
             _ = block.first  # keeps the method's own map and readout, so that FSA is timed without them
         layout = Layout(tuple(image.shape[1:]), tuple(truth.shape), model.window, model.stride, model.multiple)
-        merged = model.method.merge(results, layout)
-        labels = model.labels(merged, text, image)[0]
+        [(pixels,)] = merged_images([member], [image], [layout.size])
+        labels = model.labels(pixels, text, image)[0]
         functions = {
             'decode and resize': lambda: dataset[0],
             'trunk': lambda: [model.trunk(model.visual, window) for window in images],
@@ -190,7 +191,7 @@ class CostTables:
             'readout': lambda: [block.cosines(block.attention) for block in blocks],
             'FSA': lambda: [list(block.rounds(model.feedback)) for block in blocks],
             'overlap-add': lambda: model.method.merge(results, layout),
-            'post-processing': lambda: model.labels(merged, text, image),
+            'post-processing': lambda: model.labels(pixels, text, image),
             'metric': lambda: confusion(truth, labels, 21),
         }
         return functions, len(crops)
@@ -677,6 +678,8 @@ SECTIONS = (
     'stages',
     'fsa',
     'methods',
+    'whole_image',
+    'image_scope',
     'pruning',
     'large',
     'shared_pass',

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from fsa_seg.models.segmentor import check_compiler
-from fsa_seg.profiling import costs
+from fsa_seg.ops.affinity import LastAttention, affinity_product, pack_attention
+from fsa_seg.ops.label_propagation import patch_graph
+from fsa_seg.profiling import costs, whole_image_costs
 from fsa_seg.profiling.costs import SECTIONS, Cost, CostTables, plot_growth, report
 from fsa_seg.profiling.measured import tensor_peak
 
@@ -74,6 +76,52 @@ def test_the_newer_methods_are_set_against_the_trunk_and_the_dense_evaluation(mo
     assert [row['method'] for row in rows if row['dense'] == '–'] == ['SCLIP']
     assert [row['method'] for row in rows if row['with FSA, of the trunk'] == '–'] == ['ResCLIP + SFR']
     assert all(float(row['of the trunk'].split()[0]) > 0 for row in rows)
+
+
+def test_stages_on_whole_images_are_set_against_their_references(monkeypatch):
+    """A stage that would take too long, or a dense evaluation that would hold too much, is left out."""
+    monkeypatch.setattr(whole_image_costs, 'IMAGES', ((48, 64), (64, 96)))
+    monkeypatch.setattr(whole_image_costs, 'AFFINITY_IMAGE', (64, 96))
+    monkeypatch.setattr(whole_image_costs, 'AFFINITY_VFM', 'toy')
+    monkeypatch.setattr(whole_image_costs, 'WINDOW', 32)
+    monkeypatch.setattr(whole_image_costs, 'STRIDE', 16)
+    monkeypatch.setattr(whole_image_costs, 'QUERIES', 9)
+    monkeypatch.setattr(whole_image_costs, 'CELLS', 6)
+    monkeypatch.setattr(whole_image_costs, 'DENSE_BYTES', 24 * 96**2)  # 6 windows of 16 patches
+    tables = CostTables('toy', 'toy', 'fp32', 'cpu', 1, MINI, ['toy'])
+    rows = tables.whole_image()
+    assert [(row['image'], row['windows']) for row in rows] == [('48×64', 6)] * 8 + [('64×96', 15)] * 9
+    assert [row['stage'] for row in rows[:8]] == [row['stage'] for row in rows[8:-1]]
+    assert all(float(row['of the reference'].split()[0]) >= 0 and row['memory, MiB'] for row in rows)
+    dense = [row['dense'] for row in rows if 'graph +' in row['stage']]
+    assert dense[0].endswith(' s') and dense[1] == 'left out: 0 GiB'
+    assert rows[-1]['stage'].startswith('Trident: C + D') and rows[-1]['dense'].endswith(' s')
+    monkeypatch.setattr(whole_image_costs, 'LIMIT', 0.0)
+    rows = tables.whole_image()
+    assert all(row['time'].endswith(' s') for row in rows[:8])
+    assert all(row['time'].startswith('left out: some') for row in rows[8:16])
+
+
+def test_the_dense_evaluations_of_whole_images_are_ours():
+    generator = torch.Generator().manual_seed(0)
+    features, centres, scores = (torch.randn(30, count, generator=generator) for count in (8, 2, 3))
+    graph = whole_image_costs.dense_graph(features, centres)
+    ours = patch_graph(features, centres).product(scores)
+    torch.testing.assert_close(graph @ scores, ours, rtol=1e-4, atol=1e-5)
+    parts = [torch.randn(1, 4, 5, 2, count, generator=generator) for count in (6, 6, 6, 4, 5)]
+    attention, values = pack_attention(LastAttention(*parts)), torch.randn(12, 7, generator=generator)
+    dense = whole_image_costs.dense_affinity_product(attention, (3, 4), values, 1.2)
+    torch.testing.assert_close(dense, affinity_product(attention, (3, 4), values, 1.2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_vfm_once_per_image_is_set_against_windows(toy, monkeypatch):
+    """The toy world's mIoU are those of the goldens, and most labels are equal."""
+    monkeypatch.setattr(whole_image_costs, 'SCOPES', (((48, 64), 32, 16),))
+    monkeypatch.setattr(whole_image_costs, 'TOY_DATASETS', ('voc21',))
+    time, memory, plain, fsa = toy.image_scope()
+    assert time['windows'] == memory['windows'] == 6 and time['windows over once'] != '–'
+    assert (plain['on windows'], fsa['on windows']) == ('30.25', '37.52')
+    assert all(90 < float(row['equal labels'].rstrip(' %')) < 100 for row in (plain, fsa))
 
 
 def test_shared_passes_batches_and_growth(toy, monkeypatch):
