@@ -28,13 +28,13 @@ def test_mutant_fits(mutant):
 
 def test_names_are_unique_and_all_files_of_the_maths_have_mutants():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
-    maths = [f'ops/{name}' for name in ('attention', 'feedback', 'labels', 'last_block', 'pamr', 'readout', 'windows')]
-    maths += ['ops/sfr', 'ops/repair', 'ops/propagation']
-    maths += [
-        f'methods/{name}'
-        for name in ('base', 'clearclip', 'maskclip', 'naclip', 'pearl', 'resclip', 'scclip', 'sfp', 'gem')
-    ]
-    maths += [f'models/{name}' for name in ('clip', 'vfm', 'text', 'segmentor', 'shared_pass')]
+    folders = dict(
+        ops='attention feedback labels last_block pamr readout windows sfr repair propagation label_propagation '
+        'affinity regions probes',
+        methods='base clearclip maskclip naclip pearl resclip scclip sfp gem lposs trident corrclip',
+        models='clip vfm text segmentor shared_pass whole_image regions sam_refinement',
+    )
+    maths = [f'{folder}/{name}' for folder, names in folders.items() for name in names.split()]
     maths += ['datasets/data_sets', 'evaluation/metric', 'apps/segmenter']
     assert {f'fsa_seg/{name}.py' for name in maths} <= {mutant.file for mutant in MUTANTS}
 
