@@ -145,3 +145,22 @@ def test_the_map_of_the_documents_keeps_the_contract(tmp_path):
     arguments = ['-m', 'pytest', 'tests/methods/test_contract.py', '-k', 'distances']
     done = run_python(*arguments, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_the_stage_of_the_documents_runs(tmp_path):
+    """It is a method by the page's command, and changes a host's numbers as a stage."""
+    (example,) = [block for block in blocks('docs/extending.md') if 'class Smooth' in block]
+    (command,) = [block for block in blocks('docs/extending.md', 'bash') if 'smooth.py' in block]
+    (tmp_path / 'smooth.py').write_text(example)
+    tool = os.path.join(ROOT, 'tools', 'test.py')
+    done = run_python(tool, *command.split()[2:], '--out', 'r.json', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    program = (
+        'import fsa_seg\n'
+        'methods = ["naclip", dict(type="naclip", stage="smooth.py")]\n'
+        'rows = fsa_seg.evaluate("voc20", methods, [False], protocol="clearclip", mini=True, limit=1)\n'
+        'print(*[row["row"] for row in rows], rows[0]["mIoU"] != rows[1]["mIoU"])\n'
+    )
+    done = run_python('-c', program, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=ROOT))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == 'NACLIP NACLIP+Smooth True'
