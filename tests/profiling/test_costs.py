@@ -114,6 +114,7 @@ def test_the_dense_evaluations_of_whole_images_are_ours():
     torch.testing.assert_close(dense, affinity_product(attention, (3, 4), values, 1.2), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_vfm_once_per_image_is_set_against_windows(toy, monkeypatch):
     """The toy world's mIoU are those of the goldens, and most labels are equal."""
     monkeypatch.setattr(whole_image_costs, 'SCOPES', (((48, 64), 32, 16),))
