@@ -134,7 +134,7 @@ class Layout(NamedTuple):
         window, stride: in pixels; a window of 0 is the whole image.
         multiple (int, int): what a window's height and width are brought to multiples of.
         image_features (dict): role -> features (1, C, I, J) of the VFM that sees the whole image.
-        content (int, int): height and width of the image without the padding of `fit`; None without one.
+        content (int, int): height and width of the image without the padding of `fit`; None where all of it counts.
         image: the `WholeImage`; None outside of a pass over images.
         patch (int, int): height and width of CLIP's patches, in pixels.
         read_out: function of tokens (any, D) before `ln_post`, which returns their cosines (any, Q) with the text.
@@ -309,21 +309,14 @@ def cut_features(
         padded (int, int): height and width of the window with its padding, in pixels.
         grid (int, int): (h, w) of the window.
     """
-    sides = []
+    read = features.float()
     for axis, span in enumerate((place.rows, place.columns)):
         before = _halves(max(padded[axis] - (span[1] - span[0]), 0))[0]  # a whole image may be cut
-        image_pad = _padding((0, shape[axis]), image_multiple[axis])
-        sides.append(
-            _cut_matrix(
-                features.shape[2 + axis],
-                shape[axis] + image_pad,
-                grid[axis],
-                padded[axis],
-                span[0] - before + _halves(image_pad)[0],
-                features.device,
-            ).to(features.dtype)
-        )
-    return sides[0] @ features @ sides[1].T
+        pad, cells = _padding((0, shape[axis]), image_multiple[axis]), grid[axis]
+        start = span[0] - before + _halves(pad)[0]
+        centres = (2 * torch.arange(cells) + 1) * padded[axis] + 2 * cells * start
+        read = _read(read, axis + 2, *_between(centres, 2 * cells * (shape[axis] + pad), features.shape[axis + 2]))
+    return read.to(features.dtype)
 
 
 def cut_window(
@@ -409,10 +402,7 @@ def splice(
             pad = _padding(span, multiple[axis], whole_image)
             place, low, weight = _cells(span, pad, grid[axis], side, count)
             places.append(place)
-            low, weight = to_device(low, first.device), to_device(weight, first.device)
-            high = (low + 1).clamp(max=grid[axis] - 1)
-            weight = weight.view(-1, *[1] * (2 - axis))
-            tokens = tokens.index_select(axis, low).lerp_(tokens.index_select(axis, high), weight)
+            tokens = _read(tokens, axis, low, weight)
         total[tuple(places)] += tokens
         coverage[tuple(places)] += 1
     return total.div_(to_device(coverage, first.device)).flatten(0, 1), (h, w)
@@ -436,11 +426,28 @@ def _cells(span: tuple[int, int], pad: int, cells: int, side: int, count: int) -
     centres = (2 * torch.arange(count) + 1) * side  # in units of 1 / (2·count) pixels
     inside = ((centres >= 2 * count * span[0]) & (centres < 2 * count * span[1])).nonzero().flatten()
     first, last = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
-    length = span[1] - span[0] + pad
-    unit = 2 * count * length  # of a window's cell
-    places = (centres[first:last] + 2 * count * (_halves(pad)[0] - span[0])) * cells - unit // 2
-    places = places.clamp(0, unit * (cells - 1))
-    return slice(first, last), places // unit, (places % unit) / unit
+    centres = centres[first:last] + 2 * count * (_halves(pad)[0] - span[0])
+    return slice(first, last), *_between(centres, 2 * count * (span[1] - span[0] + pad), cells)
+
+
+def _between(centres: Tensor, length: int, cells: int) -> tuple[Tensor, Tensor]:
+    """Return the cell at or before each centre, int64, and the weight of the next cell.
+
+    Args:
+        centres: whole numbers, from the start of a span.
+        length: of the span, an even number in the same units.
+        cells: of the span. Beyond its outer centres the nearest cell is taken.
+    """
+    places = (centres * cells - length // 2).clamp(0, length * (cells - 1))
+    return places // length, (places % length) / length
+
+
+def _read(values: Tensor, axis: int, low: Tensor, weight: Tensor) -> Tensor:
+    """Return values read between cells along an axis; `low` and `weight` are of `_between`."""
+    low, weight = to_device(low, values.device), to_device(weight, values.device)
+    high = (low + 1).clamp(max=values.shape[axis] - 1)
+    weight = weight.view(-1, *[1] * (values.ndim - 1 - axis))
+    return values.index_select(axis, low).lerp_(values.index_select(axis, high), weight)
 
 
 def _total(terms: Iterator[Tensor]) -> Tensor:
@@ -481,22 +488,6 @@ def _to_pixels(
         coverage[start:end] += 1
     resize = F.pad(_resize_matrix(content, size), (0, side - content)) / coverage
     return {start: to_device(resize[:, start:end] @ window, device) for start, end in spans}
-
-
-@functools.lru_cache(maxsize=64)
-def _cut_matrix(count: int, side: int, cells: int, length: int, start: int, device: torch.device) -> Tensor:
-    """Return the matrix (cells, count) that reads `cells` centres of a span from `count` values along a side.
-
-    Args:
-        count (int), side (int): values along the side, and its pixels.
-        cells (int), length (int), start (int): cells of the span, its pixels, and where it starts.
-    """
-    places = (start + (torch.arange(cells, dtype=torch.float64) + 0.5) * length / cells) * count / side - 0.5
-    places = places.clamp(0, count - 1)
-    below = places.floor().long().clamp(max=max(count - 2, 0))
-    share = (places - below)[:, None]
-    one = torch.eye(count, dtype=torch.float64)
-    return to_device((one[below] * (1 - share) + one[(below + 1).clamp(max=count - 1)] * share).float(), device)
 
 
 @functools.lru_cache(maxsize=64)
