@@ -251,7 +251,7 @@ def _model(model):
         entries = [Entry('method.type', type(method).name, 'number')]
         if not is_shipped(type(method)):  # two files of one name
             entries.append(Entry('method.title', method.title, 'number'))
-        entries += [Entry(f'method.{key}', _without_places(value), 'number') for key, value in method.settings.items()]
+        entries += _method_settings(method, 'method')
         entries += _whole_image(method)
     if not cls.__module__.startswith('fsa_seg.'):
         entries.append(Entry('segmentor', model.type, 'number'))
@@ -276,18 +276,17 @@ def _whole_image(method):
         entries.append(Entry('method.stage', type(stage).name, 'number'))
         if not is_shipped(type(stage)):
             entries.append(Entry('method.stage.file', files_digest(source_files(type(stage).path)), 'source'))
-        entries += [
-            Entry(f'method.stage.{key}', _without_places(value), 'number') for key, value in stage.settings.items()
-        ]
+        entries += _method_settings(stage, 'method.stage')
     for part in method.parts:
         if part.regions:
             entries.append(Entry('method.regions.digest', shared_regions(part.regions).digest, 'number'))
     return entries
 
 
-def _without_places(value):
-    """Return a setting; of a source of region maps its type alone, since its digest covers the rest."""
-    return value.get('type') if isinstance(value, dict) and 'type' in value else value
+def _method_settings(part, key):
+    """Return the entries of a method's settings; of region maps the source's type, as the digest covers the rest."""
+    values = {**part.settings, 'regions': part.regions['type']} if part.regions else part.settings
+    return [Entry(f'{key}.{name}', value, 'number') for name, value in values.items()]
 
 
 def _vfms(model):

@@ -14,7 +14,7 @@ from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from fsa_seg.config.own_classes import register_own_classes
 from fsa_seg.errors import UserError, one_line, one_of
-from fsa_seg.methods import SPELLED_OUT, method_names, stage_names
+from fsa_seg.methods import SPELLED_OUT, method_names
 from fsa_seg.models.regions import SOURCES
 from fsa_seg.models.segmentor import register_own_methods
 from fsa_seg.system.modules import PREFIX
@@ -138,7 +138,7 @@ def _methods(model, path):
     stages = [part.get('stage') for part in (model, method) if isinstance(part, dict)]
     stages = [stage.get('type') if isinstance(stage, dict) else stage for stage in stages if stage is not None]
     for stage in stages:
-        one_of(stage, stage_names(), f'stage in {path}')
+        one_of(stage, method_names(), f'stage in {path}')
     return {name, *stages, *SOURCES}
 
 

@@ -93,8 +93,8 @@ def make_method(method: 'str | dict | Method') -> Method:
 
 
 def stage_names() -> list[str]:
-    """Return the names of the methods that can be a stage of another."""
-    return [name for name in method_names() if find_method(name).stage_roles is not None]
+    """Return the names of the suite's methods that can be a stage of another."""
+    return [name for name in method_names(users=False) if find_method(name).stage_roles is not None]
 
 
 def with_stage(method: Method, stage: 'str | dict | Method') -> Method:
@@ -110,12 +110,12 @@ def with_stage(method: Method, stage: 'str | dict | Method') -> Method:
     if not isinstance(stage, Method):
         settings = dict(stage) if isinstance(stage, dict) else dict(type=stage)
         name = str(settings.pop('type', ''))
-        names = stage_names()
-        titles = {find_method(known).title: known for known in names}
+        titles = {find_method(known).title: known for known in stage_names()}
         if not name:
-            raise UserError(f'stage {stage!r} has no type; name one of {", ".join(names)}')
-        if not name.endswith('.py'):
-            name = one_of(titles.get(name, name), names, 'stage')
+            raise UserError(f'stage {stage!r} has no type; name one of {", ".join(titles.values())}')
+        name = titles.get(name, name)
+        if not name.endswith('.py') and name not in method_names():
+            one_of(name, titles.values(), 'stage')
         stage = make_method(dict(settings, type=name))
     if stage.stage_roles is None:
         raise UserError(f'{stage.title} is no stage of another method; the stages are {", ".join(stage_names())}')

@@ -388,10 +388,6 @@ class TrainingFreeSegmentor(BaseSegmentor):
         vfms = {role: vfm_grid(vfm, height, width) for role, vfm in self.window_vfms().items()}
         return pair(self.method.grid(clip, vfms))
 
-    def batch_size_is_open(self, queries: int = 0) -> bool:
-        """Return whether `batch_size` has yet to find out how many windows fit."""
-        return self.window_batch == 'auto' and queries not in self._fitting
-
     def batch_size(self, run: Callable[[], Any], queries: int = 0) -> int:
         """Return how many windows go through the models at once.
 

@@ -190,8 +190,8 @@ def merged_images(
     whole_images = WholeImages(images, sizes, originals, contents)
     queries = max(len(member.text.rows) for member in members)
     largest = max(crops, key=lambda crop: crop.size)
-    for segmentor, _ in members if first.batch_size_is_open(queries) else ():
-        whole_images.of(segmentor, largest.image_index).made_by(segmentor.method)  # is no part of a window's memory
+    for segmentor, _ in members:  # what is made of a whole image is no part of a window's memory
+        whole_images.of(segmentor, largest.image_index).made_by(segmentor.method)
     most = first.batch_size(lambda: list(window_results(members, [largest], whole_images)), queries)
     whole_images.most = most
     left = collections.Counter(crop.image_index for crop in crops)

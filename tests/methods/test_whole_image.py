@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from fsa_seg.config.compose import compose
-from fsa_seg.config.fingerprint import cell_hash, fingerprint
+from fsa_seg.config.fingerprint import _method_settings, cell_hash, fingerprint
 from fsa_seg.config.saved import from_json, to_json
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation import passes
@@ -137,7 +138,7 @@ def pixels_of_grid(model, crop):
         ('trident+lposs', 'Trident merges the windows of an image itself, so that the stage LPOSS cannot'),
         ('lposs+trident', 'LPOSS merges the windows of an image itself'),
         ('corrclip+trident', 'CorrCLIP has an `embed` of its own, and the stage Trident splices what comes before it'),
-        ('proxyclip+sclip', "unknown stage 'sclip'; choose from: lposs, trident"),
+        ('proxyclip+sclip', 'SCLIP is no stage of another method; the stages are lposs, trident'),
         ('proxyclip+lpos', "unknown stage 'lpos' .did you mean 'lposs'"),
         (dict(type='proxyclip', stage=dict(type='LPOSS', pixel=True)), "unknown key 'pixel' in method lposs"),
         (dict(type='proxyclip', stage=dict(type='lposs', neighbours=0)), 'neighbours is 0; it has to be a whole'),
@@ -239,6 +240,17 @@ def test_a_picture_from_a_file_has_its_regions(tmp_path, run_tool):
     assert status == 0 and (tmp_path / 'out.png').exists(), printed
     status, printed = run_tool(*command, '--attention', '20,20')
     assert status == 1 and 'CorrCLIP sees the whole image' in printed, printed
+
+
+def test_all_that_changes_regions_is_another_cell():
+    """A default spelt out and the folder of a cache are not; a dict of any other method's counts whole."""
+    hashes = []
+    for more in ({}, dict(seeds=64), dict(cache='kept'), dict(seeds=32), dict(side=448)):
+        method = dict(type='corrclip', regions=dict(type='vfm', **more))
+        hashes.append(cell_hash(fingerprint(compose('voc21', method, None, 'toy', 'toy', data_root=MINI))))
+    assert len(set(hashes[:3])) == 1 and len(set(hashes)) == 3
+    part = SimpleNamespace(settings=dict(own=dict(type='a', size=1)), regions=None)
+    assert _method_settings(part, 'method')[0].value == dict(type='a', size=1)
 
 
 def test_a_protocol_sets_a_stages_settings():
