@@ -148,38 +148,28 @@ def test_two_rows_on_two_more_data_sets(run_tool, tmp_path):
     assert status == 0 and '4 of 4 as expected, largest difference 0.0' in printed, printed
 
 
-def test_the_newer_methods_rows(run_tool, tmp_path):
-    """PEARL, ResCLIP, SC-CLIP, SFP and GEM with and without FSA, SFR and both, under one protocol."""
+@pytest.mark.parametrize(
+    'titles, count',
+    [
+        (('PEARL', 'ResCLIP', 'SCCLIP', 'SFP', 'GEM'), 12),  # ResCLIP also with SFR and both in turn
+        (('CorrCLIP', 'ProxyCLIP+LPOSS'), 4),
+    ],
+    ids=['windows', 'whole_images'],
+)
+def test_rows_of_the_field(run_tool, tmp_path, titles, count):
+    """With and without feedback, under one protocol."""
     content = json.loads(open(os.path.join(MINI, 'golden_field.json'), encoding='utf-8').read())
-    titles = ('PEARL', 'ResCLIP', 'SCCLIP', 'SFP', 'GEM')
     content['cells'] = {
         row: values
         for row, values in content['cells'].items()
         if row.split(' ')[0] in titles and row.endswith('| proxyclip')
     }
-    assert len(content['cells']) == 12
+    assert len(content['cells']) == count
     (tmp_path / 'field.json').write_text(json.dumps(content))
     command = ('benchmark', '--mini', '--suite', 'field', '--datasets', 'voc20', '--protocol', 'proxyclip')
     methods = ('--methods', *(title.lower() for title in titles))
     status, printed = run_tool(*command, *methods, '--golden', 'field.json')
-    assert status == 0 and '12 of 12 as expected, largest difference 0.0' in printed, printed
-
-
-def test_the_rows_of_methods_that_see_whole_images(run_tool, tmp_path):
-    """CorrCLIP and a stage, with and without FSA, under one protocol."""
-    content = json.loads(open(os.path.join(MINI, 'golden_field.json'), encoding='utf-8').read())
-    titles = ('CorrCLIP', 'ProxyCLIP+LPOSS')
-    content['cells'] = {
-        row: values
-        for row, values in content['cells'].items()
-        if row.split(' ')[0] in titles and row.endswith('| proxyclip')
-    }
-    assert len(content['cells']) == 4
-    (tmp_path / 'field.json').write_text(json.dumps(content))
-    command = ('benchmark', '--mini', '--suite', 'field', '--datasets', 'voc20', '--protocol', 'proxyclip')
-    methods = ('--methods', *(title.lower() for title in titles))
-    status, printed = run_tool(*command, *methods, '--golden', 'field.json')
-    assert status == 0 and '4 of 4 as expected, largest difference 0.0' in printed, printed
+    assert status == 0 and f'{count} of {count} as expected, largest difference 0.0' in printed, printed
 
 
 @pytest.fixture
