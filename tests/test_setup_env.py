@@ -230,3 +230,25 @@ def test_slurm_starts_the_test_tool(tmp_path):
     words = done.stdout.split()
     assert words[:2] == ['-p', 'part'] and '--ntasks=4' in words and '--gres=gpu:4' in words
     assert words[-4:] == ['voc21', '--launcher', 'slurm', '--mini']
+
+
+@pytest.mark.parametrize(
+    'message, status, line', [('', 75, 'stopped by the scheduler: '), ('error: full', 1, 'error: ')]
+)
+def test_slurm_tells_how_its_processes_ended(tmp_path, message, status, line):
+    """SIGTERM reaches srun; the error of a process counts more than the status of those that SIGTERM then stopped."""
+    write = f'printf "{message}" > "$FSA_SEG_ERROR_FILE"; ' if message else ''
+    script(tmp_path / 'srun', f"#!/bin/bash\ntrap '{write}exit 75' TERM\necho ready\nwhile sleep 0.1; do :; done\n")
+    process = subprocess.Popen(
+        ['bash', os.path.join(ROOT, 'tools', 'slurm_test.sh'), 'part', 'job', 'benchmark', '--mini'],
+        cwd=tmp_path,
+        env=dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}'),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == 'ready\n'
+    process.terminate()
+    printed = process.communicate(timeout=20)[1]
+    assert process.returncode == status and printed.startswith(line), printed
+    assert [path.name for path in tmp_path.iterdir()] == ['srun']

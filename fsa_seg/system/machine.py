@@ -41,12 +41,13 @@ PACKAGES = (  # distributions whose versions the report gives
     'huggingface_hub',
     'ftfy',
     'regex',
+    'filelock',
     'tqdm',
     'matplotlib',
     'jinja2',
 )
 FINGERPRINT_PACKAGES = tuple(
-    name for name in PACKAGES if name not in ('triton', 'scipy', 'tqdm', 'matplotlib', 'jinja2')
+    name for name in PACKAGES if name not in ('triton', 'scipy', 'filelock', 'tqdm', 'matplotlib', 'jinja2')
 )  # a fingerprint names these
 INSTRUCTIONS = (  # instruction sets that the report names
     'avx2',
