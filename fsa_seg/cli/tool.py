@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, last_words, one_line, reason
+from fsa_seg.evaluation import ranks
+from fsa_seg.system import stopping
 from fsa_seg.system.paths import FULL
 
 INTERRUPTED = 130  # exit status
@@ -18,6 +20,8 @@ INTERRUPTED = 130  # exit status
 
 def run_tool(main: Callable[[], object], keep: bool = True) -> None:
     """Run a tool. An error that a user can mend ends with one message and status 1, an interrupt with one line and 130.
+
+    A scheduler's SIGTERM ends the tool with one line and status 75.
 
     Args:
         main: the tool.
@@ -36,13 +40,19 @@ def run_tool(main: Callable[[], object], keep: bool = True) -> None:
 
     before = _on_interrupt(interrupt)
     try:
-        _run(main)
+        with stopping.handling(), ranks.losses_named():
+            _run(main)
     except BaseException as error:
-        if not interrupts and not isinstance(error, KeyboardInterrupt):
-            raise
         # libraries turn an interrupt into errors of their own while they are imported
-        print('interrupted: results already written stay, and the same command goes on from them', file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        if interrupts or isinstance(error, KeyboardInterrupt):
+            print(f'interrupted: {stopping.GOES_ON}', file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        if stopping.asked() or isinstance(error, stopping.ToBeContinued):  # of this process, or of another one
+            _say_stopped()
+            sys.exit(stopping.CONTINUED)
+        if 'FSA_SEG_ERROR_FILE' in os.environ and isinstance(error, Exception):
+            last_words(one_line(error))  # below the traceback
+        raise
     finally:
         _on_interrupt(before)
 
@@ -68,8 +78,7 @@ def _run(main):
     except UserError as error:
         if os.environ.get('FSA_SEG_TRACEBACK'):
             raise
-        # an error of a data loader's process has a traceback before its message
-        _fail(str(error).rsplit('UserError: ', 1)[-1].strip())
+        _fail(reason(error))
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -80,13 +89,18 @@ def _run(main):
 
 
 def _fail(message):
-    """Exit with status 1 and a message; under a launcher, the first process to fail writes the message to a file."""
-    path = os.environ.get('FSA_SEG_ERROR_FILE')
-    if not path:
-        sys.exit(f'error: {message}')
-    with contextlib.suppress(FileExistsError), open(path, 'x', encoding='utf-8') as f:
-        f.write(f'error: {message}')
+    """Exit with status 1 and a message, unless the error comes of the scheduler's signal."""
+    stopping.check()
+    if 'FSA_SEG_ERROR_FILE' not in os.environ:
+        sys.exit(f'error: {message}')  # printed in the end, and not where `run_tool` prints another line
+    last_words(message)
     sys.exit(1)
+
+
+def _say_stopped():
+    """Print that the scheduler has stopped the tool; of several processes the launcher or the first process prints."""
+    if 'FSA_SEG_ERROR_FILE' not in os.environ and os.environ.get('RANK', '0') == '0':
+        print(stopping.STOPPED, file=sys.stderr)
 
 
 def import_hint(error: BaseException) -> str:

@@ -660,7 +660,7 @@ def is_alive(pid):
     [
         (lambda process: os.kill(process.pid, signal.SIGINT), 130, 'the same command goes on'),
         (lambda process: os.kill(process.pid, signal.SIGKILL), -signal.SIGKILL, ''),
-        (lambda process: os.kill(process.pid, signal.SIGTERM), -signal.SIGTERM, ''),
+        (lambda process: os.kill(process.pid, signal.SIGTERM), 75, 'the same command goes on'),
         (
             lambda process: os.kill(workers_of(process)[0], signal.SIGKILL),
             1,
