@@ -1,5 +1,6 @@
 """Errors that a user can mend, and the checks that raise them."""
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -18,6 +19,22 @@ class UserError(ValueError):
 
     The tools print the message alone and exit with status 1.
     """
+
+
+class StopError(UserError):
+    """An error of the machine, such as a full disk: the run ends, and no cell has failed by it."""
+
+
+class Busy(UserError):
+    """Another run works on the cell."""
+
+
+def reason(error: Exception) -> str:
+    """Return the message of a UserError, or another error as one line.
+
+    An error of a data loader's process has a traceback before its message, which is left out.
+    """
+    return str(error).rsplit('UserError: ', 1)[-1].strip() if isinstance(error, UserError) else one_line(error)
 
 
 def built(subject: str, make: Callable[[], Value]) -> Value:
@@ -80,15 +97,20 @@ def check_keys(keys: Iterable[str], allowed: Collection[str], where: str) -> Non
 
 def constructor_keys(cls: type) -> set[str]:
     """Return the names of the arguments that a class takes; `**kwargs` stands for those of the next base."""
-    allowed = set()
+    return {p.name for p in parameters(cls) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
+
+
+@functools.lru_cache(1024)
+def parameters(cls: type) -> tuple[inspect.Parameter, ...]:
+    """Return the parameters of a class's constructor; `**kwargs` stands for those of the next base, which follow."""
+    found: list[inspect.Parameter] = []
     for base in cls.__mro__:
         if '__init__' not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
-        allowed |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        found += inspect.signature(base.__init__).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(base.__init__).parameters.values()):
             break
-    return allowed
+    return tuple(found)
 
 
 @functools.lru_cache(None)
@@ -99,6 +121,18 @@ def warn_once(message: str) -> None:
     """
     if os.environ.get('RANK', '0') == '0':
         print(f'warning: {message}', file=sys.stderr, flush=True)
+
+
+def last_words(message: str) -> None:
+    """Print why this process ends, to standard error; under a launcher write it to the file FSA_SEG_ERROR_FILE.
+
+    The first process that fails writes the file, and the launcher prints it.
+    """
+    if path := os.environ.get('FSA_SEG_ERROR_FILE'):
+        with contextlib.suppress(FileExistsError), open(path, 'x', encoding='utf-8') as f:
+            f.write(f'error: {message}')
+    else:
+        print(f'error: {message}', file=sys.stderr, flush=True)
 
 
 def _nearest(name, names):

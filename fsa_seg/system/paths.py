@@ -12,7 +12,7 @@ import secrets
 import sys
 from collections.abc import Iterable, Iterator
 
-from fsa_seg.errors import UserError, warn_once
+from fsa_seg.errors import Busy, StopError, UserError, warn_once
 from fsa_seg.system.files import hash_file
 from fsa_seg.system.machine import PACKAGE, ROOT
 
@@ -69,13 +69,18 @@ def make_folder(path: str) -> None:
 
 def file_digest(path: str) -> str:
     """Return the SHA-256 of a file; a file is read again only when its size or its time of change differs."""
-    state = os.stat(path)
-    return _file_digest(os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ino)
+    return _file_digest(os.path.abspath(path), file_state(path))
 
 
 @functools.lru_cache(None)
-def _file_digest(path, size, modified, inode):
+def _file_digest(path, state):
     return hash_file(path)
+
+
+def file_state(path: str) -> tuple[int, int, int]:
+    """Return size, time of change and inode of a file: while they are equal, the contents pass for equal."""
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns, state.st_ino
 
 
 @functools.cache
@@ -105,7 +110,7 @@ def locked(folder: str, wait: bool = True) -> Iterator[bool]:
         wait: whether to wait while another process holds the lock. A process that other processes wait for must not.
 
     Raises:
-        UserError: another process holds the lock, and `wait` is False.
+        Busy: another process holds the lock, and `wait` is False.
     """
     handle, waited = os.open(os.path.join(folder, 'lock'), os.O_RDWR | os.O_CREAT), False
     try:
@@ -113,7 +118,7 @@ def locked(folder: str, wait: bool = True) -> Iterator[bool]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
-                raise UserError(
+                raise Busy(
                     f'another run works on this cell ({folder}); wait for it, or name another --work-dir'
                 ) from None
             waited = True
@@ -133,7 +138,7 @@ def new_file(path: str | os.PathLike) -> Iterator[str]:
     An error removes the temporary file.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to.
+        StopError: the disk is full, or the folder cannot be written to.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     folder, name = os.path.split(os.path.abspath(path))
@@ -146,7 +151,7 @@ def new_file(path: str | os.PathLike) -> Iterator[str]:
         with contextlib.suppress(OSError):
             os.remove(part)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise UserError(
+            raise StopError(
                 f'{path} cannot be written ({error.strerror}); what is there stays, and the same command goes on from '
                 'it: make room, or name another place'
             ) from None
@@ -205,14 +210,24 @@ def component_files(subfolder: str, users: bool = True) -> dict[str, str]:
     Raises:
         UserError: a folder of FSA_SEG_CONFIGS is missing, or two files have one name.
     """
-    paths = {}
+    paths: dict[str, str] = {}
     for folder in config_folders() if users else [CONFIGS]:
-        folder = os.path.join(folder, subfolder)
-        for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            name, extension = os.path.splitext(file)
-            if extension != '.py':
-                continue
-            if name in paths:
-                raise UserError(f'two files are called {name!r}: {paths[name]} and {folder}/{file}; rename one')
-            paths[name] = os.path.join(folder, file)
+        own, folder = folder != CONFIGS, os.path.join(folder, subfolder)
+        if not os.path.isdir(folder):
+            continue
+        files = _files(folder) if own else _shipped_files(folder, os.stat(folder).st_mtime_ns)
+        for name in sorted(paths.keys() & files):
+            raise UserError(f'two files are called {name!r}: {paths[name]} and {files[name]}; rename one')
+        paths.update(files)
     return paths
+
+
+def _files(folder):
+    """Return the Python files of a folder, sorted: name without the ending -> path."""
+    names = (os.path.splitext(file) for file in sorted(os.listdir(folder)))
+    return {name: os.path.join(folder, name + ending) for name, ending in names if ending == '.py'}
+
+
+@functools.lru_cache(64)
+def _shipped_files(folder, changed):
+    return _files(folder)
