@@ -84,8 +84,8 @@ def test_processes_leave_their_group_before_python_ends():
     """A thread of gloo that frees a tensor after Python's end aborts the process."""
     code = (
         'import atexit, sys; sys.path.insert(0, sys.argv[1]); import torch.distributed as d; '
-        'atexit.register(lambda: print(d.is_initialized())); from fsa_seg.cli import test; '
-        'test.start_processes("pytorch"); print(d.is_initialized())'
+        'atexit.register(lambda: print(d.is_initialized())); from fsa_seg.evaluation import ranks; '
+        'ranks.start_processes("pytorch"); print(d.is_initialized())'
     )
     environment = dict(
         os.environ, RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='29612'

@@ -6,6 +6,7 @@ import os
 from typing import Any, NoReturn
 
 from fsa_seg.errors import one_line
+from fsa_seg.evaluation.ranks import RANK_VARIABLES
 from fsa_seg.system.paths import MINI
 
 RAW = argparse.RawDescriptionHelpFormatter
@@ -150,6 +151,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help='write the predicted labels of every image as PNG, into WORK_DIR/labels/...',
     )
     parser.add_argument('--verbose', action='store_true', help='the whole log on the console, too')
+
+
+def add_launcher_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names what started this process as one of several."""
+    parser.add_argument(
+        '--launcher',
+        choices=['none', *RANK_VARIABLES],
+        default='none',
+        help='what started this process as one of several: torchrun (pytorch), srun (slurm) or mpirun (mpi)',
+    )
+    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
 
 
 def runtime_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,17 +9,14 @@ writes one JSON file. The same command continues an interrupted run.
 """
 
 import argparse
-import atexit
 import os
-import shutil
-import subprocess
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fsa_seg.cli.options import (
     SetEntries,
     add_data_options,
+    add_launcher_option,
     add_model_options,
     add_run_options,
     model_options,
@@ -27,15 +24,10 @@ from fsa_seg.cli.options import (
     runtime_options,
     tool_parser,
 )
+from fsa_seg.evaluation.ranks import leave_processes, start_processes
 
 if TYPE_CHECKING:
     from mmengine import Config
-
-RANK_VARIABLES = dict(
-    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
-    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
-    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
-)
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -62,7 +54,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         '--export', type=place, metavar='FILE.py', help="write the config for mmsegmentation's tools, and end"
     )
-    parser.add_argument('--launcher', choices=['none', *RANK_VARIABLES], default='none')
+    add_launcher_option(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -71,7 +63,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='set entries of the composed config, such as model.stride=56',
     )
-    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     check_folder_options(parser, args)
     return args
@@ -138,6 +129,7 @@ def main(argv: Sequence[str]) -> None:
     if args.out:
         check_out(args.out, cell)
     result = run_cell(cell, path)
+    leave_processes()
     if result is None:
         return
     names = result['cell']
@@ -203,51 +195,3 @@ def build_config(args: argparse.Namespace) -> 'Config':
         config.merge_from_dict(dict(default_hooks=dict(pictures=dict(type='SideBySideHook', folder=args.show_dir))))
     merge_options(config, args.cfg_options)
     return config
-
-
-def leave_processes() -> None:
-    """Leave the process group before Python ends; a thread of gloo that frees a tensor later aborts the process.
-
-    The threads need the interpreter to free their last tensors. `destroy_process_group` holds the interpreter while it
-    waits for the threads (seen with torch 2.4), so that the threads first get half a second.
-    """
-    import torch
-
-    time.sleep(0.5)
-    torch.distributed.destroy_process_group()
-
-
-def start_processes(launcher: str) -> None:
-    """Join the process group, with NCCL on GPUs and gloo without a GPU; mmengine's `init_dist` needs GPUs."""
-    if launcher == 'none':
-        return
-    import torch
-    from mmengine.dist import init_dist
-
-    from fsa_seg.errors import UserError
-
-    missing = [name for name in RANK_VARIABLES[launcher] if name not in os.environ]
-    if missing:
-        raise UserError(
-            f'--launcher {launcher}: {", ".join(missing)} is not set; start it by torchrun -m fsa_seg test '
-            '(pytorch; in a clone tools/dist_test.sh), srun (slurm; tools/slurm_test.sh) or mpirun (mpi)'
-        )
-    rank, size, local_rank = (os.environ[name] for name in RANK_VARIABLES[launcher])
-    gpus = torch.cuda.device_count()
-    if gpus and int(local_rank) >= gpus:
-        raise UserError(
-            f'process {local_rank} of this machine has no GPU: it has {gpus}; start at most as many processes'
-        )
-    if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ and shutil.which('scontrol'):
-        hosts = subprocess.run(
-            ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']], capture_output=True, text=True, check=True
-        ).stdout.split()
-        os.environ['MASTER_ADDR'] = hosts[0]
-    os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
-    os.environ.setdefault('MASTER_PORT', '29500')
-    if gpus:
-        init_dist(launcher, backend='nccl')
-    else:
-        os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=local_rank)
-        torch.distributed.init_process_group('gloo')
-    atexit.register(leave_processes)
