@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine import Config
@@ -27,13 +28,13 @@ from fsa_seg.errors import UserError, check_keys, constructor_keys, one_line, on
 from fsa_seg.methods import SPELLED_OUT, make_method, method_key, method_names
 from fsa_seg.methods.base import Method, check_feedback, sees_windows
 from fsa_seg.models.clip import BACKBONE_KEYS, load_clip
-from fsa_seg.models.segmentor import feedback_class, register_method, vfm_config, vfms_by_role
+from fsa_seg.models.segmentor import check_built, feedback_class, register_method, vfm_config, vfms_by_role
 from fsa_seg.models.text import read_classes
 from fsa_seg.models.weights import Weights, weights_from
 from fsa_seg.ops.feedback import FSA
 from fsa_seg.ops.sfr import SFRAndFSA
 from fsa_seg.settings import BACKBONE, DATASET, MAPPING, PROTOCOL, TEXT, VFM, WORD_RULES, check_values, dict_of, list_of
-from fsa_seg.system.paths import CONFIGS, component_files, find_root, is_drawn, local_path, own_hint
+from fsa_seg.system.paths import CONFIGS, component_files, file_state, find_root, is_drawn, local_path, own_hint
 
 KINDS = dict(
     dataset='datasets',
@@ -74,15 +75,20 @@ SETTINGS = ('logit_scale', 'short', 'window', 'stride', 'prob_thd', 'area_thd', 
 
 def component_names(kind: str) -> list[str]:
     """Return the names of all components of a kind ('dataset', 'method', ...), sorted."""
+    _check_folder()
+    return method_names() if kind == 'method' else sorted(component_files(KINDS[kind]))
+
+
+def _check_folder():
+    """Raise a UserError if the components that ship are missing."""
     if not os.path.isdir(CONFIGS):
         raise UserError(
             f'{CONFIGS} is missing, which ships with the package: install the package again, or '
             'run from a whole clone of the repository'
         )
-    return method_names() if kind == 'method' else sorted(component_files(KINDS[kind]))
 
 
-def load_component(kind: str, name: str | dict | Method) -> ConfigDict | Method:
+def load_component(kind: str, name: str | dict | Method, copied: bool = True) -> ConfigDict | Method:
     """Return a component's dict; of the kind 'method' a `Method`, see `load_method`.
 
     Args:
@@ -90,21 +96,43 @@ def load_component(kind: str, name: str | dict | Method) -> ConfigDict | Method:
         name: name of the component, or path of its file. A VFM's name with '@image' behind it is the VFM that sees the
             whole image once. A method, FSA's settings (with or without a `name`) and a data
             set can be a dict: a data set's dict has the keys that its file would have.
+        copied: whether the dict is the caller's own. Without a copy, which takes time, nothing may change the dict: all
+            cells share that of a component that ships.
 
     Raises:
         UserError: no such component (the message gives the nearest name), or the file lacks the dict or a key.
     """
     if kind == 'method':
         return load_method(name)
+    component = _component(kind, name)
+    return own_copy(component, ConfigDict) if copied else component
+
+
+def _component(kind, name):
+    """Return a component's dict, see `load_component`."""
     if isinstance(name, dict):
         return _spelt_out(kind, name)
     if kind == 'vfm' and str(name).endswith(WHOLE):
-        component = load_component(kind, str(name).removesuffix(WHOLE))
+        component = _component(kind, str(name).removesuffix(WHOLE))
         return ConfigDict(component, name=component.name + WHOLE, scope='image')
     if str(name).endswith(('.py', '.json')) or os.sep in str(name):
         path = local_path(name, f'{kind} config')
     else:
-        path = component_files(KINDS[kind])[one_of(name, component_names(kind), kind, own_hint())]
+        _check_folder()
+        files = component_files(KINDS[kind])
+        path = files[one_of(name, files, kind, own_hint())]
+    states = _shipped_states(path)
+    return _shipped_component(kind, states) if states else _read_component(kind, path)
+
+
+@functools.lru_cache(256)
+def _shipped_component(kind, states):
+    """Return the dict of a component that ships, from files in these states."""
+    return _read_component(kind, states[0][0])
+
+
+def _read_component(kind, path):
+    """Return the dict of a component's file, checked."""
     config = load_file(path)
     component = config.get(kind)
     if not isinstance(component, dict):
@@ -114,6 +142,20 @@ def load_component(kind: str, name: str | dict | Method) -> ConfigDict | Method:
     component = _checked(component, kind, path)
     _check_name(component.get('name'), kind, path)
     return component
+
+
+def own_copy(value: Any, kind: type[dict] = dict) -> Any:
+    """Return a value whose dicts, lists and tuples are copies, the dicts of type `kind`.
+
+    The copy is much faster than `copy.deepcopy` and than `ConfigDict`, which goes through every list twice.
+    """
+    if isinstance(value, dict):
+        copied = kind()
+        dict.update(copied, {key: own_copy(child, kind) for key, child in dict.items(value)})
+        return copied
+    if type(value) not in (list, tuple):
+        return value
+    return type(value)([child if type(child) is str else own_copy(child, kind) for child in value])
 
 
 def _check_name(name, kind, path):
@@ -160,7 +202,7 @@ def load_method(method: str | dict | Method) -> Method:
     return instance
 
 
-def load_file(path: str, modules: Sequence[str] = ()) -> Config:
+def load_file(path: str, modules: Sequence[str] = (), copied: bool = True) -> Config:
     """Return the mmengine config of a file. A result's JSON is data: no code runs from it.
 
     A file that defines classes is a Python module, without mmengine's `_base_`; its dicts are the config.
@@ -168,6 +210,7 @@ def load_file(path: str, modules: Sequence[str] = ()) -> Config:
     Args:
         path: a result ends in .json; any other file is a config, a Python program that runs here.
         modules: names of a user's modules that a result's config may import.
+        copied: whether the config is the caller's own, see `load_component`.
 
     Raises:
         UserError: the file cannot be read.
@@ -176,7 +219,10 @@ def load_file(path: str, modules: Sequence[str] = ()) -> Config:
         if path.endswith('.json'):
             with open(path, encoding='utf-8') as f:
                 return from_json(json.load(f)['config'], path, modules)
-        return _program(path)
+        states = _shipped_states(path)
+        if not states:
+            return _program(path)
+        return copy.deepcopy(_shipped_config(states)) if copied else _shipped_config(states)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -191,19 +237,45 @@ def load_file(path: str, modules: Sequence[str] = ()) -> Config:
 
 
 def _program(path):
-    """Return the config of a program; one that ships, and depends on its own text alone, runs once in a process."""
-    if os.path.abspath(path).startswith(os.path.join(CONFIGS, '')):
-        with open(path, encoding='utf-8') as f:
-            text = f.read()
-        if not re.search(r'^(_base_|custom_imports|class|import|from)\b', text, re.M):
-            return copy.deepcopy(_shipped_config(path, text))
+    """Return the config of a program."""
     return load_module(path) if defined_classes(path) else Config.fromfile(path, format_python_code=False)
 
 
 @functools.lru_cache(256)
-def _shipped_config(path, text):
-    """Return the config of a file that has this text."""
-    return Config.fromfile(path, format_python_code=False)
+def _shipped_config(states):
+    """Return the config of a program that ships, from files in these states."""
+    return _program(states[0][0])
+
+
+def _shipped_states(path: str) -> tuple[tuple, ...]:
+    """Return the states of a program that ships and of its `_base_` files: (path, state) of each.
+
+    While they are equal, so is the program's config, which a process makes once. Of any other program (a user's, or one
+    that imports or defines something) there are none: it runs at each call.
+    """
+    if not os.path.abspath(path).startswith(os.path.join(CONFIGS, '')):
+        return ()
+    try:
+        own = path, file_state(path)
+    except OSError:
+        return ()
+    base = _base_of(*own)
+    if base is None:
+        return ()
+    bases = _shipped_states(base) if base else ()
+    return (own, *bases) if bases or not base else ()
+
+
+@functools.lru_cache(256)
+def _base_of(path, state):
+    """Return the `_base_` file of a program, '' without one; None if the program depends on more than files' text."""
+    with open(path, encoding='utf-8') as f:
+        text = f.read()
+    bases = re.findall(r"^_base_ = '(.+)'$", text, re.M)
+    others = re.findall(r'^(?:custom_imports|class|import|from|_base_)\b', text, re.M)
+    if others != ['_base_'] * len(bases) or len(bases) > 1:
+        return None
+    return os.path.join(os.path.dirname(path), bases[0]) if bases else ''
 
 
 def load_components(
@@ -226,9 +298,9 @@ def load_components(
     Raises:
         UserError: as of `load_component`; a role lacks its VFM, or the method has no attention map for FSA.
     """
-    method, backbone = load_method(method), load_component('backbone', backbone)
+    method, backbone = load_method(method), load_component('backbone', backbone, copied=False)
     feedback = (
-        load_component('feedback', 'fsa' if feedback is True else feedback)
+        load_component('feedback', 'fsa' if feedback is True else feedback, copied=False)
         if feedback not in (None, False, 'none')
         else None
     )
@@ -238,7 +310,7 @@ def load_components(
         method=method,
         backbone=backbone,
         feedback=feedback,
-        vfm={role: load_component('vfm', vfm) for role, vfm in names.items()},
+        vfm={role: load_component('vfm', vfm, copied=False) for role, vfm in names.items()},
     )
 
 
@@ -326,13 +398,13 @@ def feedback_of(components: dict, published: Mapping[str, Mapping] | None = None
             own.update({f'sfr_{key}': value for key, value in published.get('SFR', {}).items()})
         own.update(published.get(name, {}))
     if not _is_fsa(components):
-        return {**own, **settings}
+        return own_copy({**own, **settings})
     method = components['method']
     others = [role for role, scope in method.roles.items() if not sees_windows(scope)]
     others += method.stage.stage_roles if method.stage else []  # of which FSA's map is not made
     vfms = [vfm for role, vfm in components['vfm'].items() if role not in others]
     vfm_settings = {key: value for vfm in vfms for key, value in vfm.get('fsa', {}).items()}
-    return {**components['backbone'].get('fsa', {}), **vfm_settings, **own, **settings}
+    return own_copy({**components['backbone'].get('fsa', {}), **vfm_settings, **own, **settings})
 
 
 def _is_fsa(components: dict) -> bool:
@@ -351,7 +423,7 @@ def load_protocol(name: str, components: dict) -> ConfigDict:
     if name == 'own':
         method = components['method']
         name = _is_fsa(components) and method.fsa_protocol or method.protocol
-    return load_component('protocol', name)
+    return load_component('protocol', name, copied=False)
 
 
 def protocol_settings(protocol: dict, dataset: str | None) -> dict:
@@ -365,10 +437,11 @@ def protocol_settings(protocol: dict, dataset: str | None) -> dict:
         UserError: an unknown key, a missing setting or a wrong value.
     """
     default, own = protocol['default'], protocol['datasets'].get(dataset, {})
-    settings = {**DEFAULTS, **default, **own}
+    settings = own_copy({**DEFAULTS, **default, **own})
     for key in ('method', 'feedback'):  # a data set replaces single settings of a part
         parts = {**default.get(key, {}), **own.get(key, {})}
-        settings[key] = {part: {**default.get(key, {}).get(part, {}), **values} for part, values in parts.items()}
+        parts = {part: {**default.get(key, {}).get(part, {}), **values} for part, values in parts.items()}
+        settings[key] = own_copy(parts)
     where = f'protocol {protocol["name"]!r} for {dataset!r}'
     _check_protocol(settings, where)
     missing = [key for key in SETTINGS if key not in settings]
@@ -384,7 +457,7 @@ def protocol_settings(protocol: dict, dataset: str | None) -> dict:
 def class_names(dataset: dict) -> Sequence[str]:
     """Return the class names, in label order, of a data set's config."""
     name = one_of(dataset['type'], DATASETS.module_dict, 'data set class')
-    classes = dataset.get('metainfo', {}).get('classes') or DATASETS.get(name).METAINFO.get('classes')
+    classes = dataset.get('metainfo', {}).get('classes') or DATASETS.module_dict[name].METAINFO.get('classes')
     if not classes:
         raise UserError(
             f'the data set class {name} has no class names; give metainfo=dict(classes=[...], palette=[...])'
@@ -462,7 +535,7 @@ def known_images(name: str, stated: int | list[int] | None, folder: str) -> int 
         return None
     if not shipped('dataset', name):
         return stated
-    return load_component('dataset', os.path.join(CONFIGS, KINDS['dataset'], f'{name}.py')).images
+    return load_component('dataset', os.path.join(CONFIGS, KINDS['dataset'], f'{name}.py'), copied=False).images
 
 
 def component_config(component: dict, random_weights: int | None = None) -> dict:
@@ -473,7 +546,7 @@ def component_config(component: dict, random_weights: int | None = None) -> dict
         random_weights: seed of random weights in place of trained weights.
     """
     seed = {} if random_weights is None else dict(random_weights=random_weights)
-    return dict({key: value for key, value in component.items() if key not in ABOUT}, **seed)
+    return dict({key: own_copy(value) for key, value in component.items() if key not in ABOUT}, **seed)
 
 
 def check_constructor(config: Mapping, registry: Registry, where: str) -> None:
@@ -486,7 +559,7 @@ def check_constructor(config: Mapping, registry: Registry, where: str) -> None:
     """
     hint = '; a class of your own is registered by its file in a folder of FSA_SEG_CONFIGS, or by custom_imports'
     name = one_of(config.get('type'), registry.module_dict, f'class in {where}', hint)
-    check_keys([key for key in config if key != 'type'], constructor_keys(registry.get(name)), where)
+    check_keys([key for key in config if key != 'type'], constructor_keys(registry.module_dict[name]), where)
 
 
 def _check_protocol(settings, where):
@@ -501,7 +574,7 @@ def _check_protocol(settings, where):
         kinds = [name for name, cls in MODELS.module_dict.items() if callable(getattr(cls, 'loop', None))]
         config = dict(feedback, type=one_of(kind, kinds, f'feedback in {where}'))
         check_constructor(config, MODELS, f'feedback of {where}')
-        MODELS.build(config)
+        check_built(MODELS, config)
 
 
 def _checked(component, kind, path):

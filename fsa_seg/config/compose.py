@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 
 from mmengine import Config
+from mmengine.config import ConfigDict
 from mmengine.device import get_device
 from mmengine.utils import import_modules_from_strings
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
@@ -29,6 +30,7 @@ from fsa_seg.config.components import (
     load_components,
     load_file,
     load_protocol,
+    own_copy,
     protocol_settings,
     segmentor_config,
     shipped,
@@ -43,6 +45,7 @@ from fsa_seg.methods.base import Method
 from fsa_seg.models.clip import BACKBONE_KEYS
 from fsa_seg.models.regions import build_regions
 from fsa_seg.models.segmentor import (
+    check_built,
     check_settings,
     configured_method,
     register_own_methods,
@@ -151,14 +154,14 @@ def compose(
         UserError: a component, a key or a value that cannot be used.
     """
     components = load_components(method, feedback, backbone, vfm)
-    data = with_classes(load_component('dataset', dataset), data_root)
+    data = with_classes(load_component('dataset', dataset, copied=False), data_root)
     protocol = load_protocol(protocol, components)
     settings = protocol_settings(protocol, data.name)
     for key, value, rule in (('limit', limit, whole(1)), ('random_weights', random_weights, SEED)):
         if value is not None:
             check_values({key: value}, {key: rule}, 'options')
     classes = class_names(data)
-    queries, words_name = _queries(words, protocol, data.name, classes)
+    queries, words_name = _queries(words, protocol.name, settings['words'], data.name, classes)
     model = dict(model_config(components, settings, precision, random_weights=random_weights), words=queries)
     toy_models = has_toy_models(components)
     toy_data = is_drawn(find_root(os.path.join(data_root, data['data_root'])))
@@ -176,12 +179,19 @@ def compose(
     )
     defaults = default_runtime(users_runtime)
     check_keys(runtime or {}, defaults, 'the runtime')
-    runtime = dict(defaults, **(runtime or {}))
-    config = Config(runtime, format_python_code=False)  # formatting the words of 171 classes takes a second each time
-    images = known_images(data.name, data.get('images'), find_root(data_root))
-    config.merge_from_dict(dict(cell=cell, model=model, known_images=images))
-    _add_imports(config, [components['backbone'], components['feedback'], *components['vfm'].values(), data, protocol])
-    _add_loop(config, dataset_config(data, data_root), settings['short'], data.get('label_map'), data.get('image_max'))
+    entries = dict(
+        dict(defaults, **(runtime or {})),
+        cell=cell,
+        model=model,
+        known_images=known_images(data.name, data.get('images'), find_root(data_root)),
+        custom_imports=_imports(
+            [components['backbone'], components['feedback'], *components['vfm'].values(), data, protocol]
+        ),
+        **_loop(dataset_config(data, data_root), settings['short'], data.get('label_map'), data.get('image_max')),
+    )
+    # formatting the words of 171 classes takes a second each time; the components' dicts are those of all cells
+    config = Config(own_copy(entries, ConfigDict), format_python_code=False)
+    set_runtime(config, {})
     check_config(config)
     return config
 
@@ -225,7 +235,7 @@ def check_config(config: Config) -> None:
             raise UserError(
                 f'the config has {key}={config[key]!r}, which would replace weights: backbone and vfm name theirs'
             )
-    check_values(config, RUNTIME_RULES, 'the config')
+    check_values(config._cfg_dict, RUNTIME_RULES, 'the config')
     check_values(config.cell, CELL, 'cell')
     check_values(config.test_dataloader, LOADER, 'test_dataloader')
     check_values(config.test_evaluator, METRIC, 'test_evaluator')
@@ -246,7 +256,7 @@ def check_config(config: Config) -> None:
     cell = config.cell
     published = (cell.words == NAMES or shipped('protocol', cell.words)) and shipped('dataset', cell.dataset)
     check_words(config.model.words, class_names(dataset), f'the words ({cell.words}) of {cell.dataset}', published)
-    built('the pipeline', lambda: [TRANSFORMS.build(step) for step in config.test_dataloader.dataset.pipeline])
+    built('the pipeline', lambda: [check_built(TRANSFORMS, step) for step in config.test_dataloader.dataset.pipeline])
 
 
 def _check_required(config):
@@ -280,7 +290,7 @@ def _check_model(model):
             classes = [name for name, cls in MODELS.module_dict.items() if callable(getattr(cls, hook, None))]
             one_of(model[key].get('type'), classes, key)
             check_constructor(model[key], MODELS, f'model.{key}')
-            MODELS.build(model[key])  # the class checks its values
+            check_built(MODELS, model[key])
 
 
 def _check_void(config):
@@ -387,15 +397,17 @@ def set_runtime(config: Config, runtime: Mapping[str, object]) -> None:
     """
     if not all(key in config for key in RUN_OPTIONS):  # an older config may lack an entry
         config.merge_from_dict({key: value for key, value in load_file(RUNTIME).items() if key not in config})
-    config.merge_from_dict(runtime)
+    if runtime:
+        config.merge_from_dict(runtime)
     gpu = get_device() == 'cuda'
-    config.test_dataloader.batch_size = (8 if gpu else 1) if config.batch_size == 'auto' else config.batch_size
+    model, loader = config.model, config.test_dataloader
+    loader.batch_size = (8 if gpu else 1) if config.batch_size == 'auto' else config.batch_size
     for key in ('window_batch', 'compile'):
-        if key in runtime or key not in config.model:
-            config.model[key] = config[key]
+        if key in runtime or key not in model:
+            model[key] = config[key]
     workers = _share_of_cores() if config.workers == 'auto' else config.workers
-    config.test_dataloader.num_workers = workers
-    config.test_dataloader.persistent_workers = workers > 0
+    loader.num_workers = workers
+    loader.persistent_workers = workers > 0
     config.default_hooks.logger.interval = config.log_interval
 
 
@@ -405,17 +417,18 @@ def _share_of_cores(most: int = 4) -> int:
     return min(most, usable_cores() // max([1, *(int(count.group()) for count in counts if count)]))
 
 
-def _add_imports(config, components):
-    """Add the modules that components import to a config, and import them."""
+def _imports(components):
+    """Return the `custom_imports` of a config, the modules that components import, and import them."""
     imports = [
         name for component in components if component for name in component.get('custom_imports', {}).get('imports', [])
     ]
-    config.custom_imports = dict(imports=[REGISTER, *imports])
-    import_modules_from_strings(config.custom_imports.imports)
+    imports = [REGISTER, *imports]
+    import_modules_from_strings(imports)
+    return dict(imports=imports)
 
 
-def _add_loop(config, dataset, short, label_map, image_max):
-    """Add the data loader, loop, metric and hooks that mmengine's test run needs."""
+def _loop(dataset, short, label_map, image_max):
+    """Return the data loader, loop, metric and hooks that mmengine's test run needs."""
     void = dataset.get('ignore_index', VOID)
     load_options = {} if image_max is None else dict(image_max=image_max)
     label_options = {} if void == VOID else dict(void=void)
@@ -428,35 +441,38 @@ def _add_loop(config, dataset, short, label_map, image_max):
         dict(type='mmseg.LoadLabels', **label_options),
         dict(type='mmseg.PackSegInputs'),
     ]
-    config.merge_from_dict(
-        dict(
-            test_dataloader=dict(
-                sampler=dict(type='DefaultSampler', shuffle=False),
-                dataset=dict(dataset, test_mode=True, serialize_data=False, pipeline=pipeline),
-            ),
-            test_cfg=dict(type='TestLoop', fp16=False),
-            test_evaluator=dict(type='ExactIoUMetric', **metric_options),
-            default_hooks=dict(
-                runtime_info=dict(type='RuntimeInfoHook'),
-                timer=dict(type='IterTimerHook'),
-                logger=dict(type='LoggerHook', log_metric_by_epoch=False),
-                sampler_seed=dict(type='DistSamplerSeedHook'),
-            ),
-        )
+    return dict(
+        test_dataloader=dict(
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(dataset, test_mode=True, serialize_data=False, pipeline=pipeline),
+        ),
+        test_cfg=dict(type='TestLoop', fp16=False),
+        test_evaluator=dict(type='ExactIoUMetric', **metric_options),
+        default_hooks=dict(
+            runtime_info=dict(type='RuntimeInfoHook'),
+            timer=dict(type='IterTimerHook'),
+            logger=dict(type='LoggerHook', log_metric_by_epoch=False),
+            sampler_seed=dict(type='DistSamplerSeedHook'),
+        ),
     )
-    set_runtime(config, {})
 
 
-def _queries(words, protocol, dataset, classes):
-    """Return the words of each class that `words` of `compose` asks for, and the cell's name of these words."""
-    if words is None or words == protocol.name:
-        return class_words(classes, **protocol_settings(protocol, dataset)['words']), protocol.name
+def _queries(words, protocol, rules, dataset, classes):
+    """Return the words of each class that `words` of `compose` asks for, and the cell's name of these words.
+
+    Args:
+        words, dataset: of `compose`; the data set's name.
+        protocol, rules: name of the protocol, and its `words` for the data set.
+        classes: names.
+    """
+    if words is None or words == protocol:
+        return class_words(classes, **rules), protocol
     words = str(words)
     if words == NAMES:
         return class_words(classes), NAMES
     protocols = component_names('protocol')
     if words in protocols:
-        other = load_component('protocol', words)
+        other = load_component('protocol', words, copied=False)
         return class_words(classes, **protocol_settings(other, dataset)['words']), words
     if not os.path.splitext(words)[1] and os.sep not in words and not os.path.isfile(words):
         one_of(words, [NAMES, *protocols], 'words', '; or give a file of words, such as my_words.txt')

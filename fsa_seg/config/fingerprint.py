@@ -16,7 +16,6 @@ import functools
 import glob
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
 import sys
@@ -30,13 +29,13 @@ from mmengine import Config
 from mmengine.device import get_device
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, parameters
 from fsa_seg.methods import is_shipped
 from fsa_seg.models.clip import CONFIG_FILE, _config_beside, _pretrained_tag
 from fsa_seg.models.regions import shared_regions
-from fsa_seg.models.segmentor import configured_method, resolve_precision, vfms_by_role
+from fsa_seg.models.segmentor import configured_method, registered, resolve_precision, vfms_by_role
 from fsa_seg.models.text import templates_digest
-from fsa_seg.models.weights import path_of, weights_from
+from fsa_seg.models.weights import path_of, timm_tag, weights_from
 from fsa_seg.ops.device import device_name, tf32_state
 from fsa_seg.ops.feedback import FSA, TERMS
 from fsa_seg.system.machine import FINGERPRINT_PACKAGES
@@ -80,6 +79,9 @@ LATER = dict(fit=None)  # settings that were added, which at these values are no
 MASK_PACKAGE = 'transformers'  # of the refinement by SAM, and of two sources of region maps
 SHORT = 32  # longest value, in characters, that a row of a table shows in full
 
+_tag = functools.lru_cache(64)(_pretrained_tag)  # open_clip goes through all its tags, and copies what it returns
+_architecture = functools.lru_cache(64)(open_clip.get_model_config)
+
 
 class Entry(NamedTuple):
     """One value that may change a number.
@@ -117,20 +119,22 @@ def fingerprint(config: Config, data: Data | None = None) -> list[Entry]:
     Raises:
         UserError: no registry knows a class that the config names, or a path of weights leads to no file.
     """
-    entries = [*_model(config.model), *_dataset(config), *_runtime(config), *_sources(config)]
+    method = configured_method(config.model)
+    entries = [*_model(config.model, method), *_dataset(config), *_runtime(config, method), *_sources(config, method)]
     if data is not None:
         contents = [data.contents[name] for name in data.names]
         entries += [
             Entry('data.split', _sha256(data.names), 'number'),
             Entry('data.contents', _sha256(contents), 'number'),
         ]
-    return [Entry(entry.key, canonical(entry.value), entry.level) for entry in entries]
+    return [Entry(key, canonical(value), level) for key, value, level in entries]
 
 
 def with_files(entries: Sequence[Entry], config: Config) -> list[Entry]:
     """Return a fingerprint in which files of weights that were downloaded since have their digests."""
     present = [*_backbone(config.model.backbone)]
-    present += [entry for role, vfm in _vfms(config.model).items() for entry in _vfm(role, vfm)]
+    vfms = _vfms(config.model, configured_method(config.model))
+    present += [entry for role, vfm in vfms.items() for entry in _vfm(role, vfm)]
     by_key = {entry.key: entry for entry in present}
     return [by_key[entry.key] if entry.value is None and entry.key.endswith('.file') else entry for entry in entries]
 
@@ -199,10 +203,12 @@ def shown(key: str, value: object) -> str:
 
 def canonical(value: object) -> object:
     """Return a value in JSON's types; a float that is a whole number becomes an integer: 3.0 becomes 3."""
+    if value is None or type(value) in (str, int, bool):  # most values
+        return value
     if isinstance(value, dict):
         return {str(key): canonical(child) for key, child in sorted(value.items(), key=lambda item: str(item[0]))}
     if isinstance(value, (list, tuple)):
-        return [canonical(child) for child in value]
+        return [child if type(child) is str else canonical(child) for child in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
@@ -211,15 +217,9 @@ def canonical(value: object) -> object:
 def resolved(cls: type, config: dict) -> dict:
     """Return a class's arguments: its constructors' defaults, replaced by the entries of its config but `type`."""
     defaults = {}
-    for base in cls.__mro__:
-        if '__init__' not in vars(base):
-            continue
-        parameters = inspect.signature(base.__init__).parameters.values()
-        for parameter in parameters:
-            if parameter.default is not parameter.empty:
-                defaults.setdefault(parameter.name, parameter.default)
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
+    for parameter in parameters(cls):
+        if parameter.default is not parameter.empty:
+            defaults.setdefault(parameter.name, parameter.default)
     return {**defaults, **{key: value for key, value in config.items() if key != 'type'}}
 
 
@@ -242,11 +242,10 @@ def _library_versions():
     return numbers
 
 
-def _model(model):
+def _model(model, method):
     """Return the entries of a segmentor's config."""
-    cls = MODELS.get(model.type)
-    arguments, method = resolved(cls, model), configured_method(model)
-    entries = []
+    cls = _class_of(MODELS, model.type)
+    arguments, entries = resolved(cls, model), []
     if method is not None:
         entries = [Entry('method.type', type(method).name, 'number')]
         if not is_shipped(type(method)):  # two files of one name
@@ -261,7 +260,7 @@ def _model(model):
     for key, value in arguments.items():
         if key not in (*SPELT_OUT, *MODEL_IGNORED) and not (key in LATER and value == LATER[key]):
             entries.append(Entry(f'model.{key}', value, MODEL_LEVELS.get(key, 'number')))
-    entries += [entry for role, vfm in _vfms(model).items() for entry in _vfm(role, vfm)]
+    entries += [entry for role, vfm in _vfms(model, method).items() for entry in _vfm(role, vfm)]
     entries += [
         *_settings_of('feedback', arguments.get('feedback')),
         *_settings_of('refinement', arguments.get('refinement')),
@@ -289,9 +288,8 @@ def _method_settings(part, key):
     return [Entry(f'{key}.{name}', value, 'number') for name, value in values.items()]
 
 
-def _vfms(model):
+def _vfms(model, method):
     """Return role -> config of the VFMs of a segmentor's config."""
-    method = configured_method(model)
     return vfms_by_role(method, model.get('vfm')) if method is not None else {}
 
 
@@ -299,7 +297,7 @@ def _settings_of(key, config):
     """Return the entries of a feedback's or a refinement's config; without a config, an entry of None."""
     if not config:
         return [Entry(f'model.{key}', None, 'number')]
-    cls = MODELS.get(config['type'])
+    cls = _class_of(MODELS, config['type'])
     arguments = resolved(cls, config)
     if issubclass(cls, FSA) and 'terms' in arguments:
         terms = arguments['terms']
@@ -346,7 +344,7 @@ def _clip_files(model, checkpoint):
         architecture = _read_json(os.path.join(path, CONFIG_FILE))
         files = sorted(glob.glob(os.path.join(glob.escape(path), '*')))
         return architecture, [file for file in files if file.endswith(WEIGHT_SUFFIXES)]
-    architecture = open_clip.get_model_config(model)
+    architecture = _architecture(model)
     files = [local_path(checkpoint, f'checkpoint of the backbone {model}')] if checkpoint else []
     configs = [os.path.join(os.path.dirname(file), CONFIG_FILE) for file in files]
     return architecture, files + [path for path in configs if os.path.isfile(path)]
@@ -356,7 +354,7 @@ def _clip_pixels(config):
     """Return CLIP's mean and std of pixels; of a local folder, None unless set: its digest covers the values."""
     if _local_folder(config['model']):
         return {key: config.get(key) or None for key in ('mean', 'std')}
-    preprocessing = _pretrained_tag(config['model'], config.get('pretrained'))
+    preprocessing = _tag(config['model'], config.get('pretrained'))
     preprocessing = preprocessing or _config_beside(config.get('checkpoint')).get('preprocess_cfg', {})
     defaults = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
     return {key: config.get(key) or preprocessing.get(key) or default for key, default in defaults.items()}
@@ -365,7 +363,7 @@ def _clip_pixels(config):
 def _vfm(role, config):
     """Return the entries of the VFM of a role."""
     place = f'model.vfm.{role}'
-    arguments = resolved(MODELS.get(config['type']), config)
+    arguments = resolved(_class_of(MODELS, config['type']), config)
     if arguments.get('scope') == 'window':
         del arguments['scope']  # the default
     checkpoint, seed = arguments.pop('checkpoint', None), arguments.pop('random_weights', None)
@@ -374,7 +372,7 @@ def _vfm(role, config):
         weights = dict(sha256=file_digest(local_path(checkpoint, 'checkpoint of the VFM')))
     cached = _cached_digest('vfm', config) if weights is None else None
     if timm.is_model(arguments.get('model') or ''):  # a mean or std of None is timm's
-        tag = timm.get_pretrained_cfg(arguments['model'], allow_unregistered=False)
+        tag = timm_tag(arguments['model'])
         arguments.update((key, getattr(tag, key)) for key in ('mean', 'std') if arguments.get(key, tag) is None)
     return [
         Entry(place, config['type'], 'number'),
@@ -395,7 +393,7 @@ def _content(value):
 def _dataset(config):
     """Return the entries of a data set's definition, its pipeline, the metric and the loop."""
     dataset = config.test_dataloader.dataset
-    cls = DATASETS.get(dataset.type)
+    cls = _class_of(DATASETS, dataset.type)
     classes = dataset.get('metainfo', {}).get('classes') or cls.METAINFO.get('classes')
     arguments = {key: value for key, value in resolved(cls, dataset).items() if key not in DATASET_IGNORED}
     steps = [
@@ -414,7 +412,7 @@ def _dataset(config):
         Entry('metric.type', metric.type, 'number'),
         *(
             Entry(f'metric.{key}', value, 'number')
-            for key, value in resolved(METRICS.get(metric.type), metric).items()
+            for key, value in resolved(_class_of(METRICS, metric.type), metric).items()
             if key not in METRIC_IGNORED
         ),
         *(Entry(f'loop.{key}', value, 'number') for key, value in config.test_cfg.items()),
@@ -422,10 +420,10 @@ def _dataset(config):
     ]
 
 
-def _runtime(config):
+def _runtime(config, method):
     """Return the entries of where and how the cell runs."""
     ignored = ('work_dir', 'launcher', 'workers', 'log_level', 'log_interval', 'default_hooks', 'custom_imports')
-    masks = MASK_PACKAGE if _uses_masks(config.model) else None
+    masks = MASK_PACKAGE if _uses_masks(config.model, method) else None
     return [
         *([Entry(f'version of {masks}', importlib.metadata.version(masks), 'rounding')] if masks else []),
         Entry('batch_size', config.test_dataloader.get('batch_size'), 'rounding'),
@@ -437,19 +435,18 @@ def _runtime(config):
     ]
 
 
-def _uses_masks(model):
+def _uses_masks(model, method):
     """Return whether a segmentor's config runs a model of `transformers`."""
-    method = configured_method(model)
     sources = [part.regions['type'] for part in method.parts if part.regions] if method is not None else []
     return 'SAMRefinement' in str((model.get('refinement') or {}).get('type')) or {'sam2', 'mask2former'} & set(sources)
 
 
-def _sources(config):
+def _sources(config, method):
     """Return the entries of the code behind a number: the package, and the other classes that the config names."""
     entries = [Entry('package', sources_digest(), 'source')]
     configs = [
         (MODELS, config.model),
-        *((MODELS, vfm) for vfm in _vfms(config.model).values()),
+        *((MODELS, vfm) for vfm in _vfms(config.model, method).values()),
         (MODELS, config.model.get('feedback')),
         (MODELS, config.model.get('refinement')),
         (DATASETS, config.test_dataloader.dataset),
@@ -465,7 +462,6 @@ def _sources(config):
         file = getattr(sys.modules.get(name), '__file__', None)
         if file and not name.startswith('fsa_seg.'):
             entries.append(Entry(f'module {name}', _module_digest(name, file), 'source'))
-    method = configured_method(config.model)
     if method is None or is_shipped(type(method)):
         return entries
     return [*entries, Entry('method file', files_digest(source_files(type(method).path)), 'source')]
@@ -517,7 +513,7 @@ def _module_digest(name, file):
 
 def _class_of(registry, name):
     """Return a registered class; its name may have a scope ('mmseg.Resize')."""
-    cls = registry.get(name)
+    cls = registered(registry, name)
     if cls is None:
         raise UserError(
             f'unknown class {name!r}: no registry has it; name the module that registers it in custom_imports'

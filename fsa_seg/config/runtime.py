@@ -40,7 +40,7 @@ def default_runtime(users: bool = True) -> dict:
     Raises:
         UserError: two such files, a file that cannot be read or defines a class, an unknown key or a wrong value.
     """
-    entries = load_file(RUNTIME).to_dict()
+    entries = load_file(RUNTIME, copied=False).to_dict()
     paths = [os.path.join(folder, 'runtime.py') for folder in (config_folders()[1:] if users else ())]
     paths = [path for path in paths if os.path.isfile(path)]
     if len(paths) > 1:

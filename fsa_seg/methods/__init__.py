@@ -6,6 +6,7 @@ their path.
 
 import copy
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -53,11 +54,17 @@ def find_method(name: str) -> type[Method]:
     name = str(name)
     shipped = name.isidentifier() and os.path.isfile(os.path.join(HERE, f'{name}.py'))
     if name == SPELLED_OUT or shipped and name not in NOT_METHODS:
-        return _method_of(importlib.import_module(f'fsa_seg.methods.{name}'))  # no look at plug-ins
+        return _shipped_method(name)  # no look at plug-ins
     if name.endswith('.py'):
         return _load_file(name)
     files = method_files()
     return _load_file(files[one_of(name, files, 'method', own_hint())])
+
+
+@functools.cache
+def _shipped_method(name: str) -> type[Method]:
+    """Return a method of the suite."""
+    return _method_of(importlib.import_module(f'fsa_seg.methods.{name}'))
 
 
 def is_shipped(method: type[Method]) -> bool:

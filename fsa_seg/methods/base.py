@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -219,9 +219,12 @@ def sees_windows(scope: str) -> bool:
 
 def option_names(method: type[Method]) -> list[str]:
     """Return the names of a method's constructor arguments."""
-    if method.__init__ is object.__init__:
-        return []
-    return [name for name in inspect.signature(method.__init__).parameters if name != 'self']
+    return [] if method.__init__ is object.__init__ else list(_argument_names(method.__init__))
+
+
+@functools.lru_cache(256)
+def _argument_names(constructor: Callable) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(constructor).parameters if name != 'self')
 
 
 class WindowCosines:

@@ -1,5 +1,6 @@
 """Files of weights of backbones and VFMs: find them, download them, and check whether they are whole."""
 
+import functools
 import glob
 import os
 import re
@@ -15,6 +16,7 @@ from mmengine import ConfigDict
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained
 from safetensors import safe_open
+from timm.models import PretrainedCfg
 
 from fsa_seg.errors import UserError, one_line
 from fsa_seg.models.clip import loading_weights
@@ -71,11 +73,17 @@ def weights_from(kind: str, component: ConfigDict) -> Weights:
         repository, file = os.path.split(tag.get('hf_hub') or '')
         files = ((file,) if file else CLIP_FILES) if repository else ()
         return Weights(kind, name, licence, repository or tag['url'], files, tag, component.get('cache_dir'))
-    cfg = timm.get_pretrained_cfg(component.model, allow_unregistered=False)
+    cfg = timm_tag(component.model)
     if not cfg or not (cfg.hf_hub_id or cfg.url):
         raise UserError(f'VFM {name}: timm has no weights for {component.model}')
     files = ((cfg.hf_hub_filename,) if cfg.hf_hub_filename else TIMM_FILES) if cfg.hf_hub_id else ()
     return Weights(kind, name, cfg.license or licence, cfg.hf_hub_id or cfg.url, files)
+
+
+@functools.lru_cache(256)
+def timm_tag(model: str) -> PretrainedCfg | None:
+    """Return `timm`'s description of a model's weights, which it copies at each call; not to be changed."""
+    return timm.get_pretrained_cfg(model, allow_unregistered=False)
 
 
 def path_of(weights: Weights) -> str | None:

@@ -1,17 +1,25 @@
 import contextlib
+import functools
 import itertools
+import json
 import os
 import re
+import shutil
 
 import pytest
 from mmseg.registry import MODELS
 
+from fsa_seg.config import components
 from fsa_seg.config.components import class_names, component_names, load_component, load_file, protocol_settings
 from fsa_seg.config.compose import check_config, compose, is_complete, merge_options, set_runtime
 from fsa_seg.config.fingerprint import cell_hash, fingerprint
+from fsa_seg.config.saved import to_json
+from fsa_seg.config.suites import suite_cells
 from fsa_seg.errors import UserError
 from fsa_seg.evaluation.results import cell_id
 from fsa_seg.methods import find_method, make_method
+from fsa_seg.models import text as class_texts
+from fsa_seg.system import paths
 from fsa_seg.system.paths import CONFIGS
 
 TOY = dict(backbone='toy', vfm='toy', data_root='data/mini')
@@ -392,3 +400,53 @@ def test_configs_that_are_missing(monkeypatch, tmp_path):
     monkeypatch.setattr('fsa_seg.config.components.CONFIGS', str(tmp_path / 'configs'))
     with pytest.raises(UserError, match='configs is missing, which ships with the package: install the package again'):
         compose('voc21', 'sclip', **TOY)
+
+
+def test_the_cells_of_a_table_share_what_files_and_words_say(monkeypatch):
+    """Composing the cells of a table a second time reads no component, and cleans no word."""
+    counts = dict.fromkeys(('programs', 'words'), 0)
+
+    def counting(key, function):
+        def counted(*arguments):
+            counts[key] += 1
+            return function(*arguments)
+
+        return counted
+
+    monkeypatch.setattr(components, '_program', counting('programs', components._program))
+    cleaned = counting('words', class_texts._cleaned)
+    monkeypatch.setattr(class_texts, '_cleaned', functools.lru_cache(None)(cleaned))
+    for cache in (components._shipped_config, components._shipped_component):
+        cache.cache_clear()
+    lists = dict(backbone=['clip_vit-b16', 'openclip_vit-h14'], method=['sclip', 'proxyclip'], feedback=[None, 'fsa'])
+    cells = suite_cells(dict(name='own', groups=[dict(lists, dataset=['voc21', 'context59', 'ade20k'])]))
+    first = [fingerprint(compose(**cell)) for cell in cells]
+    assert len(cells) == 24 and counts['programs'] < len(cells)  # parts, of which the cells are products
+    before = dict(counts)
+    assert [fingerprint(compose(**cell)) for cell in cells] == first
+    assert counts == before
+
+
+def test_a_changed_file_counts_at_the_next_compose(monkeypatch, tmp_path):
+    shutil.copytree(CONFIGS, tmp_path / 'configs')
+    for module in (components, paths):
+        monkeypatch.setattr(module, 'CONFIGS', str(tmp_path / 'configs'))
+    protocol, vfms, words = tmp_path / 'configs/protocols/proxyclip.py', tmp_path / 'configs/vfms', tmp_path / 'w.txt'
+    options = dict(dataset='voc20', method='proxyclip', feedback=None, protocol='fsa')  # `_base_` is proxyclip.py
+    assert compose(**options).model.logit_scale == 40
+    protocol.write_text(protocol.read_text().replace('logit_scale=40', 'logit_scale=41.5'))
+    assert compose(**options).model.logit_scale == 41.5
+    (vfms / 'new.py').write_text((vfms / 'dino_vit-b8.py').read_text().replace('dino_vit-b8', 'new'))
+    assert compose(**options, vfm='new').cell.vfm == 'new'
+    for name in ('lorry', 'juggernaut'):
+        words.write_text('\n'.join([*map(str, range(19)), name]))
+        assert compose(**options, words=str(words)).model.words[-1] == [name]
+
+
+def test_a_config_shares_nothing_with_the_next():
+    config = compose('voc21', 'proxyclip')
+    config.test_dataloader.dataset.data_prefix.img_path = config.model.words[0][0] = 'another'
+    config.model_wrapper_cfg.type = config.cell.title = config.model.feedback.p = 'another'
+    component = load_component('protocol', 'proxyclip')
+    component.datasets.voc21.words.background.append('another')
+    assert 'another' not in json.dumps(to_json(compose('voc21', 'proxyclip')))

@@ -252,6 +252,7 @@ def test_names_and_marks_follow_what_is_changed(exported, tmp_path):
     assert (config.cell.title, config.cell.method, config.cell.feedback) == ('ClearCLIP', 'clearclip', None)
     assert any(text.startswith('hooks=') for text in config.cell.changed)
     assert not any(text.endswith('=none') for text in config.cell.changed)
+    config.work_dir = str(tmp_path)  # the checks of the data are kept there
     cell = prepare(config).config.cell
     assert cell.random_weights == 3 and cell.toy and cell.toy_data
 

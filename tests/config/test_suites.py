@@ -217,7 +217,7 @@ def test_cells_that_differ_in_name_alone_run_once(tmp_path, monkeypatch):
     from fsa_seg.evaluation import passes
 
     run, runs = passes.run_pass, []
-    monkeypatch.setattr(passes, 'run_pass', lambda cells: runs.extend(cells) or run(cells))
+    monkeypatch.setattr(passes, 'run_pass', lambda cells, *rest: runs.extend(cells) or run(cells, *rest))
     results = run_cells(configs, list)
     assert len(runs) == 1
     assert [result['cell']['protocol'] for result in results] == ['proxyclip', 'fsa']
