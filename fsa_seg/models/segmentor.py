@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, cast
 import torch
 from mmengine.device import get_device
 from mmengine.model import BaseDataPreprocessor
+from mmengine.registry import Registry
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
@@ -30,10 +31,20 @@ from fsa_seg.models.clip import (
     trunk_and_inner,
     weights_digest,
 )
+from fsa_seg.models.kept import keep_only, once, shared_models
 from fsa_seg.models.refinements import Refinements, join_tiles
 from fsa_seg.models.regions import shared_regions
 from fsa_seg.models.sam_refinement import SAMRefinement  # noqa: F401  (registers it)
-from fsa_seg.models.shared_pass import Images, Member, Pixels, finite_field, image_files, merged_images, original_sizes
+from fsa_seg.models.shared_pass import (
+    Images,
+    Member,
+    Pixels,
+    enough_memory,
+    finite_field,
+    image_files,
+    merged_images,
+    original_sizes,
+)
 from fsa_seg.models.text import Text, TextEncoder
 from fsa_seg.models.vfm import VisionModel, build_vfm, check_kind, run_vfm, vfm_grid, window_multiple
 from fsa_seg.models.window import Inspection, inspect_patch
@@ -45,11 +56,15 @@ from fsa_seg.ops.propagation import TLP
 from fsa_seg.ops.sfr import SFR, SFRAndFSA
 from fsa_seg.ops.types import ImageTower, Tile, pair
 from fsa_seg.settings import BACKBONE, SEGMENTOR, check_values
+from fsa_seg.system.progress import note
 
 # scores of pixels with queries that are made at once: 2 MiB, 64 MiB in float32
 TILE_SCORES = dict(cpu=2**19, cuda=2**24)
 ROLE_KEYS = ('features', 'scope')  # of a VFM's config: what belongs to its role, see `TrainingFreeSegmentor`
 PRECISIONS = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
+
+WITHOUT_FILES = ('fsa_seg.ops.', 'fsa_seg.datasets.', 'mmcv.', 'mmseg.')  # modules whose constructors read none
+_built: set[tuple[Any, str]] = set()  # class and config of what was built without an error
 
 for _part in (FSA, SFR, SFRAndFSA, PAMR, TLP):
     MODELS.register_module(module=_part)
@@ -185,7 +200,8 @@ class TrainingFreeSegmentor(BaseSegmentor):
         window_batch (int): how many windows go through trunk and VFM at once; 'auto' is 1 on a CPU, where more is no
             faster, and on a GPU what half of its free memory holds.
         compile (bool): whether trunk and VFM are compiled by `torch.compile`.
-        models (dict): the models of segmentors that share theirs, see `fsa_seg.models.shared_pass.SharedPass`.
+        models (dict): the models of segmentors that share theirs, see `fsa_seg.models.shared_pass.SharedPass`; by
+            default those of `fsa_seg.models.kept.kept_models`.
         pretrained, train_cfg: None, which `mmseg.apis.init_model` gives every segmentor.
 
     Raises:
@@ -244,10 +260,15 @@ class TrainingFreeSegmentor(BaseSegmentor):
         vfms = vfms_by_role(method, vfm)
         check_values(backbone, BACKBONE, 'model.backbone')
         check_keys(backbone, BACKBONE_KEYS, 'backbone')
-        precision, models = resolve_precision(precision), {} if models is None else models
+        precision, models = resolve_precision(precision), shared_models() if models is None else models
+        keys = _model_keys(backbone, vfms, refinement, precision, text_cache, compile)
         feedback = MODELS.build(feedback) if feedback else None
-        refinement, refinement_digest = _once(models, load_refinement, refinement) if refinement else (None, None)
-        clip, tokenizer, digest = _once(models, _load_backbone, backbone, precision)
+        refinement, refinement_digest = (
+            once(models, keys['refinement'], functools.partial(load_refinement, refinement))
+            if refinement
+            else (None, None)
+        )
+        clip, tokenizer, digest = once(models, keys['backbone'], functools.partial(_load_backbone, backbone, precision))
         mean, std = (clip.visual.preprocess_cfg[key] for key in ('mean', 'std'))
         super().__init__(data_preprocessor=ImageListPreprocessor(mean, std))
 
@@ -259,8 +280,10 @@ class TrainingFreeSegmentor(BaseSegmentor):
         self.inner_blocks = check_inner_blocks(method.inner_blocks(depth), depth)
         self.weights = dict(backbone=digest, **({'refinement': refinement_digest} if refinement_digest else {}))
         self._fitting: dict[int, int] = {}  # number of queries -> how many windows fit
-        encoder = json.dumps(['encoder', backbone, precision, text_cache], sort_keys=True)
-        self.encoder: TextEncoder | None = models.setdefault(encoder, TextEncoder(clip, tokenizer, text_cache))
+        self._halved: int | None = None  # how many windows go through at once since memory ran out
+        self.encoder: TextEncoder | None = once(
+            models, keys['encoder'], functools.partial(TextEncoder, clip, tokenizer, text_cache)
+        )
         self.register_buffer('text_rows', torch.empty(0), persistent=False)
         self._text: Text | None = None
         self.visual: ImageTower = clip.visual
@@ -272,8 +295,8 @@ class TrainingFreeSegmentor(BaseSegmentor):
             role: {key: config[key] for key in ROLE_KEYS if key in config} for role, config in vfms.items()
         }
         for role, config in vfms.items():
-            self.vfms[role], self.weights[f'vfm.{role}'] = _once(
-                models, _load_vfm, vfm_config(config), precision, compile
+            self.vfms[role], self.weights[f'vfm.{role}'] = once(
+                models, keys[f'vfm.{role}'], functools.partial(_load_vfm, vfm_config(config), precision, compile)
             )
         self._vfm_settings = {role: json.dumps([config, precision], sort_keys=True) for role, config in vfms.items()}
         check_kinds(method, vfms, self.vfms)
@@ -294,6 +317,7 @@ class TrainingFreeSegmentor(BaseSegmentor):
         """
         assert self.encoder is not None  # words come once
         text = self.encoder.encode(words, get_device())
+        self.encoder.to_host()  # a kept model leaves a GPU's memory to the images
         self._text, self.text_rows, self.encoder = text, text.rows, None
 
     @property
@@ -398,15 +422,23 @@ class TrainingFreeSegmentor(BaseSegmentor):
             queries: how many the text has.
         """
         if self.window_batch != 'auto':
-            return self.window_batch
+            return min(self.window_batch, self._halved or self.window_batch)
         if queries not in self._fitting:
             self._fitting[queries] = batch_that_fits(run, self.device)
-        return self._fitting[queries]
+        return min(self._fitting[queries], self._halved or self._fitting[queries])
+
+    def halve_batch(self, most: int) -> int:
+        """Return half of a number of windows for which a GPU's memory was too small; no more go through from now on."""
+        self._halved = most // 2
+        torch.cuda.empty_cache()  # what the allocator keeps in pieces
+        note(f'out of GPU memory: windows go through the models {self._halved} at a time')
+        return self._halved
 
     @property
     def windows_at_once(self) -> int:
-        """How many windows went through the models at once, at most."""
-        return max(self._fitting.values(), default=1) if self.window_batch == 'auto' else self.window_batch
+        """How many windows go through the models at once, at most; after memory ran out, in the end."""
+        most = max(self._fitting.values(), default=1) if self.window_batch == 'auto' else self.window_batch
+        return min(most, self._halved or most)
 
     def predict(
         self, inputs: Images, data_samples: list[SegDataSample] | None = None, text: Text | None = None
@@ -429,7 +461,6 @@ class TrainingFreeSegmentor(BaseSegmentor):
                 sample.seg_logits = PixelData(data=scores)
         return samples
 
-    @torch.no_grad()
     def labels(
         self,
         pixels: Pixels,
@@ -447,7 +478,17 @@ class TrainingFreeSegmentor(BaseSegmentor):
             text: the words' text.
             image (3, height, width): normalised; refinements see it at the size of the cosines.
             prob_thd (float), keep_scores (bool): in place of the segmentor's own.
+
+        Raises:
+            UserError: the image takes more memory than the GPU has free.
         """
+        with enough_memory('the labels of an image', [Member(self, text)]):
+            return self._labels(pixels, text, image, prob_thd, keep_scores)
+
+    @torch.no_grad()
+    def _labels(
+        self, pixels: Pixels, text: Text, image: torch.Tensor, prob_thd: float | None, keep_scores: bool | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         prob_thd = self.prob_thd if prob_thd is None else prob_thd
         keep_scores = self.keep_scores if keep_scores is None else keep_scores
         cosines = pixels.cosines
@@ -683,9 +724,33 @@ def register_own_methods(title: str | None = None) -> None:
         raise UserError('; '.join(faults))
 
 
+def registered(registry: Registry, name: str) -> Any:
+    """Return the class of a name, as `registry.get`, which also writes a line to the log; None for an unknown name."""
+    registry.import_from_location()
+    node, own = registry, name.removeprefix(f'{registry.scope}.')
+    while node is not None:
+        if own in node.module_dict:
+            return node.module_dict[own]
+        node = node.parent if own == name else None  # a name with a scope is that of no parent's class
+    return registry.get(name)
+
+
+def check_built(registry: Registry, config: Mapping[str, Any]) -> None:
+    """Build an object, whose class checks its arguments; raise what the class raises.
+
+    An object whose arguments alone decide that is built once for equal arguments.
+    """
+    cls = registered(registry, config['type']) if isinstance(config.get('type'), str) else None
+    key = cls, repr(config)
+    if key not in _built:
+        registry.build(config)
+        if str(getattr(cls, '__module__', '')).startswith(WITHOUT_FILES):
+            _built.add(key)
+
+
 def configured_method(model: Mapping[str, Any]) -> Method | None:
     """Return the method of a segmentor's config; None for a segmentor of another base."""
-    cls = MODELS.get(model['type'])
+    cls = registered(MODELS, model['type'])
     return (
         method_of(cls.method_name, model.get('method'), model.get('stage'))
         if issubclass(cls, TrainingFreeSegmentor)
@@ -697,12 +762,40 @@ for _name in method_names(users=False):
     register_method(find_method(_name))
 
 
-def _once(models: dict[str, Any], make: Callable, *arguments: Any) -> Any:
-    """Return what `make` makes of JSON-ready arguments, from `models` (dict) if it holds that."""
-    key = json.dumps([make.__name__, *arguments], sort_keys=True)
-    if key not in models:
-        models[key] = make(*arguments)
-    return models[key]
+def _model_keys(
+    backbone: Mapping[str, Any],
+    vfms: Mapping[str, Mapping[str, Any]],
+    refinement: Mapping[str, Any] | None,
+    precision: str,
+    text_cache: str | None = None,
+    compile: bool = False,
+) -> dict[str, list]:
+    """Return the keys of a segmentor's models, see `fsa_seg.models.kept.once`: part of the segmentor -> key."""
+    keys: dict[str, list] = dict(
+        backbone=['backbone', backbone, precision], encoder=['encoder', backbone, precision, text_cache]
+    )
+    if refinement:
+        keys['refinement'] = ['refinement', refinement]
+    keys.update((f'vfm.{role}', ['vfm', vfm_config(config), precision, compile]) for role, config in vfms.items())
+    return keys
+
+
+def keep_models_of(configs: Iterable[Mapping[str, Any]]) -> None:
+    """Drop the models of `fsa_seg.models.kept.kept_models` that the segmentors of no config need.
+
+    A pass drops them before it loads its own, so that both never lie in memory.
+
+    Args:
+        configs: of segmentors; one of another base needs none of these models.
+    """
+    needed: list[list] = []
+    for model in configs:
+        method = configured_method(model)
+        if method is not None:
+            options = {key: model[key] for key in ('text_cache', 'compile') if key in model}
+            vfms, precision = vfms_by_role(method, model.get('vfm')), resolve_precision(model.get('precision', 'auto'))
+            needed += _model_keys(model['backbone'], vfms, model.get('refinement'), precision, **options).values()
+    keep_only(needed)
 
 
 def _load_backbone(config: dict[str, Any], precision: str) -> tuple[Any, Callable, str]:

@@ -4,6 +4,7 @@ Shape legend: B windows, N patches, Q queries; images (3, height, width), each o
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 import json
@@ -17,10 +18,12 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from fsa_seg.errors import UserError
+from fsa_seg.errors import UserError, one_line
 from fsa_seg.methods.base import Method, WindowCosines
+from fsa_seg.models.kept import shared_models
 from fsa_seg.models.text import Text
 from fsa_seg.models.whole_image import Original, SeenImage, WholeImages
+from fsa_seg.ops.device import OutOfMemoryError
 from fsa_seg.ops.last_block import LastBlock, Projections
 from fsa_seg.ops.readout import embeddings
 from fsa_seg.ops.types import ImageTower, pair
@@ -65,7 +68,7 @@ class SharedPass(BaseSegmentor):
             whole_images = key == 'stride' and members[0].get('window') == 0  # a whole image has no stride
             if not whole_images and len({json.dumps(member.get(key), sort_keys=True) for member in members}) > 1:
                 raise ValueError(f'the members of a shared pass differ in {key}')
-        models: dict[str, Any] = {}
+        models = shared_models()
         segmentors = [MODELS.build(dict(member, words=None, models=models)) for member in members]
         super().__init__(data_preprocessor=segmentors[0].data_preprocessor)
         for segmentor, member in zip(segmentors, members):  # after all VFMs, since it may take minutes
@@ -169,13 +172,17 @@ def merged_images(
 ) -> Iterator[list[Pixels]]:
     """Yield for each image, in order, the `Pixels` of each member, as soon as the image's last window is done.
 
-    Windows go in batches of `window_batch`, across the images.
+    Windows go in batches of `window_batch`, across the images. A GPU that is out of memory halves the batch, for the
+    rest of the run.
 
     Args:
         members: whose segmentors share trunk, window and stride.
         images (list of (3, height, width)): normalised.
         sizes (list of (int, int)): height and width of each result.
         originals: of each image its file and the original itself; see `fsa_seg.models.whole_image.Original`.
+
+    Raises:
+        UserError: a single window, or a stage on a whole image, takes more memory than the GPU has free.
     """
     first = members[0].segmentor
     contents = [pair(image.shape[1:]) for image in images]
@@ -190,18 +197,21 @@ def merged_images(
     whole_images = WholeImages(images, sizes, originals, contents)
     queries = max(len(member.text.rows) for member in members)
     largest = max(crops, key=lambda crop: crop.size)
-    for segmentor, _ in members:  # what is made of a whole image is no part of a window's memory
-        whole_images.of(segmentor, largest.image_index).made_by(segmentor.method)
-    most = first.batch_size(lambda: list(window_results(members, [largest], whole_images)), queries)
-    whole_images.most = most
+    with enough_memory('what the methods make of a whole image', members):
+        for segmentor, _ in members:  # what is made of a whole image is no part of a window's memory
+            whole_images.of(segmentor, largest.image_index).made_by(segmentor.method)
+    with enough_memory('one window', members):
+        most = first.batch_size(lambda: list(window_results(members, [largest], whole_images)), queries)
     left = collections.Counter(crop.image_index for crop in crops)
     done: dict[int, dict[int, list[tuple[Window, Tensor]]]] = {}  # image -> member -> its windows and their flags
-    for batch in _batches(crops, most):
-        for member, window, flags, index in window_results(members, batch, whole_images):
+    for batch, results in _batches(members, crops, whole_images, most):
+        for member, window, flags, index in results:
             done.setdefault(index, {}).setdefault(member, []).append((window, flags))
         left.subtract(crop.image_index for crop in batch)
         for index in [index for index in done if not left[index]]:
-            yield _merge(members, done.pop(index), whole_images, index)
+            with enough_memory('the merge of the windows', members):
+                merged = _merge(members, done.pop(index), whole_images, index)
+            yield merged
             whole_images.forget(index)
 
 
@@ -386,8 +396,38 @@ def check_finite_stages(flags: Tensor, image: str, settings: str) -> None:
         )
 
 
-def _batches(crops: Sequence[Crop], most: int) -> Iterator[list[Crop]]:
-    """Yield consecutive windows of one size, at most so many at once."""
+def _batches(
+    members: Sequence[Member], crops: Sequence[Crop], whole_images: WholeImages, most: int
+) -> Iterator[tuple[list[Crop], list]]:
+    """Yield consecutive windows of one size, at most so many at once, and their `window_results`."""
     for _, alike in itertools.groupby(crops, lambda crop: crop.size):
         group = list(alike)
-        yield from (group[start : start + most] for start in range(0, len(group), most))
+        while group:
+            whole_images.most, batch, results = most, group[:most], None
+            with enough_memory('one window', members) if most == 1 else contextlib.suppress(OutOfMemoryError):
+                results = list(window_results(members, batch, whole_images))
+            if results is None:  # nothing of the batch is kept: its windows are computed again
+                most = members[0].segmentor.halve_batch(most)
+                continue
+            yield batch, results
+            group = group[len(batch) :]
+
+
+@contextlib.contextmanager
+def enough_memory(stage: str, members: Sequence[Member]) -> Iterator[None]:
+    """Turn the error of a GPU that is out of memory into a UserError that says what takes less.
+
+    Args:
+        stage: what is computed in the block.
+        members: for which it is computed.
+    """
+    try:
+        yield
+    except OutOfMemoryError as error:
+        segmentor, queries = members[0].segmentor, max(len(member.text.rows) for member in members)
+        precision = str(segmentor.visual.proj.dtype).removeprefix('torch.')
+        raise UserError(
+            f'the GPU is out of memory in {stage}, for {len(members)} cells, windows of {segmentor.window} pixels and '
+            f'{queries} queries, in {precision}: less is taken by --precision fp16, by fewer cells in a pass '
+            f'(--cells-per-pass 1), and by fewer images at a time (--batch-size 1). {one_line(error)}'
+        ) from None

@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from fsa_seg.errors import UserError, warn_once
 from fsa_seg.models.clip import architecture_digest, weights_digest
 from fsa_seg.ops.device import trim_memory
+from fsa_seg.system.leases import leased
 from fsa_seg.system.paths import new_file
 from fsa_seg.system.progress import Bar
 
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
+_cleaned = functools.lru_cache(2**14)(get_clean_fn('lower'))  # a table's cells have the same words again and again
 NOT_TEXT = ('visual.', 'logit_scale', 'logit_bias')  # what a model has beside its text tower
 
 
@@ -133,11 +135,10 @@ def check_distinct(words: Sequence[Sequence[str]], classes: Sequence[str], where
         where (str): the error's subject.
         published (bool): the words are as they were published: print a warning in place of the error.
     """
-    clean = get_clean_fn('lower')
     owners: dict[str, tuple[int, str]] = {}  # cleaned word -> its first class and word
     for i, group in enumerate(words):
         for word in group:
-            owner, other = owners.setdefault(clean(word), (i, word))
+            owner, other = owners.setdefault(_cleaned(word), (i, word))
             if owner == i:
                 continue
             said = (
@@ -173,7 +174,8 @@ class TextEncoder:
     """Embeds words by CLIP's text tower, each word once: rows are kept in memory and on disk.
 
     A row is the normalised mean over `open_clip`'s 80 ImageNet templates of a word's unit embeddings. It depends on no
-    other word. Several threads may encode at a time.
+    other word. Several threads may encode at a time. Of several processes with one `cache_dir` one embeds a word, and
+    the others wait for its row.
 
     Args:
         clip: an `open_clip` model whose text tower is float32.
@@ -205,11 +207,25 @@ class TextEncoder:
         """
         queries = tuple(word for group in words for word in group)
         with self._lock:
-            missing = [word for word in dict.fromkeys(queries) if word not in self._rows and not self._read(word)]
-            if missing:
-                self._embed(missing, device)
+            if self._missing(queries):
+                with leased(os.path.join(self._cache_dir, f'{self.tower}.lease'), 'embeds words'):
+                    missing = self._missing(queries)  # less, if another process had the lease before
+                    if missing:
+                        self._embed(missing, device)
             rows = torch.stack([self._rows[word] for word in queries])
         return Text(rows, tuple(len(group) for group in words), queries)
+
+    def to_host(self) -> None:
+        """Move the text tower to the host; the image tower stays where it is."""
+        for name, part in self._clip.named_children():
+            if name != 'visual':
+                part.to('cpu')
+        for tensor in (*self._clip.parameters(recurse=False), *self._clip.buffers(recurse=False)):
+            tensor.data = tensor.data.cpu()
+
+    def _missing(self, queries: Sequence[str]) -> list[str]:
+        """Return the queries without a row in memory or on disk, each once."""
+        return [word for word in dict.fromkeys(queries) if word not in self._rows and not self._read(word)]
 
     def _embed(self, words: list[str], device: str | torch.device) -> None:
         """Embed words, and keep their rows in memory and on disk."""
@@ -304,6 +320,7 @@ def _are_units(text: torch.Tensor) -> bool:
     return bool(((text.norm(dim=-1) - 1).abs() < 1e-3).all())  # a comparison with NaN is false
 
 
+@functools.cache
 def templates_digest() -> str:
     """Return the SHA-256 of the prompt templates, as a hexadecimal string."""
     return hashlib.sha256('\n'.join(template('{}') for template in TEMPLATES).encode()).hexdigest()

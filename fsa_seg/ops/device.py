@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# what a GPU without enough free memory raises
+OutOfMemoryError = getattr(torch, 'OutOfMemoryError', torch.cuda.OutOfMemoryError)  # torch 2.4 lacks the first
+
 
 def device_name(device: torch.device | str) -> str:
     """Return what a device is called in results and tables."""

@@ -165,6 +165,56 @@ def test_automatic_batches_on_a_gpu(monkeypatch):
     assert len(asked) == 2
 
 
+def out_of_memory(*_):
+    raise device.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+
+
+@pytest.mark.parametrize('stage, chosen', [('trunk', 'auto'), ('last block', 8)])
+def test_out_of_memory_halves_the_batch(monkeypatch, capsys, stage, chosen):
+    """For the rest of the run. In the last member's block the windows of the others are there, and count once."""
+    monkeypatch.setattr(segmentor, 'batch_that_fits', lambda run, where: 8)
+    members = [member('proxyclip', 'fsa'), member('sclip'), member('maskclip')]
+    expected = MODELS.build(dict(type='SharedPass', members=[dict(config, window_batch=2) for config in members]))
+    expected = [expected.test_step(batch()) for _ in range(2)]
+    finite, kept = shared_pass._finite, shared_pass._kept
+    if stage == 'trunk':
+        monkeypatch.setattr(shared_pass, '_finite', lambda x: out_of_memory() if len(x) > 2 else finite(x))
+    else:
+        monkeypatch.setattr(
+            shared_pass,
+            '_kept',
+            lambda method, block, count: (
+                out_of_memory() if count > 2 and method.title == 'MaskCLIP' else kept(method, block, count)
+            ),
+        )
+    together = MODELS.build(dict(type='SharedPass', members=[dict(config, window_batch=chosen) for config in members]))
+    for before in expected:
+        for ours, theirs in zip(together.test_step(batch()), before):
+            for i in range(len(members)):
+                assert torch.equal(ours.get(label_field(i)).data, theirs.get(label_field(i)).data)
+    said = [line for line in capsys.readouterr().err.splitlines() if 'memory' in line]
+    assert said == [f'out of GPU memory: windows go through the models {count} at a time' for count in (4, 2)]
+    assert together.members[0].windows_at_once == 2
+
+
+@pytest.mark.parametrize(
+    'module, name, stage',
+    [
+        (shared_pass, '_finite', 'one window'),
+        (shared_pass, '_merge', 'the merge of the windows'),
+        (segmentor, 'label_tiles', 'the labels of an image'),
+    ],
+)
+def test_memory_that_is_too_small_for_one_window_or_for_an_image(monkeypatch, module, name, stage):
+    monkeypatch.setattr(module, name, out_of_memory)
+    members = [member(method, window_batch=2) for method in ('sclip', 'clip')]
+    model = MODELS.build(dict(type='SharedPass', members=members))
+    with pytest.raises(
+        UserError, match=f'memory in {stage}, for .*100 pixels and 5 queries, in float32: less is taken'
+    ):
+        model.test_step(batch())
+
+
 def test_without_words_or_without_a_compiler(monkeypatch):
     with pytest.raises(RuntimeError, match='pass the text of `encode` to predict'):
         MODELS.build(member('maskclip', words=None)).predict([torch.zeros(3, 100, 100)])

@@ -212,6 +212,24 @@ def test_words_of_several_threads(clip, tmp_path):
         assert torch.equal(found, expected[start : start + 5])
 
 
+def test_processes_that_start_together_embed_a_word_once(clip, tmp_path, monkeypatch):
+    """Each encoder stands for a process: a lease is a file, and rows come from disk."""
+    calls, words = [], [[f'word {i}'] for i in range(6)]
+    monkeypatch.setattr(text_module, 'embed_word', lambda *given: calls.append(given[2]) or embed_word(*given))
+    encoders = [TextEncoder(*clip, cache_dir=str(tmp_path)) for _ in range(3)]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        rows = list(pool.map(lambda encoder: encoder.encode(words).rows, encoders))
+    assert sorted(calls) == sorted(sum(words, [])) and all(torch.equal(found, rows[0]) for found in rows)
+    assert not list(tmp_path.rglob('*.lease'))
+
+
+def test_a_cache_that_cannot_be_written(clip, tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    rows = encoded(clip, ['cat'], tmp_path / 'file')
+    assert torch.equal(rows, encoded(clip, ['cat'], tmp_path / 'folder'))
+    assert capsys.readouterr().err.count('the text embeddings are not kept') == 1
+
+
 def test_class_names_of_a_file(tmp_path):
     """A class of several words is queried by each of them, unless a protocol names it."""
     path = tmp_path / 'classes.txt'
