@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -29,6 +29,8 @@ UNUSED = (  # kinds of files that `ImageFolderDataset` leaves out
     'FIFOs, sockets or devices',
     'folders with the name of an image',
 )
+FILE_KEYS = ('img_path', 'seg_map_path')  # of an entry
+ASKED_AT_ONCE = 32  # files
 THINGS = 80  # the first of COCO-Stuff's 171 classes
 
 
@@ -270,6 +272,7 @@ def check_images(
     void_named: bool = False,
     label_map: list | None = None,
     image_max: int | None = None,
+    read: dict[str, 'Reading'] | None = None,
 ) -> dict[str, str]:
     """Check every image and label image, and return a digest of their contents by image name.
 
@@ -284,6 +287,7 @@ def check_images(
         void_named: the user named `void`, see `fsa_seg.datasets.label_images.check_seen`.
         label_map: see `fsa_seg.datasets.label_images.read_labels`.
         image_max: see `fsa_seg.datasets.images.read_image`.
+        read: image name -> `Reading`, of images that need not be read again; the others' readings are added.
 
     Raises:
         UserError: a missing or damaged file, an image and label image of different sizes, or a label out of range.
@@ -292,16 +296,34 @@ def check_images(
     missing = missing_files(entries)
     if missing:
         raise UserError(f'{len(missing)} of {2 * len(entries)} files are missing, the first is {missing[0]}')
-    labels, contents = set(), {}
-    with contextlib.closing(scan_images(entries, 'checking the data', label_map, image_max)) as scans:
+    read = {} if read is None else read
+    for entry in entries:
+        if entry['name'] in read:
+            labels = np.array(read[entry['name']].labels, np.int64)
+            check_range(entry['seg_map_path'], labels, classes + reduce_zero_label, void)
+    unread = [entry for entry in entries if entry['name'] not in read]
+    with contextlib.closing(scan_images(unread, 'checking the data', label_map, image_max)) as scans:
         for scan in scans:
             check_scan(scan, classes + reduce_zero_label, void)
-            labels.update(scan.labels.tolist())
-            contents[scan.entry['name']] = scan.content
+            read[scan.entry['name']] = Reading(scan.content, scan.labels.tolist())
+    readings = {entry['name']: read[entry['name']] for entry in entries}
+    labels = set().union(*(reading.labels for reading in readings.values()))
     warning = check_seen(labels, classes, reduce_zero_label, void, void_named)
     if warning:
         warn_once(warning)
-    return contents
+    return {name: reading.content for name, reading in readings.items()}
+
+
+class Reading(NamedTuple):
+    """What a check keeps of an image and its label image of the same size.
+
+    Attributes:
+        content (str): digest of the image's bytes and the label image's values.
+        labels (list of int): labels of the label image, increasing.
+    """
+
+    content: str
+    labels: list[int]
 
 
 def file_classes(dataset: BaseSegDataset) -> tuple[list[str], list]:
@@ -312,7 +334,14 @@ def file_classes(dataset: BaseSegDataset) -> tuple[list[str], list]:
 
 def missing_files(entries: list[dict]) -> list[str]:
     """Return the paths of `list_images`' entries that do not exist."""
-    return [entry[key] for entry in entries for key in ('img_path', 'seg_map_path') if not os.path.isfile(entry[key])]
+    paths = [entry[key] for entry in entries for key in FILE_KEYS]
+    return [path for path, present in zip(paths, ask_files(os.path.isfile, paths)) if not present]
+
+
+def ask_files(ask: Callable[[str], Any], paths: list[str]) -> list:
+    """Return what a function tells of each path; many are asked at a time, since a file server answers slowly."""
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        return list(pool.map(ask, paths))
 
 
 class Scan(NamedTuple):
