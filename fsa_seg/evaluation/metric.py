@@ -20,7 +20,7 @@ from mmengine.logging import print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
-from fsa_seg.errors import UserError
+from fsa_seg.errors import StopError, UserError
 from fsa_seg.evaluation.label_files import label_path, write_labels
 from fsa_seg.models.shared_pass import check_finite_stages, finite_field
 from fsa_seg.ops.device import count_labels, to_device, to_host
@@ -51,7 +51,7 @@ class Journal:
         """Append the sparse confusion matrix (3, n) of an image, and the digest of its file of predicted labels.
 
         Raises:
-            UserError: the disk is full.
+            StopError: the disk is full.
         """
         line = [name, self._contents[name], self.weights, counts.tolist(), labels]
         try:
@@ -59,7 +59,7 @@ class Journal:
             with open(self._path, 'a', encoding='utf-8') as f:
                 f.write(json.dumps([*line, self._seal(line)]) + '\n')
         except OSError as error:
-            raise UserError(
+            raise StopError(
                 f'{self._path} cannot be written: {error.strerror}; make room, and run the same command again: it goes '
                 'on with what is counted'
             ) from None
@@ -73,8 +73,8 @@ class Journal:
         """
         matrices = {}
         for path in sorted(glob.glob(os.path.join(glob.escape(self.folder), '*.jsonl'))):
-            with open(path, encoding='utf-8', errors='replace') as f:
-                for text in f:
+            with contextlib.suppress(FileNotFoundError), open(path, encoding='utf-8', errors='replace') as f:
+                for text in f:  # no file: another run has finished the cell meanwhile
                     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
                         name, content, weights, counts, labels, seal = json.loads(text)
                         if (
@@ -125,6 +125,9 @@ class ExactIoUMetric(IoUMetric):
         images (list of str): names of the images, sorted; filled by `evaluate`.
         confusions (list): sparse confusion matrices (3, n), in the order of `images`; filled by `evaluate`.
         done (dict): image name -> sparse confusion matrix, of the images that an interrupted run has evaluated.
+        isolated (bool): whether an error of this metric is kept as `failure`, so that it ends no other metric.
+        failure (UserError): why the metric cannot be computed; nothing more is counted then. None without a failure.
+        part (bool): the images are a part of the split, so that there are no figures.
         journal (Journal): keeps the counts of every image as soon as they are there; None keeps nothing.
         settings (str): how messages name the segmentor's settings.
         by_path (bool): files of predicted labels lie in `output_dir` as the images lie below `root`; else side by side.
@@ -148,11 +151,17 @@ class ExactIoUMetric(IoUMetric):
         super().__init__(ignore_index=ignore_index, iou_metrics=['mIoU'], prefix=prefix, output_dir=output_dir)
         self.images, self.confusions, self.done, self.journal = [], [], {}, None
         self.root, self.field, self.settings, self.by_path = root, field, 'the given settings', False
+        self.isolated, self.failure, self.part = False, None, False
         self._pending = []
         self._written = {}  # file of predicted labels -> image
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
         """Count a batch's pixels; a GPU's counts are read at the next batch, so that the CPU does not wait for them."""
+        if self.failure is None:
+            with self._failing():
+                self._process(data_samples)
+
+    def _process(self, data_samples):
         classes, before = len(self.dataset_meta['classes']), len(self._pending)
         for sample in data_samples:
             predicted, truth = sample[self.field]['data'].squeeze(0), sample['gt_sem_seg']['data'].squeeze(0)
@@ -165,6 +174,22 @@ class ExactIoUMetric(IoUMetric):
             finite = finite is not None and to_host(finite)
             self._pending.append((sample['img_path'], sample['seg_map_path'], truth, counts, finite, written))
         self._settle(before if predicted.is_cuda else len(self._pending))
+
+    @contextlib.contextmanager
+    def _failing(self):
+        """Keep an error of the cell as `failure` where cells are `isolated`; any other error is raised."""
+        try:
+            yield
+        except UserError as error:
+            if isinstance(error, StopError) or not self.isolated:
+                raise
+            self.failure = error
+
+    def settle(self) -> None:
+        """Keep the counts of all images whose labels are there."""
+        if self.failure is None:
+            with self._failing():
+                self._settle(len(self._pending))
 
     def _write(self, sample, predicted):
         """Write the predicted labels of a sample, and return the file's digest."""
@@ -194,14 +219,19 @@ class ExactIoUMetric(IoUMetric):
     def evaluate(self, size: int) -> dict[str, float]:
         """Gather the counts of all processes and of `done`, and return the metrics in percent; see `metrics`.
 
+        After a failure on any process, and for a part of a split, the dict is empty.
+
         Args:
             size: number of images in the data set.
         """
-        self._settle(len(self._pending))
+        self.settle()
         gathered = dict(self.done)
-        for part in all_gather_object(self.results):
+        for part, failure in all_gather_object((self.results, self.failure and str(self.failure))):
             gathered.update(part)
+            self.failure = self.failure or (failure and UserError(failure))
         self.results.clear()
+        if self.failure or self.part:
+            return {}
         if len(gathered) < size:
             raise RuntimeError(f'{len(gathered)} images were evaluated, but the data set has {size}')
         self.images = sorted(gathered)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from mmengine import Config
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
@@ -28,19 +28,14 @@ from PIL import Image
 from fsa_seg.config.components import known_images
 from fsa_seg.config.fingerprint import Data, differences, fingerprint, shared_key, with_files
 from fsa_seg.config.saved import to_json
-from fsa_seg.datasets.data_sets import (
-    check_count,
-    check_images,
-    file_classes,
-    left_out,
-    list_images,
-    loading,
-    read_as_loaded,
-)
+from fsa_seg.datasets.data_sets import check_count, file_classes, left_out, list_images, loading, read_as_loaded
 from fsa_seg.datasets.images import image_size
-from fsa_seg.errors import UserError, built, one_line, warn_once
+from fsa_seg.errors import Busy, StopError, UserError, built, one_line, warn_once
+from fsa_seg.evaluation.data_checks import check_once
 from fsa_seg.evaluation.label_files import claim_folder, label_path, labels_digest, labels_folder, missing_labels
+from fsa_seg.evaluation.loop import StepError, Watch, halves, original
 from fsa_seg.evaluation.metric import Journal
+from fsa_seg.evaluation.ranks import check_shared, on_all, on_main
 from fsa_seg.evaluation.results import (
     FIGURES,
     Cell,
@@ -59,6 +54,7 @@ from fsa_seg.models.segmentor import (
     check_kinds,
     check_window,
     configured_method,
+    keep_models_of,
     load_refinement,
     vfm_config,
     vfms_by_role,
@@ -92,16 +88,16 @@ def prepare(config: Config) -> Cell:
     if limit:
         dataset.pop('indices', None)  # a saved result's config holds the subset of its run
     known = known_images(name, config.get('known_images'), dataset.data_root)
-    entries, complete, contents = _checked_images(json.dumps(dataset), json.dumps(known), name, limit is not None)
+    entries, complete, contents = _checked_images(
+        json.dumps(dataset), json.dumps(known), name, limit is not None, os.path.join(config.work_dir, 'checks')
+    )
     if limit and (limit < len(entries) or not complete):
         indices = np.random.default_rng(LIMIT_SEED).permutation(len(entries))[:limit]
         dataset.indices = sorted(indices.tolist())
         entries = [entries[i] for i in dataset.indices]
-    _check_region_files(config, [entry['img_path'] for entry in entries])
+    on_all(lambda: _check_region_files(config, [entry['img_path'] for entry in entries]))
     data = Data([entry['name'] for entry in entries], contents)
-    fingerprints = [fingerprint(config, data) if is_main_process() else None]  # it reads files of weights
-    broadcast_object_list(fingerprints)
-    return Cell(config, fingerprints[0], data)
+    return Cell(config, on_main(lambda: fingerprint(config, data)), data)  # it reads files of weights
 
 
 def _check_region_files(config, paths):
@@ -152,11 +148,21 @@ def check_out(path: str, cell: Cell) -> None:
 
 def run_cell(cell: Cell, path: str | None = None) -> dict | None:
     """Run one prepared cell, see `run_pass`; return its result, or None on processes other than the main process."""
-    results = run_pass([cell], [path or result_path(cell)])
+    try:
+        results = run_pass([cell], [path or result_path(cell)])
+    except StepError as error:
+        raise original(error) from None
     return results and results[0]
 
 
-def run_pass(cells: Sequence[Cell], paths: Sequence[str] | None = None) -> list[dict] | None:
+def run_pass(
+    cells: Sequence[Cell],
+    paths: Sequence[str] | None = None,
+    part: tuple[int, int] | None = None,
+    failures: dict[str, Exception] | None = None,
+    watch: Watch | None = None,
+    wait: bool = True,
+) -> list[dict | None] | None:
     """Run prepared cells in one pass through `Runner.test()`, and write one result per cell.
 
     A journal keeps the counts of each image; the next run of an interrupted pass continues from the journal. If another
@@ -165,32 +171,46 @@ def run_pass(cells: Sequence[Cell], paths: Sequence[str] | None = None) -> list[
     Args:
         cells: see `prepare`; the cells share one `shared_key`, that is, they differ in the last block alone.
         paths: files of the results; by default see `result_path`.
+        part (i, n): evaluate the i-th of n parts of the images, from 1, and write no result: the journals have the
+            counts. The pass itself then goes on from the journals.
+        failures: gets hash of a cell -> error for the cells that fail alone, such as by NaN; without it, the first
+            error is raised when the other cells are finished.
+        watch: is told of each batch, and may end the pass.
+        wait: whether to wait for another process that runs a cell. Of several processes none waits.
 
     Returns:
-        The results; None on processes other than the main process.
+        The results, None for a cell that failed; None on processes other than the main process, and for a part.
 
     Raises:
+        StepError: the models failed on an image.
+        Busy: another process runs a cell, and `wait` is False.
         UserError: a folder is not writable, an image cannot be read, or a model cannot be built.
     """
     paths = paths or [result_path(cell) for cell in cells]
     folders = [
         os.path.join(cell.config.work_dir, 'logs', cell_id(cell.config.cell, cell.settings_hash)) for cell in cells
     ]
-    for path, folder in zip(paths, folders):
+    on_all(lambda: _make_folders(cells, paths, folders))
+    found = {} if failures is None else failures
+    with contextlib.ExitStack() as stack:
+        lock_folders = [] if part else sorted(set(folders))
+        single = wait and get_world_size() == 1
+        waited = on_main(lambda: _lock(stack, lock_folders, single))
+        if waited and all(results := [usable(path, cell) for path, cell in zip(paths, cells)]):
+            note('another process has written the results meanwhile; this process takes them')
+            return results
+        results = _run_locked_pass(cells, paths, folders, part, found, watch)
+    if failures is None and found:
+        raise next(iter(found.values()))
+    return results
+
+
+def _make_folders(cells, paths, folders):
+    """Make the folders of the results, the logs and the predicted labels of cells."""
+    for path, cell, folder in zip(paths, cells, folders):
         make_folder(os.path.dirname(os.path.abspath(path)))
         make_folder(folder)
-    for path, cell in zip(paths, cells):
         _claim_labels(path, cell)
-    with contextlib.ExitStack() as stack:
-        lock_folders = sorted(set(folders)) if is_main_process() else []
-        waits = [stack.enter_context(locked(folder, get_world_size() == 1)) for folder in lock_folders]
-        results = [usable(path, cell) for path, cell in zip(paths, cells)] if any(waits) else [None]
-        complete = [all(results)]
-        broadcast_object_list(complete)
-        if complete[0]:
-            note('another process has written the results meanwhile; this process takes them')
-            return results if is_main_process() else None
-        return _run_locked_pass(cells, paths, folders)
 
 
 def usable(path: str, cell: Cell) -> dict | None:
@@ -219,8 +239,58 @@ def _claim_labels(path, cell):
         claim_folder(folder, path, cell.data.names)
 
 
-def _run_locked_pass(cells, paths, folders):
-    """Run the cells of one pass, whose folders are locked, and return their results."""
+def _lock(stack, folders, wait):
+    """Lock folders until a stack ends, and return whether any of them was waited for."""
+    waits = [stack.enter_context(locked(folder, wait)) for folder in folders]
+    return any(waits)
+
+
+def run_apart(
+    cells: Sequence[Cell], part: tuple[int, int] | None = None, watch: Watch | None = None, wait: bool = True
+) -> tuple[dict[str, dict], dict[str, Exception]]:
+    """Run cells in one pass; where the models fail on an image, halves of the cells run on, until one cell is left.
+
+    Args: as of `run_pass`.
+
+    Returns:
+        hash of a cell -> result, which is empty on processes other than the main process and for a part; and hash of
+        a cell -> the error that it failed by.
+
+    Raises:
+        StopError, Busy: the run cannot go on here; no cell has failed.
+    """
+    results, failures, groups = {}, {}, [cells]
+    while groups:
+        group = groups.pop(0)
+        try:
+            found = run_pass(group, None, part, failures, watch, wait)
+            results.update((cell.hash, result) for cell, result in zip(group, found or ()) if result)
+        except StepError as error:
+            if len(group) > 1:
+                note(f'one of {len(group)} cells may have failed, so that halves of them run on. {error}')
+                groups = [*halves(group), *groups]
+            else:
+                failures[group[0].hash] = original(error)
+        except (Busy, StopError):
+            raise
+        except UserError as error:
+            check_shared(error)
+            check_roots([group[0].config.test_dataloader.dataset.data_root])
+            failures.update((cell.hash, error) for cell in group)
+    return results, failures
+
+
+def check_roots(roots: Sequence[str]) -> None:
+    """Raise a StopError if none of some folders of data is there, such as after a disk was unmounted."""
+    if not on_main(lambda: any(map(os.path.isdir, roots))):
+        raise StopError(
+            f'the folder of the data, {roots[0]}, has vanished: mount or restore it; the same command goes on from '
+            'what is counted'
+        )
+
+
+def _run_locked_pass(cells, paths, folders, part, failures, watch):
+    """Run the cells of one pass, whose folders are locked, and return their results; see `run_pass`."""
     run = _run_config(cells, folders)
     journals = [
         Journal(
@@ -232,19 +302,21 @@ def _run_locked_pass(cells, paths, folders):
         for folder, cell in zip(folders, cells)
     ]
     label_folders = [_labels_folder(path, cell) for path, cell in zip(paths, cells)]
-    counts = _skip_counted(run, journals, label_folders, cells[0].data.names)
-    runner = built('the run of this config', lambda: _runner(run))
+    names = cells[0].data.names
+    counts = _skip_counted(run, journals, label_folders, names, part)
+    if not run.test_dataloader.dataset.get('indices', names):
+        return None  # all images of the part are counted
+    keep_models_of([cell.config.model for cell in cells])
+    runner = on_all(lambda: built('the run of this config', lambda: _runner(run)))
     model = getattr(runner.model, 'module', runner.model)
-    for cell, member in zip(cells, model.members if len(cells) > 1 else [model]):
-        if configured_method(cell.config.model) is not None:
-            _check_memory(cell, member.visual.patch_size, member.multiple, member.window_vfms().values())
-    metrics = runner.test_loop.evaluator.metrics
+    on_all(lambda: _check_memories(cells, model.members if len(cells) > 1 else [model]))
+    metrics, runner.test_loop.watch = runner.test_loop.evaluator.metrics, watch or Watch()
     cells = [cell._replace(fingerprint=with_files(cell.fingerprint, cell.config)) for cell in cells]
     for metric, counts_of_cell, journal, labels, cell in zip(metrics, counts, journals, label_folders, cells):
         if labels:
             metric.output_dir, metric.by_path = labels, True
         journal.weights = cell.weights
-        metric.done, metric.journal = counts_of_cell, journal
+        metric.done, metric.journal, metric.isolated, metric.part = counts_of_cell, journal, True, bool(part)
         metric.settings = f'{row_name(cell.config.cell)}, {cell.config.model.precision}'
     if logging.getLevelName(run.log_level) > logging.INFO:  # else the console has the log's lines of progress
         runner.register_hook(ImageBar())
@@ -253,12 +325,15 @@ def _run_locked_pass(cells, paths, folders):
     start = time.perf_counter()
     runner.test()
     seconds = time.perf_counter() - start
+    failures.update((cell.hash, metric.failure) for cell, metric in zip(cells, metrics) if metric.failure)
+    if part:
+        return None
     for metric in metrics:
-        if metric.images != sorted(cells[0].data.names):
-            raise RuntimeError(
-                f'{len(metric.images)} images were evaluated, not the {len(cells[0].data.names)} of the split'
-            )
-    return _write_results(cells, paths, journals, runner, seconds) if is_main_process() else None
+        if not metric.failure and metric.images != sorted(names):
+            raise RuntimeError(f'{len(metric.images)} images were evaluated, not the {len(names)} of the split')
+    written = []
+    on_main(lambda: written.extend(_write_results(cells, paths, journals, runner, seconds)))
+    return written if is_main_process() else None
 
 
 def _run_config(cells, folders):
@@ -271,6 +346,7 @@ def _run_config(cells, folders):
     if run.get('visualizer'):  # mmengine gives out one visualizer for each name
         run.visualizer = {'type': 'Visualizer', **run.visualizer, 'name': run.experiment_name}
     run.test_dataloader.pin_memory = torch.cuda.is_available()
+    run.test_dataloader.persistent_workers = False  # they would live on until Python collects the pass
     metrics = [dict(cell.config.test_evaluator, root=run.test_dataloader.dataset.data_root) for cell in cells]
     if len(cells) > 1:
         run.model = dict(type='SharedPass', members=[cell.config.model for cell in cells])
@@ -278,16 +354,19 @@ def _run_config(cells, folders):
             dict(metric, field=label_field(i), prefix=f'{i} {row_name(cell.config.cell)}')
             for i, (metric, cell) in enumerate(zip(metrics, cells))
         ]
-    run.test_evaluator = metrics
+    run.test_evaluator, run.test_cfg = metrics, dict(type='PassLoop')
     return run
 
 
 def _write_results(cells, paths, journals, runner, seconds):
-    """Write the results of a finished pass, remove its journals, and return the results."""
+    """Write the results of a finished pass, remove its journals, and return the results; None for a failed cell."""
     model = getattr(runner.model, 'module', runner.model)
     members = model.members if len(cells) > 1 else [model]
     metrics, device, results = runner.test_loop.evaluator.metrics, device_name(members[0].device), []
     for cell, path, metric, member, journal in zip(cells, paths, metrics, members, journals):
+        if metric.failure:
+            results.append(None)
+            continue
         result = make_result(cell, metric, metric.dataset_meta['classes'], member.weights, device, seconds)
         result.update(cells_in_pass=len(cells), window_batch=members[0].windows_at_once)
         if folder := _labels_folder(path, cell):
@@ -373,15 +452,46 @@ def run_cells(
         force: run the cells with a kept result too.
         most: largest number of cells in a pass; each cell holds its own cosines of the images in a batch.
 
+    Returns:
+        The results; an empty list on processes other than the main process.
+
     Raises:
         UserError: see `prepare` and `run_pass`.
     """
-    _checked_images.cache_clear()  # files may have changed since the last call
+    cells, kept, passes = check_cells(configs, force, most)
+    results = {cell.hash: kept[path] for cell in cells if (path := result_path(cell)) in kept}
+    for group in progress(passes):
+        found, failed = run_apart(group)
+        results.update(found)
+        if failed:
+            raise next(iter(failed.values()))
+    if not is_main_process():
+        return []
+    return [named_result(cell, kept.get(result_path(cell)) or results[cell.hash]) for cell in cells]
+
+
+def check_cells(
+    configs: Sequence[Config], force: bool = False, most: int = 32
+) -> tuple[list[Cell], dict[str, dict], list[list[Cell]]]:
+    """Check the data of cells, and load each backbone and VFM once, before the first cell runs; say what will run.
+
+    Args: as of `run_cells`.
+
+    Returns:
+        The prepared cells; path -> result for kept results that can be used, on the main process; and the passes that
+        give the absent results.
+
+    Raises:
+        UserError: see `prepare`; or weights that cannot be loaded.
+    """
+    forget_checks()  # files may have changed since the last call
     cells = [prepare(config) for config in configs]
-    kept_results = {} if force else _kept_results(cells)
-    _check_models([cell for cell in cells if result_path(cell) not in kept_results])
-    results = {cell.hash: kept_results[result_path(cell)] for cell in cells if result_path(cell) in kept_results}
-    passes = _passes(cells, results, most)
+    kept = {}
+    if not force:
+        on_main(lambda: kept.update(kept_results(cells)))
+    there = set(on_main(lambda: sorted(kept)))
+    _check_models([cell for cell in cells if result_path(cell) not in there])
+    passes = _passes(cells, {cell.hash for cell in cells if result_path(cell) in there}, most)
     for cell in (cell for group in passes for cell in group):
         _claim_labels(result_path(cell), cell)
     shared = [
@@ -390,23 +500,21 @@ def run_cells(
         if len(group) > 1
     ]
     note(
-        f'{len(cells)} cells: {len(kept_results)} are there, {sum(map(len, passes))} run in {len(passes)} passes '
+        f'{len(cells)} cells: {len(there)} are there, {sum(map(len, passes))} run in {len(passes)} passes '
         'over the data' + ('; these share trunk and VFM:' + ''.join(shared) if shared else '')
     )
-    for group in progress(passes):
-        results.update((cell.hash, result) for cell, result in zip(group, run_pass(group)))
-    return [_named_result(cell, kept_results.get(result_path(cell)) or results[cell.hash]) for cell in cells]
+    return cells, kept, passes
 
 
-def _passes(cells, results, most):
+def _passes(cells, there, most):
     """Return the passes over the data that give the absent results: lists of at most `most` cells with one shared key.
 
     Args:
         cells (list of Cell): all cells.
-        results (dict): hash of a cell -> its kept result; such a cell is in no pass.
+        there (set): hashes of cells with a kept result, which are in no pass.
         most (int): largest number of cells in a pass.
     """
-    groups, hashes = {}, set(results)
+    groups, hashes = {}, set(there)
     for cell in cells:
         if cell.hash not in hashes:
             groups.setdefault(shared_key(cell.fingerprint), []).append(cell)
@@ -414,15 +522,15 @@ def _passes(cells, results, most):
     return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
-def _kept_results(cells):
+def kept_results(cells: Sequence[Cell]) -> dict[str, dict]:
     """Return path -> result for the kept results that can be used; warn of stale results and of moved last digits.
 
     A cell without a result of its own takes that of a cell of the same hash, whatever its names.
     """
-    kept_results, stale_paths, moved_paths = {}, {}, {}
+    kept, stale_paths, moved_paths = {}, {}, {}
     for cell in cells:
         path = result_path(cell)
-        result = read_result(path) if os.path.exists(path) else None
+        result = _kept_result(path) if os.path.exists(path) else None
         reasons = _unusable(result, path, cell) if result else []
         if result is None or reasons:
             result = _result_of_other_names(cell)
@@ -430,7 +538,7 @@ def _kept_results(cells):
             if reasons:
                 stale_paths.setdefault('; '.join(reasons[:3]), []).append(path)
             continue
-        kept_results[path] = result
+        kept[path] = result
         for text in moved(result, cell):
             moved_paths.setdefault(text, []).append(path)
     for reason, paths in stale_paths.items():
@@ -440,7 +548,16 @@ def _kept_results(cells):
             'kept results may differ in their last digits from new results: '
             + '; '.join(f'{len(paths)} by {text}' for text, paths in list(moved_paths.items())[:5])
         )
-    return kept_results
+    return kept
+
+
+def _kept_result(path):
+    """Return the result in a file; None, with a warning, for a file that is none."""
+    try:
+        return read_result(path)
+    except UserError as error:
+        warn_once(f'{error}; now its cell runs again')
+        return None
 
 
 def _result_of_other_names(cell):
@@ -452,7 +569,7 @@ def _result_of_other_names(cell):
     return next((result for result in found if result and result['partial'] == partial), None)
 
 
-def _named_result(cell, result):
+def named_result(cell: Cell, result: dict) -> dict:
     """Return a result under a cell's own names, and write the renamed result to the cell's path.
 
     Cells of two protocols that agree on a data set have one number under two names.
@@ -500,6 +617,8 @@ class CellMetrics(Hook):
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Send the metrics; mmengine's `Hook` gives the arguments."""
         for name, metric in zip(self.names, runner.test_loop.evaluator.metrics):
+            if metric.failure or metric.part:
+                continue
             figures = {key: (metrics or {})['/'.join(filter(None, (metric.prefix, key)))] for key in FIGURES}
             scalars = {f'{name}/{key}': figure for key, figure in figures.items() if math.isfinite(figure)}
             try:
@@ -532,38 +651,44 @@ def picture_of_rows(configs: Sequence[Config], index: int = 0, columns: int = 4)
     return picture_grid(read_as_loaded(dataset, sample.img_path), maps, meta['classes'], meta['palette'], columns)
 
 
+def forget_checks() -> None:
+    """Let the next `prepare` look at the files of the data again."""
+    _checked_images.cache_clear()
+
+
 @functools.lru_cache
-def _checked_images(dataset, known, name, limited):
+def _checked_images(dataset, known, name, limited, folder):
     """Return a data set's `list_images`, whether the data set is complete, and image name -> digest of contents.
 
-    The main process reads and checks the files, once.
+    The main process checks the files, and reads those that have changed since a check of this work dir.
 
     Args:
         dataset (str): the data set's config, as JSON.
         known (str): the known numbers of images, as JSON.
         name (str): name of the data set.
         limited (bool): whether an incomplete data set passes the check.
+        folder (str): of the kept checks, see `check_once`.
     """
     dataset = json.loads(dataset)
-    entries = list_images(dataset)
+    entries = on_all(lambda: list_images(dataset))
     all_entries = entries if dataset.get('indices') is None else list_images(dict(dataset, indices=None))
-    complete, contents = check_count(all_entries, json.loads(known), name, limited), [None]
-    if is_main_process():
+    complete = on_all(lambda: check_count(all_entries, json.loads(known), name, limited))
+
+    def contents():
         for line in left_out(dataset):
             warn_once(f'not used: {line}')
         unloaded = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
-        contents = [
-            check_images(
-                entries,
-                len(file_classes(unloaded)[0]),
-                unloaded.reduce_zero_label,
-                unloaded.ignore_index,
-                'ignore_index' in dataset,
-                **loading(dataset),
-            )
-        ]
-    broadcast_object_list(contents)
-    return entries, complete, contents[0]
+        return check_once(
+            folder,
+            entries,
+            len(file_classes(unloaded)[0]),
+            unloaded.reduce_zero_label,
+            unloaded.ignore_index,
+            'ignore_index' in dataset,
+            **loading(dataset),
+        )
+
+    return entries, complete, on_main(contents)
 
 
 def _check_models(cells):
@@ -594,6 +719,13 @@ def _check_models(cells):
         if model.get('refinement') and key not in refinements:
             load_refinement(model.refinement)
             refinements.add(key)
+
+
+def _check_memories(cells, members):
+    """See `_check_memory`, for the cells of a pass and their segmentors."""
+    for cell, member in zip(cells, members):
+        if configured_method(cell.config.model) is not None:
+            _check_memory(cell, member.visual.patch_size, member.multiple, member.window_vfms().values())
 
 
 def _check_memory(cell, patch, multiple, vfms):
@@ -630,10 +762,10 @@ def _check_memory(cell, patch, multiple, vfms):
             )
 
 
-def _skip_counted(config, journals, label_folders, names):
+def _skip_counted(config, journals, label_folders, names, part):
     """Take the images that the journals of all cells have counted out of a pass, and return their counts.
 
-    The last image always runs, so that each process has an image.
+    The last image always runs, so that each process has an image; but for a part.
 
     Args:
         config (Config): of the pass; its data set loses the counted images.
@@ -641,15 +773,16 @@ def _skip_counted(config, journals, label_folders, names):
         label_folders (list): folder of the predicted labels of each cell, or None. An image whose labels are missing
             there is not taken out.
         names (list of str): the images of the split, in order.
+        part (int, int): of the images; None for all.
 
     Returns:
         list of dict: for each cell, image name -> sparse confusion matrix (3, n).
     """
     dataset = config.test_dataloader.dataset
     label_files = [folder and functools.partial(label_path, folder) for folder in label_folders]
-    readings = [list(map(Journal.read, journals, label_files)) if is_main_process() else None]
-    broadcast_object_list(readings)
-    counted = set(names[:-1]).intersection(*readings[0])
+    readings = on_main(lambda: list(map(Journal.read, journals, label_files)))
+    chosen = set(names[part[0] - 1 :: part[1]] if part else names)
+    counted = set(names if part else names[:-1]).intersection(*readings)
     pictures = config.default_hooks.get('pictures')
     if pictures:
         root = dataset.data_root
@@ -657,7 +790,8 @@ def _skip_counted(config, journals, label_folders, names):
             name for name in counted if os.path.exists(picture_path(pictures.folder, os.path.join(root, name), root))
         }
     if counted:
-        note(f'{len(counted)} of {len(names)} images were counted by an interrupted run')
+        note(f'{len(counted)} of {len(names)} images are counted already')
+    if counted or part:
         indices = dataset.get('indices') or range(len(names))
-        dataset.indices = [index for index, name in zip(indices, names) if name not in counted]
-    return [{name: counts for name, counts in reading.items() if name in counted} for reading in readings[0]]
+        dataset.indices = [index for index, name in zip(indices, names) if name in chosen - counted]
+    return [{name: counts for name, counts in reading.items() if name in counted} for reading in readings]

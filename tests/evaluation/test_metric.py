@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fsa_seg.evaluation.metric as metric_module
-from fsa_seg.errors import UserError
+from fsa_seg.errors import StopError, UserError
 from fsa_seg.evaluation.metric import (
     ExactIoUMetric,
     Journal,
@@ -141,6 +141,40 @@ def test_a_missing_image_is_an_error():
     metric.process({}, [sample('x', TRUTH, PREDICTED)])
     with pytest.raises(RuntimeError, match='1 images were evaluated, but the data set has 2'):
         metric.evaluate(2)
+
+
+def wrong(name):
+    return sample(name, TRUTH, PREDICTED[:1])
+
+
+def test_an_error_of_an_isolated_cell_is_kept_and_ends_its_counts():
+    metric = build()
+    metric.isolated = True
+    for name, image in (('a', sample), ('b', None), ('c', sample)):
+        metric.process({}, [image(name, TRUTH, PREDICTED) if image else wrong(name)])
+    assert 'b.png: truth has (2, 3) pixels' in str(metric.failure) and [name for name, _ in metric.results] == ['a.jpg']
+    metric.settle()
+    assert metric.evaluate(3) == {} and metric.images == []
+
+
+def test_a_full_disk_is_no_failure_of_a_cell(tmp_path):
+    metric = journaled(tmp_path / 'file' / 'journal')
+    metric.isolated = True
+    (tmp_path / 'file').touch()
+    with pytest.raises(StopError, match='cannot be written'):
+        metric.process({}, [sample('a', TRUTH, PREDICTED)])
+    assert metric.failure is None
+
+
+def test_a_part_and_a_failure_on_another_process_have_no_figures(monkeypatch):
+    metric = build()
+    metric.part = True
+    metric.process({}, [sample('a', TRUTH, PREDICTED)])
+    assert metric.evaluate(9) == {} and metric.failure is None
+    metric = build()
+    metric.process({}, [sample('a', TRUTH, PREDICTED)])
+    monkeypatch.setattr(metric_module, 'all_gather_object', lambda own: [own, ([], 'NaN on another process')])
+    assert metric.evaluate(1) == {} and str(metric.failure) == 'NaN on another process'
 
 
 CONTENTS = {'a.jpg': 'one', 'b.jpg': 'two'}

@@ -1,11 +1,16 @@
 import functools
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from mmengine import ConfigDict
 
 from fsa_seg.config.compose import compose
-from fsa_seg.errors import UserError
+from fsa_seg.errors import Busy, StopError, UserError
 from fsa_seg.evaluation import passes
+from fsa_seg.evaluation.loop import StepError
+from fsa_seg.evaluation.metric import Journal
 from fsa_seg.evaluation.passes import prepare, run_cell, run_cells
 
 from conftest import MINI
@@ -40,11 +45,19 @@ def test_a_limit_is_a_seeded_subset_and_partial(tmp_path):
     assert prepare(full).hash == prepare(config(tmp_path)).hash
 
 
+def test_a_second_process_reads_no_image_for_its_check(tmp_path, monkeypatch):
+    hashes = {prepare(config(tmp_path)).hash}
+    passes._checked_images.cache_clear()
+    monkeypatch.setattr('fsa_seg.datasets.data_sets._scan', lambda *_: pytest.fail('an image was read'))
+    assert {prepare(config(tmp_path)).hash} == hashes
+    prepare(config(tmp_path, limit=3))  # of the same files
+
+
 @pytest.mark.parametrize('names', [['fsa', dict(p=0.45)], [dict(p=0.45), dict(lam=3.0), 'fsa']])
 def test_cells_of_one_hash_run_once_in_any_number_of_calls(names, tmp_path, monkeypatch):
     """`fsa` and its defaults spelt out: in one call, and in calls one after the other; then each has its own file."""
     run, runs = passes.run_pass, []
-    monkeypatch.setattr(passes, 'run_pass', lambda cells: runs.extend(cells) or run(cells))
+    monkeypatch.setattr(passes, 'run_pass', lambda cells, *rest: runs.extend(cells) or run(cells, *rest))
     for folder, calls in (('together', [names]), ('apart', [[name] for name in names])):
         runs.clear()
         results = []
@@ -65,19 +78,102 @@ def test_a_result_of_other_names_is_used_where_it_can_be(tmp_path, monkeypatch):
     first = prepare(config(tmp_path, feedback='fsa', **options))
     result = run_cell(first)
     run, runs = passes.run_pass, []
-    monkeypatch.setattr(passes, 'run_pass', lambda cells: runs.extend(cells) or run(cells))
+    monkeypatch.setattr(passes, 'run_pass', lambda cells, *rest: runs.extend(cells) or run(cells, *rest))
     folder, path = tmp_path / 'results', passes.result_path(first)
     second = config(tmp_path, feedback=dict(p=0.45), **options)
     other = [('package', 'x', 'source') if entry.key == 'package' else entry for entry in first.fingerprint]
     for change in (dict(hash=first.hash[:10] + '0' * 54), dict(fingerprint=other), dict(partial=False), None):
         (folder / path).write_text('{' if change is None else json.dumps({**result, **change}))
-        kept = passes._kept_results([prepare(second)])
+        kept = passes.kept_results([prepare(second)])
         assert not kept, change
     (folder / path).write_text(json.dumps(result))
     stale_own = {**result, 'fingerprint': other}
     (folder / passes.result_path(prepare(second))).write_text(json.dumps(stale_own))
     assert run_cells([second], list)[0]['cell']['feedback'] == 'fsa p=0.45' and not runs
     assert run_cells([second], list, force=True) and len(runs) == 1
+
+
+@pytest.fixture
+def four(tmp_path, monkeypatch):
+    """Four cells that no test computes, and the groups that run in a pass; a hook may raise an error."""
+    root = tmp_path / 'data'
+    root.mkdir()
+    options = ConfigDict(test_dataloader=dict(dataset=dict(data_root=str(root))))
+    found = SimpleNamespace(cells=[SimpleNamespace(hash=name, config=options) for name in 'abcd'], ran=[], root=root)
+
+    def run_pass(cells, paths, part, failures, watch, wait):
+        found.ran.append(''.join(cell.hash for cell in cells))
+        found.hook(cells, failures)
+        return [None if cell.hash in failures else cell.hash.upper() for cell in cells]
+
+    monkeypatch.setattr(passes, 'run_pass', run_pass)
+    return found
+
+
+def test_halves_of_a_pass_run_until_the_failed_cell_is_alone(four):
+    def hook(cells, failures):
+        if any(cell.hash == 'c' for cell in cells):
+            raise StepError('x.jpg: RuntimeError: boom') from RuntimeError('boom')
+
+    four.hook = hook
+    results, failures = passes.run_apart(four.cells)
+    assert four.ran == ['abcd', 'ab', 'cd', 'c', 'd'] and results == dict(a='A', b='B', d='D')
+    assert list(failures) == ['c'] and repr(failures['c']) == "RuntimeError('boom')"  # the bug itself
+
+
+def test_an_error_of_the_data_fails_all_cells_but_not_without_the_data(four):
+    def hook(cells, failures):
+        raise UserError('x.jpg is damaged')
+
+    four.hook = hook
+    results, failures = passes.run_apart(four.cells)
+    assert four.ran == ['abcd'] and results == {} and set(failures) == set('abcd')
+    four.root.rmdir()
+    with pytest.raises(StopError, match='has vanished'):
+        passes.run_apart(four.cells)
+    for kind in (Busy, StopError):
+        four.hook = lambda cells, failures, kind=kind: (_ for _ in ()).throw(kind('not here'))
+        with pytest.raises(kind, match='not here'):
+            passes.run_apart(four.cells)
+
+
+def test_a_cell_that_fails_by_itself_keeps_the_others(four):
+    four.hook = lambda cells, failures: failures.update(b=UserError('NaN'))
+    results, failures = passes.run_apart(four.cells)
+    assert four.ran == ['abcd'] and list(results) == ['a', 'c', 'd'] and list(failures) == ['b']
+
+
+def test_a_root_is_there_while_one_of_the_folders_is(tmp_path):
+    passes.check_roots([str(tmp_path / 'gone'), str(tmp_path)])
+    with pytest.raises(StopError, match='gone, has vanished'):
+        passes.check_roots([str(tmp_path / 'gone')])
+
+
+@pytest.mark.parametrize(
+    'part, left', [(None, ['c.jpg', 'd.jpg', 'e.jpg']), ((1, 2), ['c.jpg']), ((2, 2), ['d.jpg']), ((1, 5), [])]
+)
+def test_images_that_every_cell_has_counted_are_left_out(tmp_path, part, left):
+    """The last image runs again, but in a part."""
+    names = [f'{name}.jpg' for name in 'abcde']
+    journals = [Journal(str(tmp_path / cell), cell, dict.fromkeys(names, 'content')) for cell in 'xy']
+    for journal, counted in zip(journals, ('abde', 'abce')):
+        for name in counted:
+            journal.keep(f'{name}.jpg', np.zeros((3, 0), np.int64))
+    dataset = dict(data_root=str(tmp_path), indices=[10, 20, 30, 40, 50])
+    run = ConfigDict(test_dataloader=dict(dataset=dataset), default_hooks={})
+    counts = passes._skip_counted(run, journals, [None, None], names, part)
+    assert [names[i // 10 - 1] for i in run.test_dataloader.dataset.indices] == left
+    taken = ['a.jpg', 'b.jpg', 'e.jpg'] if part else ['a.jpg', 'b.jpg']
+    assert [sorted(each) for each in counts] == [taken, taken]
+
+
+def test_parts_are_a_split_of_the_images(tmp_path):
+    names, found = list('abcdefg'), []
+    for i in (1, 2, 3):
+        run = ConfigDict(test_dataloader=dict(dataset=dict(data_root=str(tmp_path))), default_hooks={})
+        passes._skip_counted(run, [Journal(str(tmp_path / 'x'), 'x', {})], [None], names, (i, 3))
+        found.append(run.test_dataloader.dataset.indices)
+    assert found == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 def test_missing_weights_are_found_before_the_first_cell(tmp_path):
