@@ -1,6 +1,8 @@
 """Results: one JSON file per cell, the check whether a kept result can be used, and tables from such files alone."""
 
+import csv
 import glob
+import io
 import json
 import math
 import os
@@ -19,6 +21,7 @@ from fsa_seg.system.paths import cut_name, new_file
 
 COMPONENTS = ('dataset', 'method', 'feedback', 'backbone', 'vfm', 'protocol', 'words')  # whose names a cell has
 FIGURES = ('mIoU', 'mAcc', 'aAcc')
+ROW = ('method', 'backbone', 'VFM', 'protocol')  # columns that name a row of a table
 SCHEMA = 2  # version of the file format; version 1 held the config as a program
 TOY_NOTE = (
     'These are the numbers of toy models on the toy world that the repository ships: they show that the suite '
@@ -268,18 +271,13 @@ def table(results: Sequence[Mapping[str, Any]], datasets: Sequence[str]) -> str:
         results: see `read_result`.
         datasets: the columns, in order.
     """
-    complete = [result for result in results if table_row(result)]
-    rows = {}
-    for result, row in zip(complete, table_rows(complete)):
-        rows.setdefault(row, {})[result['cell']['dataset']] = result
-    figures = []
-    for row, cells in rows.items():
-        values = [cells[dataset]['metrics']['mIoU'] if dataset in cells else None for dataset in datasets]
-        values = [math.nan if value is None else value for value in values]
-        mean = sum(values) / len(values)
-        figures.append([*row, *('–' if math.isnan(value) else f'{value:.1f}' for value in [*values, mean])])
+    figures = [
+        [*row, *('–' if math.isnan(value) else f'{value:.1f}' for value in values)]
+        for row, values in _table_figures(results, datasets).items()
+    ]
     columns = [*datasets, 'mean']
-    body = markdown_table(['method', 'backbone', 'VFM', 'protocol', *columns], figures, right=columns)
+    body = markdown_table([*ROW, *columns], figures, right=columns)
+    complete = [result for result in results if table_row(result)]
     note = []
     for line in dict.fromkeys(filter(None, (toy_note(result['cell']) for result in results))):
         note += [line, '']
@@ -289,6 +287,31 @@ def table(results: Sequence[Mapping[str, Any]], datasets: Sequence[str]) -> str:
             '',
         ]
     return '\n'.join([*note, 'mIoU in percent.', '', body])
+
+
+def table_csv(results: Sequence[Mapping[str, Any]], datasets: Sequence[str]) -> str:
+    """Return the table of `table` as CSV, with unrounded numbers and empty fields where there is none.
+
+    A field `toy` is 1 in rows of toy models or toy data, whose numbers are never comparable with published ones.
+    """
+    toy = {row: result['cell']['toy'] for result, row in zip(results, table_rows(results)) if row}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator='\n')
+    writer.writerow([*ROW, 'toy', *datasets, 'mean'])
+    for row, values in _table_figures(results, datasets).items():
+        writer.writerow([*row, int(toy[row]), *('' if math.isnan(value) else value for value in values)])
+    return out.getvalue()
+
+
+def _table_figures(results, datasets):
+    """Return row -> mIoU on each data set and their mean; NaN where there is none."""
+    complete = [result for result in results if table_row(result)]
+    rows = {}
+    for result, row in zip(complete, table_rows(complete)):
+        figure = result['metrics']['mIoU']
+        rows.setdefault(row, {})[result['cell']['dataset']] = math.nan if figure is None else figure
+    values = {row: [cells.get(dataset, math.nan) for dataset in datasets] for row, cells in rows.items()}
+    return {row: [*figures, sum(figures) / len(figures)] for row, figures in values.items()}
 
 
 def table_row(result: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
