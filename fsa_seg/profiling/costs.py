@@ -43,6 +43,7 @@ from fsa_seg.ops.sfr import SFR
 from fsa_seg.ops.windows import Layout, cut_window, windows
 from fsa_seg.profiling.measured import measured, tensor_peak
 from fsa_seg.profiling.whole_image_costs import WholeImageSections
+from fsa_seg.sweep.estimate import pass_work, trunk_flops, vfm_flops
 from fsa_seg.system.machine import cpu_name
 from fsa_seg.system.markdown import markdown_table
 
@@ -582,6 +583,50 @@ class CostTables(WholeImageSections):
             for size, cost in costs.items()
         ]
 
+    def rates(self) -> list[Row]:
+        """The rates by which hours are estimated: of trunk, VFM, and a whole image of ProxyCLIP + FSA, the last row.
+
+        FLOPs are those of `fsa_seg.sweep.estimate`, so that an estimate of these works gives these times.
+        """
+        member = self._member('proxyclip', 'fsa')
+        model, text = member
+        list(merged_images([member], [torch.rand(3, *IMAGE, device=self.device)], [IMAGE]))
+        config = compose(
+            'voc21', 'proxyclip', 'fsa', self.backbone, self.vfm, PROTOCOL, data_root=self.mini, random_weights=0
+        )
+        config.model.update(words=[[query] for query in text.queries], window=model.window, stride=model.stride)
+        work, at_once = pass_work([config], [IMAGE]), model.windows_at_once
+        images = max(1, round(at_once / work.windows))
+        inputs = [torch.rand(3, *IMAGE, device=self.device) for _ in range(images)]
+        crops = self._window(model).expand(at_once, -1, -1, -1)
+        sides = (crops.shape[2], crops.shape[3])
+        flops = dict(
+            trunk=at_once * trunk_flops(config.model.backbone, sides),
+            VFM=at_once * vfm_flops(config.model.vfm['proxy'], sides),
+        )
+        flops['whole image'] = images * work.flops
+        costs = self._costs(
+            {
+                'trunk': lambda: model.trunk(model.visual, crops),
+                'VFM': lambda: model.features(crops),
+                'whole image': lambda: model.predict(inputs, None, text),
+            },
+            memory=[],
+        )
+        return [
+            {
+                'device': device_name(self.device),
+                'precision': self.precision,
+                'work': name,
+                'windows at once': at_once,
+                'GFLOP': f'{flops[name] / 1e9:.0f}',
+                'time': str(cost),
+                'GFLOP/s': f'{flops[name] / cost.seconds / 1e9:.0f}',
+                'rate': flops[name] / cost.seconds,
+            }
+            for name, cost in costs.items()
+        ]
+
     def _member(self, method, feedback, vfm=None, queries=21, **options):
         """Return a segmentor with random weights, and random text; without `options`, members share their models."""
         components = load_components(method, feedback, self.backbone, vfm or self.vfm)
@@ -688,6 +733,7 @@ SECTIONS = (
     'growth',
     'compiled',
     'throughput',
+    'rates',
 )
 
 
@@ -696,7 +742,7 @@ def report(sections: Mapping[str, Sequence[Row]], where: str) -> str:
     blocks = [where]
     for name, rows in sections.items():
         title = getattr(CostTables, name).__doc__.splitlines()[0]
-        keys = [key for key in rows[0] if key not in ('seconds', 'bytes')]
+        keys = [key for key in rows[0] if key not in ('seconds', 'bytes', 'rate')]
         blocks += [title, markdown_table(keys, [[row[key] for key in keys] for row in rows])]
     return '\n\n'.join(blocks)
 

@@ -156,6 +156,13 @@ def test_throughput(toy):
     assert [row['windows at once'] for row in toy.throughput()] == [1]  # on a CPU `auto` is 1
 
 
+def test_rates_are_of_the_flops_that_estimates_count(toy):
+    *towers, image = toy.rates()
+    assert [row['work'] for row in towers] == ['trunk', 'VFM']
+    assert int(towers[0]['GFLOP']) <= int(towers[1]['GFLOP']) < int(image['GFLOP'])
+    assert all(float(row['GFLOP/s']) == pytest.approx(row['rate'] / 1e9, abs=1) for row in (*towers, image))
+
+
 def test_the_peak_of_tensors():
     """A run makes three tensors of 1 MB, and holds at most two tensors at once."""
 

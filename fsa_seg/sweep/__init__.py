@@ -1,0 +1,1 @@
+"""Plans of many cells, the workers that run them, and what they cost."""
