@@ -3,35 +3,31 @@
     fsa-seg benchmark --mini                          # toy models on the mini splits of the repository
     fsa-seg benchmark --suite paper --data-root /data/seg
     fsa-seg benchmark --suite architectures           # one window each, random weights, no data
+    fsa-seg benchmark --plan plan.json                # a worker of a plan, see fsa-seg plan
 
 A suite is a file of configs/suites/, or any file of the same form. Options take the place of the suite's lists; a
 method that the suite names stays in the groups that name it. A cell with a result in WORK_DIR/results does not run
-again, so that the same command continues an interrupted benchmark.
+again, so that the same command continues an interrupted benchmark. The same command on other GPUs or hosts that share
+WORK_DIR takes part in the work. The status is 1 if a cell has failed, and 75 after a scheduler's SIGTERM.
 """
 
 import argparse
-import functools
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fsa_seg.cli.options import (
-    add_data_options,
-    add_model_options,
-    add_run_options,
-    model_options,
-    place,
-    runtime_options,
-    tool_parser,
-)
+from fsa_seg.cli.options import add_launcher_option, add_run_options, place, runtime_options, tool_parser
+from fsa_seg.cli.suites import add_estimate_options, add_suite_options, data_plan, suite_and_cells
 
 DATA_OPTIONS = (  # a suite on one window has no use for these options
     'datasets',
+    'select',
     'protocol',
     'words',
     'data_root',
+    'limit',
     'workers',
     'batch_size',
     'picture',
@@ -43,29 +39,41 @@ DATA_OPTIONS = (  # a suite on one window has no use for these options
     'golden',
     'write_golden',
     'report',
+    'shard',
+)
+PLANNED = (  # options that a plan holds
+    'suite',
+    'datasets',
+    'methods',
+    'select',
+    'fsa',
+    'feedback',
+    'backbone',
+    'vfm',
+    'protocol',
+    'precision',
+    'mini',
+    'words',
+    'random_weights',
+    'limit',
+    'cells_per_pass',
 )
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = tool_parser('benchmark', __doc__)
-    parser.add_argument(
-        '--suite',
-        default='methods',
-        metavar='S',
-        help='methods (default), field, feedback, paper, attention33, ablation, words, architectures, or a file',
-    )
-    parser.add_argument('--datasets', nargs='+', metavar='D', help="data sets in place of the suite's")
-    parser.add_argument('--methods', nargs='+', metavar='M', help="methods in place of the suite's")
-    add_model_options(parser, one_method=False)
-    add_data_options(parser)
+    parser.add_argument('--plan', type=place, metavar='FILE', help='run the tasks of a plan that no other worker has')
+    add_suite_options(parser)
     add_run_options(parser)
     parser.add_argument('--force', action='store_true', help='also run the cells that have a result')
+    parser.add_argument('--keep-going', action='store_true', help='go on after a failure; the status is 1 in the end')
+    parser.add_argument('--retry', action='store_true', help='with --plan: run again what has failed')
     parser.add_argument(
-        '--cells-per-pass',
-        type=int,
-        metavar='N',
-        help='largest number of cells in one pass over the data (default: 32; 1 shares nothing)',
+        '--shard', metavar='I/N', help='run one of N shares of equal cost, for machines that share no folder'
     )
+    parser.add_argument('--task', metavar='NAME', help='with --plan: run this task alone, as a task of a job array')
+    parser.add_argument('--dry-run', action='store_true', help='print cells, passes, hours and memory, and end')
+    add_estimate_options(parser)
     parser.add_argument('--picture', type=place, metavar='FILE', help='also draw one image under every row')
     parser.add_argument(
         '--picture-of', metavar='D', help='the data set whose first image is drawn (default: the first)'
@@ -78,62 +86,43 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument('--report', action='store_true', default=None, help='end with a report in WORK_DIR/report')
     parser.add_argument('--write-golden', type=place, metavar='FILE', help='write the numbers as a file for --golden')
+    add_launcher_option(parser)
     args = parser.parse_args(argv)
     args.command = shlex.join(['fsa-seg', 'benchmark', *argv])
+    if args.plan:
+        given = [name for name in PLANNED if getattr(args, name) not in (None, False)]
+        gpus = args.gpus != 1 and not args.dry_run
+        if given or gpus or args.force:
+            given = [f'--{name.replace("_", "-")}' for name in given]
+            given += ['--gpus'] * gpus + ['--force'] * args.force
+            parser.error(f'--plan says what runs: leave out {", ".join(given)}; fsa-seg plan makes a plan of them')
+    elif args.retry or args.task:
+        parser.error('--retry and --task go with --plan; without a plan, what has failed runs again by itself')
     return args
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
-    from fsa_seg.config.suites import OLD_NAMES, load_suite, suite_cells
-    from fsa_seg.errors import UserError
+    from fsa_seg.config.runtime import default_runtime
 
-    suite = load_suite(args.suite)
-    args.suite = suite.name if args.suite in OLD_NAMES else args.suite
+    work_dir = args.work_dir or default_runtime()['work_dir']
+    if args.plan:
+        from fsa_seg.sweep.plan import read_plan
+
+        return run_data(args, read_plan(args.plan), work_dir)
+    suite, cells, options = suite_and_cells(args)
     if 'window' in suite:
         check_window_options(args, suite)
-    if args.cells_per_pass is not None and args.cells_per_pass < 1:
-        raise UserError(f'--cells-per-pass is {args.cells_per_pass}; it has to be at least 1')
-    options = model_options(args)
-    lists = {kind: [options.pop(kind)] for kind in ('backbone', 'vfm', 'protocol', 'words') if kind in options}
-    if args.feedback is not None:
-        lists['feedback'] = options.pop('feedback')
-    lists.update({kind: value for kind, value in (('method', args.methods), ('dataset', args.datasets)) if value})
-    cells = suite_cells(suite, **lists)
-    if args.feedback is not None:
-        cells = without_refused(cells)
-    if args.fsa is not None:
-        feedback = options.pop('feedback')  # of cells without the key
-        cells = [{'feedback': feedback, **cell} for cell in cells if bool(cell.get('feedback', args.fsa)) == args.fsa]
-        if not cells:
-            raise UserError(f'the suite {suite.name} has no cell {"with" if args.fsa else "without"} FSA')
-    if 'window' in suite:
-        run_windows(args, suite, cells, options)
+        run_windows(args, suite, cells, options, work_dir)
     else:
-        run_data(args, cells, options)
+        if args.golden:  # its errors come before the cells'
+            from fsa_seg.evaluation.goldens import read_goldens
 
+            read_goldens(args.golden, args.datasets)
+        from fsa_seg.models.segmentor import resolve_precision
 
-def without_refused(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the cells but those whose method refuses their feedback, which are named on the console."""
-    from fsa_seg.config.components import load_component, load_method
-    from fsa_seg.errors import UserError
-    from fsa_seg.methods.base import check_feedback
-    from fsa_seg.models.segmentor import feedback_class
-    from fsa_seg.system.progress import note
-
-    kept, refused = [], {}
-    for cell in cells:
-        method, feedback = load_method(cell.get('method', 'proxyclip')), cell['feedback']
-        try:
-            check_feedback(method, feedback_class(feedback and load_component('feedback', feedback)))
-            kept.append(cell)
-        except UserError as error:
-            refused[f'{method.name} + {feedback}'] = error
-    if not kept:
-        raise next(iter(refused.values()))
-    if refused:
-        note(f'left out, since the method refuses the feedback: {", ".join(refused)}')
-    return kept
+        options['precision'] = resolve_precision(options.get('precision', 'auto'))
+        run_data(args, data_plan(args, cells, options, work_dir), work_dir)
 
 
 def check_window_options(args: argparse.Namespace, suite: Any) -> None:
@@ -141,6 +130,7 @@ def check_window_options(args: argparse.Namespace, suite: Any) -> None:
     from fsa_seg.errors import UserError
 
     unused = [option for option in DATA_OPTIONS if getattr(args, option) is not None]
+    unused += [option for option in ('dry_run', 'keep_going') if getattr(args, option)]
     if unused:
         raise UserError(
             f'the suite {suite.name} runs on one window, without data: leave out '
@@ -148,55 +138,107 @@ def check_window_options(args: argparse.Namespace, suite: Any) -> None:
         )
 
 
-def run_data(args: argparse.Namespace, cells: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
-    """Evaluate cells on data sets, and print their table.
+def run_data(args: argparse.Namespace, plan: Any, work_dir: str) -> None:
+    """Run a plan, and print its table.
 
     Args:
-        cells: kind -> component, see `fsa_seg.config.suites.suite_cells`.
-        options: arguments of `compose` for all cells.
+        args: the arguments.
+        plan: a `fsa_seg.sweep.plan.Plan`.
+        work_dir: folder of the results.
     """
+    from mmengine.dist import is_main_process
 
-    from fsa_seg.cli.report import make_report
-    from fsa_seg.config.compose import compose
-    from fsa_seg.errors import UserError, one_of
-    from fsa_seg.evaluation.goldens import compare, read_goldens, write_goldens
-    from fsa_seg.evaluation.passes import picture_of_rows, run_cells
-    from fsa_seg.evaluation.results import table
+    from fsa_seg.errors import UserError
+    from fsa_seg.evaluation.goldens import read_goldens
+    from fsa_seg.evaluation.ranks import leave_processes, start_processes
+    from fsa_seg.sweep.plan import estimate, sharded
+    from fsa_seg.sweep.state import failures_text
     from fsa_seg.system.paths import check_file, make_folder
-    from fsa_seg.system.progress import Bar
-    from fsa_seg.visualization.pictures import write_picture
 
-    if any('dataset' not in cell for cell in cells):
-        raise UserError(f'the suite {args.suite} names no data set: add --datasets')
+    tasks = sharded(plan.tasks, args.shard)
+    if args.dry_run:
+        return print(estimate(plan._replace(tasks=tasks), args.rate, work_dir, args.gpus))
     expected = read_goldens(args.golden, args.datasets) if args.golden else None
-    check_outputs(args)
-    options = dict(options, runtime=runtime_options(args))
-    configs = [compose(**cell, **options) for cell in Bar(cells, desc='composing', unit='cell', leave=False)]
-    datasets = list(dict.fromkeys(config.cell.dataset for config in configs))
-    pictured = one_of(args.picture_of or datasets[0], datasets, 'data set of the picture')
-    work_dir = configs[0].work_dir
-    check_file(table_path(work_dir, args.suite), 'the table')
+    check_outputs(args, plan)
+    check_file(table_path(work_dir, plan.suite, args.shard), 'the table')
     if args.report:
         make_folder(os.path.join(work_dir, 'report'))
-    progress = functools.partial(Bar, desc='passes', unit='pass')
-    results = run_cells(configs, progress, args.force, args.cells_per_pass or 32)
-    finish(table(results, datasets), work_dir, args.suite, 'results')
+    start_processes(args.launcher)
+    worker = make_worker(args, plan, tasks, work_dir)
+    if not args.plan:
+        worker.check_cells()
+    found, results = worker.complete()
+    main = is_main_process()
+    leave_processes()
+    if not main:
+        return
+    right = True
+    if results is not None:
+        right = finish_data(args, plan, work_dir, results, expected)
+    elif not worker.failures:
+        left = 'the task has ended' if args.task else 'no task is left that no worker has'
+        print(f'{left}; {found.done} of the {found.cells} cells of the plan are done: fsa-seg status {work_dir}')
+    if worker.failures or found.failures and (found.finished or results is not None):
+        raise UserError(failures_text(worker.failures or found.failures_by_name(plan)))
+    if not right:
+        sys.exit(1)
+
+
+def make_worker(args: argparse.Namespace, plan: Any, tasks: Sequence[Any], work_dir: str) -> Any:
+    """Return the worker of the arguments, for tasks of a plan."""
+    from fsa_seg.sweep.worker import Worker
+
+    return Worker(
+        plan, tasks, work_dir, args.data_root, runtime_options(args), args.keep_going, args.retry, args.force, args.task
+    )
+
+
+def finish_data(
+    args: argparse.Namespace, plan: Any, work_dir: str, results: Sequence[Mapping[str, Any]], expected: Any
+) -> bool:
+    """Print the table of results, and make what the arguments ask for; return whether expected numbers agree.
+
+    Args:
+        args, plan: of `run_data`.
+        work_dir: folder of the results.
+        results: see `fsa_seg.evaluation.results.read_result`.
+        expected: of `read_goldens`, or None.
+    """
+    from fsa_seg.cli.report import make_report
+    from fsa_seg.evaluation.goldens import compare, write_goldens
+    from fsa_seg.evaluation.passes import picture_of_rows
+    from fsa_seg.evaluation.results import table, table_csv
+    from fsa_seg.visualization.pictures import write_picture
+
+    datasets = plan.datasets()
+    text = table(results, datasets)
+    if args.shard:
+        text = f'Share {args.shard} alone: {len(results)} of {len(plan.cells)} cells.\n\n{text}'
+    path = table_path(work_dir, plan.suite, args.shard)
+    finish(text, table_csv(results, datasets), path, os.path.join(work_dir, 'results'))
     if args.picture:
-        write_picture(picture_of_rows([config for config in configs if config.cell.dataset == pictured]), args.picture)
+        pictured, configs = args.picture_of or datasets[0], {}
+        root = {} if args.data_root is None else dict(data_root=args.data_root)
+        for task in plan.tasks:
+            if task.dataset == pictured:
+                configs.update(zip(task.cells, plan.configs(task, root, runtime_options(args))))
+        write_picture(picture_of_rows([configs[i] for i in sorted(configs)]), args.picture)
         print(f'picture of one image under every row: {args.picture}')
     if args.write_golden:
         write_goldens(results, args.command, args.write_golden)
         print(f'expected numbers: {args.write_golden}')
     if args.report:
         make_report([work_dir], os.path.join(work_dir, 'report'), expected, args.data_root)
-    if args.golden:
-        right, report = compare(results, *expected)
-        print(f'compared with {args.golden}:\n{report}')
-        sys.exit(0 if right else 1)
+    if expected is None:
+        return True
+    right, report = compare(results, *expected)
+    print(f'compared with {args.golden}:\n{report}')
+    return right
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """Raise a UserError if a file that --picture or --write-golden names cannot be written."""
+def check_outputs(args: argparse.Namespace, plan: Any) -> None:
+    """Raise a UserError if a file that --picture or --write-golden names cannot be written, or no data set is drawn."""
+    from fsa_seg.errors import one_of
     from fsa_seg.system.paths import check_file
     from fsa_seg.visualization.pictures import check_picture
 
@@ -204,21 +246,27 @@ def check_outputs(args: argparse.Namespace) -> None:
         check_file(args.write_golden, '--write-golden')
     if args.picture:
         check_picture(args.picture, '--picture')
+    if args.picture_of:
+        one_of(args.picture_of, plan.datasets(), 'data set of the picture')
 
 
 def run_windows(
-    args: argparse.Namespace, suite: Any, cells: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    args: argparse.Namespace, suite: Any, cells: Sequence[Mapping[str, Any]], options: Mapping[str, Any], work_dir: str
 ) -> None:
-    """Run cells on one window with random weights, and print their costs; arguments as of `run_data`."""
+    """Run cells on one window with random weights, and print their costs.
+
+    Args:
+        args: the arguments.
+        suite, cells, options: of `suite_and_cells`.
+        work_dir: folder of the results.
+    """
     from mmengine.device import get_device
 
-    from fsa_seg.config.runtime import default_runtime
     from fsa_seg.models.segmentor import resolve_precision
     from fsa_seg.profiling.architectures import ArchitectureRuns, architectures_table
     from fsa_seg.system.paths import check_file, make_folder
     from fsa_seg.system.progress import Bar
 
-    work_dir = args.work_dir or default_runtime()['work_dir']
     folder = os.path.join(work_dir, suite.name)
     make_folder(folder)
     check_file(table_path(work_dir, args.suite), 'the table')
@@ -232,7 +280,8 @@ def run_windows(
         args.force,
     )
     rows = [runs.row(cell) for cell in Bar(cells, desc='windows', unit='cell')]
-    finish(architectures_table(rows, runs.where()), work_dir, args.suite, suite.name)
+    path = table_path(work_dir, args.suite)
+    finish(architectures_table(rows, runs.where()), None, path, os.path.join(work_dir, suite.name))
     failed = sum(row['error'] is not None for row in rows)
     agree = f'{sum("difference" in row for row in rows)} agree with the dense evaluation'
     if runs.precision != 'fp32':
@@ -242,17 +291,25 @@ def run_windows(
         sys.exit(1)
 
 
-def table_path(work_dir: str, suite: str) -> str:
-    """Return the path of a suite's table."""
+def table_path(work_dir: str, suite: str, shard: str | None = None) -> str:
+    """Return the path of a suite's table, or of the table of a share I/N."""
     name = os.path.splitext(os.path.basename(suite))[0]
-    return os.path.join(work_dir, 'table.md' if name == 'methods' else f'table_{name}.md')
+    parts = ['table', *([] if name == 'methods' else [name]), *([shard.replace('/', 'of')] if shard else [])]
+    return os.path.join(work_dir, '_'.join(parts) + '.md')
 
 
-def finish(text: str, work_dir: str, suite: str, folder: str) -> None:
-    """Write a table and print it; `folder` is the folder of the results below `work_dir`."""
+def finish(text: str, rows: str | None, path: str, folder: str) -> None:
+    """Write a table as Markdown, and as CSV if there is one, and print it.
+
+    Args:
+        text, rows: the table as Markdown and as CSV.
+        path: of the Markdown.
+        folder: of the results.
+    """
     from fsa_seg.system.paths import new_file
 
-    path = table_path(work_dir, suite)
-    with new_file(path) as part, open(part, 'w', encoding='utf-8') as f:
-        f.write(text + '\n')
-    print(f'\n{text}\n\ntable: {path}\nresults: {os.path.join(work_dir, folder)}')
+    for name, content in ((path, text + '\n'), (os.path.splitext(path)[0] + '.csv', rows)):
+        if content is not None:
+            with new_file(name) as part, open(part, 'w', encoding='utf-8') as f:
+                f.write(content)
+    print(f'\n{text}\n\ntable: {path}\nresults: {folder}')

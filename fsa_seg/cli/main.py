@@ -11,6 +11,9 @@ from fsa_seg.errors import UserError, one_of
 TOOLS = dict(
     test='evaluate one cell: a method on a data set',
     benchmark='run a suite of cells, and print its table',
+    plan='plan a suite for many GPUs, and estimate what it costs',
+    submit='run a plan as a SLURM job array',
+    status='show how far a benchmark is, from anywhere',
     report='make a report of results: tables, intervals, where each gain comes from',
     compare='compare two results: figures, interval, and all that differs',
     segment='segment one picture into the classes that you name',

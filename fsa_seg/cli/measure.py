@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         nargs='+',
         metavar='S',
         help='of stages, fsa, methods, whole_image, image_scope, pruning, large, shared_pass, batches, '
-        'precision_agreement, growth, compiled, throughput (default: all; throughput on a GPU alone)',
+        'precision_agreement, growth, compiled, throughput, rates (default: all; throughput on a GPU alone)',
     )
     parser.add_argument(
         '--backbone', default='clip_vit-b16', metavar='B', help='CLIP image tower (default: clip_vit-b16)'
