@@ -22,6 +22,7 @@ LAYERS = (
     'config',
     'visualization',
     'evaluation',
+    'sweep',
     'apps',
     'profiling',
     'register',

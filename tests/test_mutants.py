@@ -26,17 +26,21 @@ def test_mutant_fits(mutant):
             assert not name or re.search(rf'^def {name}\(', f.read(), re.M), test
 
 
-def test_names_are_unique_and_all_files_of_the_maths_have_mutants():
+def test_names_are_unique_and_all_files_of_the_maths_and_of_the_sweep_have_mutants():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
     folders = dict(
         ops='attention feedback labels last_block pamr readout windows sfr repair propagation label_propagation '
         'affinity regions probes',
         methods='base clearclip maskclip naclip pearl resclip scclip sfp gem lposs trident corrclip',
-        models='clip vfm text segmentor shared_pass whole_image regions sam_refinement',
+        models='clip vfm text segmentor shared_pass whole_image regions sam_refinement kept',
+        sweep='plan worker state estimate',
+        evaluation='metric loop passes ranks data_checks',
+        system='leases stopping',
+        cli='benchmark launch submit',
     )
-    maths = [f'{folder}/{name}' for folder, names in folders.items() for name in names.split()]
-    maths += ['datasets/data_sets', 'evaluation/metric', 'apps/segmenter']
-    assert {f'fsa_seg/{name}.py' for name in maths} <= {mutant.file for mutant in MUTANTS}
+    files = [f'{folder}/{name}' for folder, names in folders.items() for name in names.split()]
+    files += ['datasets/data_sets', 'apps/segmenter']
+    assert {f'fsa_seg/{name}.py' for name in files} <= {mutant.file for mutant in MUTANTS}
 
 
 def test_a_mutant_that_a_test_sees_and_one_that_none_sees(capsys):

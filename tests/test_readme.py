@@ -13,7 +13,7 @@ from conftest import ROOT
 from documents import DOCUMENTS, blocks, read
 
 FOLDERS = ('configs', 'constraints', 'data/mini', 'docs', 'fsa_seg', 'tests', 'tools')
-NOT_OURS = 'cd export git mkdir mypy pip pre-commit ruff sed source torchrun $EDITOR'.split()
+NOT_OURS = 'cd done; export for git mkdir mypy pip pre-commit ruff sed source torchrun $EDITOR'.split()
 SCRIPTS = {'tools/dist_test.sh': slice(1, 2), 'tools/slurm_test.sh': slice(0, 2)}  # arguments that are not the tool's
 
 
@@ -38,6 +38,7 @@ def commands(block):
 
 def tool_of(words):
     """Return the tool of a command and its arguments; the tool is None for a command that is not the suite's."""
+    words = [word for word in words if word != '&']
     while re.match(r'[A-Z_]+=', words[0]):  # variables of the environment
         if len(words) == 1 or '$(' in words[0]:
             return None, []
@@ -49,8 +50,10 @@ def tool_of(words):
     if words[0] == 'bash':
         arguments = words[2:]
         if words[1] in SCRIPTS:
-            del arguments[SCRIPTS[words[1]]]
-            return 'test', arguments
+            tool = 'benchmark' if 'benchmark' in words else 'test'
+            taken = SCRIPTS[words[1]]
+            del arguments[taken if tool == 'test' else slice(0, taken.stop)]
+            return tool, arguments
         return None, arguments
     if words[0] == 'python' and words[1].startswith('tools/'):
         name = os.path.basename(words[1])[:-3]

@@ -173,7 +173,11 @@ MUTANTS = [
     *of(
         'fsa_seg/evaluation/metric.py',
         'test_tools.py::test_one_process_and_two_give_the_same_counts',
-        ('counts_of_one_process_alone', 'in all_gather_object(self.results):', 'in [self.results]:'),
+        (
+            'counts_of_one_process_alone',
+            'in all_gather_object((self.results, self.failure and str(self.failure))):',
+            'in [(self.results, None)]:',
+        ),
     ),
     *of(
         'fsa_seg/evaluation/metric.py',
@@ -184,8 +188,8 @@ MUTANTS = [
         'fsa_seg/config/compose.py',
         'config/test_compose.py::test_words_by_name config/test_compose.py::test_words_in_files_beside_names '
         'config/test_compose.py::test_words_of_a_protocol_of_ones_own',
-        ('words_by_name_are_the_cells_own', 'if words is None or words == protocol.name:', 'if True:'),
-        ('words_of_another_file_of_the_name', 'words is None or words == protocol.name', 'words is None'),
+        ('words_by_name_are_the_cells_own', 'if words is None or words == protocol:', 'if True:'),
+        ('words_of_another_file_of_the_name', 'words is None or words == protocol', 'words is None'),
         (
             'words_of_a_file_for_a_protocol',
             'if words in protocols:',
@@ -326,12 +330,12 @@ MUTANTS = [
     *of(
         'fsa_seg/evaluation/passes.py',
         'test_tools.py::test_benchmark_skips_what_is_there_but_by_force',
-        ('runs_ignore_force', '{} if force else _kept_results(cells)', '_kept_results(cells)'),
+        ('runs_ignore_force', 'kept = {}\n    if not force:', 'kept = {}\n    if True:'),
     ),
     *of(
         'fsa_seg/cli/benchmark.py',
         'test_tools.py::test_benchmark_skips_what_is_there_but_by_force',
-        ('force_is_not_passed_on', 'configs, progress, args.force', 'configs, progress, False'),
+        ('force_is_not_passed_on', 'args.retry, args.force', 'args.retry, False'),
     ),
     *of(
         'fsa_seg/cli/test.py',
@@ -1073,6 +1077,240 @@ MUTANTS = [
         'cli/test_report_and_compare.py',
         ('none_is_absent', 'entries[0].get(key, ABSENT)', 'entries[0].get(key)'),
         ('within_is_strict', 'difference <= most + ROUNDING', 'difference < most'),
+    ),
+    *of(
+        'fsa_seg/sweep/plan.py',
+        'sweep/test_plan.py',
+        ('plans_of_other_options_are_one', '[self.options, self.cells, tasks]', '[self.cells, tasks]'),
+        ('parts_are_never_put_together', 'return [*parts, (self.name, None)]', 'return parts'),
+        ('names_are_cells', 'setdefault(cell_hash(entries), [])', 'setdefault(i, [])'),
+        ('a_plan_counts_all_images', 'min(count, config.cell.limit or count)', 'count'),
+        ('a_selection_is_blind_to_own', ", str(config.cell.get(kind) or 'none').lower()}", '}'),
+        (
+            'a_selection_of_nothing_passes',
+            'if not any(fnmatch.fnmatchcase(name, pattern.lower()) for cell in names for name in cell[kind]):',
+            'if False:',
+        ),
+        ('shares_of_unlike_cost', 'least = loads.index(min(loads))', 'least = len(sum(shares, [])) % len(loads)'),
+        ('a_changed_plan_is_run', "data['id'] != plan.id or ", ''),
+    ),
+    *of(
+        'fsa_seg/sweep/worker.py',
+        'sweep/test_worker.py::test_an_outcome_counts_with_its_results_and_its_code '
+        'sweep/test_worker.py::test_results_that_are_there_are_taken_but_by_force '
+        'sweep/test_worker.py::test_a_unit_that_another_worker_has_finished_meanwhile_is_not_run '
+        'sweep/test_worker.py::test_a_result_that_is_lost_meanwhile_is_made_again '
+        'sweep/test_worker.py::test_a_failure_ends_the_run_but_where_it_goes_on_and_runs_again_by_retry '
+        'sweep/test_worker.py::test_the_costliest_units_are_open_first '
+        'sweep/test_worker.py::test_the_first_workers_machine_decides_the_precision '
+        'cli/test_submit.py::test_a_worker_of_one_unit_waits_until_the_owner_lives '
+        'cli/test_submit.py::test_a_split_pass_is_not_lost_when_its_last_parts_end_together '
+        'cli/test_submit.py::test_a_busy_cell_is_tried_again_later '
+        'sweep/test_worker.py::test_a_lost_lease_ends_the_pass_and_is_no_failure '
+        'sweep/test_worker.py::test_workers_side_by_side_take_every_unit_once',
+        ('two_workers_run_a_unit', 'except Timeout:\n        return False', 'except Timeout:\n        return True'),
+        ('a_unit_done_meanwhile_runs', 'if self.force or self._outcome(name) is None:', 'if True:'),
+        (
+            'a_pass_runs_beside_its_parts',
+            'if part is None and not self._parts_over(',
+            'if False and not self._parts_over(',
+        ),
+        ('a_task_alone_leaves_its_pass', '{only: (task, part), task.name: (task, None)}', '{only: (task, part)}'),
+        ('a_task_alone_waits_for_the_living', 'left = now - self._held_since < DURATION + GRACE', 'left = True'),
+        ('a_busy_cell_is_tried_at_once', 'self._looks[name] = time.monotonic() + BUSY', 'del self._looks[name]'),
+        ('a_lost_lease_is_kept', 'if held is not None and held.compromise is not None:', 'if False:'),
+        ('outcomes_of_other_code_count', "outcome['sources'] == sources_digest()", 'True'),
+        (
+            'outcomes_without_results_count',
+            'if all(os.path.exists(os.path.join',
+            'if True or all(os.path.exists(os.path.join',
+        ),
+        ('failures_run_unasked', 'for task in failed.values() if retry else ():', 'for task in failed.values():'),
+        (
+            'retry_leaves_failed_parts',
+            'for name, _ in task.units():\n            self._outcomes.pop',
+            'for name in [task.name]:\n            self._outcomes.pop',
+        ),
+        ('force_takes_what_is_there', 'if not self.force:', 'if True:'),
+        ('results_of_other_plans_run_again', 'if not self.force:', 'if False:'),
+        (
+            'a_failure_does_not_end_the_run',
+            'if self.failures and not self.keep_going:\n                        break',
+            'pass',
+        ),
+        ('the_last_worker_sets_the_precision', 'os.link(own, path)', 'open(path, "w").write(open(own).read())'),
+        ('workers_mix_precisions', 'and chosen != here:', 'and False:'),
+        ('failures_of_parts_are_lost', 'failures={**before, **reasons}', 'failures=reasons'),
+        ('cells_run_on_after_a_failed_part', '[i for i in task.cells if i not in before]', 'task.cells'),
+        ('lost_results_pass_for_done', 'if on_main(lambda: len(kept) < len(cells)):', 'if False:'),
+        ('a_worker_makes_its_own_lost_result_once', 'self._forced.discard(name)', 'pass'),
+    ),
+    *of(
+        'fsa_seg/sweep/state.py',
+        'sweep/test_state.py',
+        ('the_lost_are_at_work', 'if worker.silent <= SILENT]', 'if True]'),
+        ('forgotten_outcomes_stay', 'del outcomes[name]', 'pass'),
+        ('work_in_hand_is_left', 'left -= factor * sum(worker.flops for worker in alive)', 'pass'),
+        ('one_worker_works', '1 if own is None else max(claims, 1)', '1'),
+        (
+            'failures_of_parts_are_not_shown',
+            'outcome = outcomes.get(name, {})',
+            'outcome = outcomes.get(task.name, {})',
+        ),
+        ('reports_are_signs_of_life', """f'{report["unit"]}.claim'))""", 'path))'),
+    ),
+    *of(
+        'fsa_seg/sweep/estimate.py',
+        'sweep/test_estimate.py::test_parts_keep_the_tail_short '
+        'sweep/test_estimate.py::test_workers_take_the_longest_task_first sweep/test_estimate.py::test_rates_of_files '
+        'sweep/test_estimate.py::test_cells_of_a_pass_share_trunk_and_vfm '
+        'sweep/test_estimate.py::test_a_vfm_that_sees_images_runs_once_per_image',
+        (
+            'parts_of_a_blink',
+            'max(total / workers / SHARE_OF_A_PART, 2 * LOAD_SECONDS)',
+            'total / workers / SHARE_OF_A_PART',
+        ),
+        ('workers_take_the_shortest_task', 'sorted(seconds, reverse=True)', 'sorted(seconds)'),
+        ('failed_tasks_tell_rates', "outcome.get('state') == 'done'", "outcome.get('state')"),
+        ('rounds_are_free', 'member.feedback * member.rounds *', 'member.feedback *'),
+    ),
+    *of(
+        'fsa_seg/evaluation/loop.py',
+        'evaluation/test_loop.py',
+        ('flags_end_later_passes', "f'pass_{next(_NUMBERS)}'", "'pass'"),
+        ('a_caller_cannot_end_a_pass', '                    self.watch.check()\n', ''),
+        ('a_signal_waits_for_the_last_image', '                    stopping.check()\n', ''),
+        (
+            'one_failed_cell_ends_all',
+            'if all(metric.failure for metric in metrics):',
+            'if any(metric.failure for metric in metrics):',
+        ),
+        ('counts_in_hand_are_lost', '                metric.settle()', '                pass'),
+        (
+            'a_full_disk_is_a_step',
+            'except StopError:\n            raise\n',
+            'except ZeroDivisionError:\n            raise\n',
+        ),
+        ('errors_elsewhere_are_of_the_data', 'shared = KINDS[kind](', 'shared = UserError('),
+        ('an_error_elsewhere_hides_the_signal', "if 'continued' in kinds:", 'if False:'),
+    ),
+    *of(
+        'fsa_seg/evaluation/metric.py',
+        'evaluation/test_metric.py',
+        ('a_full_disk_fails_a_cell', 'isinstance(error, StopError) or not self.isolated', 'not self.isolated'),
+        (
+            'a_failed_cell_counts_on',
+            'if self.failure is None:\n            with self._failing():\n                self._process(',
+            'if True:\n            with self._failing():\n                self._process(',
+        ),
+        ('a_part_has_figures', 'if self.failure or self.part:', 'if self.failure:'),
+        ('failures_elsewhere_have_figures', '= self.failure or (failure and UserError(failure))', '= self.failure'),
+    ),
+    *of(
+        'fsa_seg/evaluation/passes.py',
+        'evaluation/test_passes.py::test_halves_of_a_pass_run_until_the_failed_cell_is_alone '
+        'evaluation/test_passes.py::test_an_error_of_the_data_fails_all_cells_but_not_without_the_data '
+        'evaluation/test_passes.py::test_a_root_is_there_while_one_of_the_folders_is '
+        'evaluation/test_passes.py::test_images_that_every_cell_has_counted_are_left_out '
+        'evaluation/test_passes.py::test_parts_are_a_split_of_the_images',
+        ('a_step_fails_all_cells', 'if len(group) > 1:\n                note(f', 'if False:\n                note(f'),
+        (
+            'data_fails_while_its_root_is_gone',
+            'check_roots([group[0].config.test_dataloader.dataset.data_root])',
+            'pass',
+        ),
+        ('parts_overlap', 'names[part[0] - 1 :: part[1]]', 'names[part[0] - 1 :]'),
+        ('no_image_is_left_to_run', 'set(names if part else names[:-1])', 'set(names)'),
+        ('the_last_image_is_in_two_parts', 'set(names if part else names[:-1])', 'set(names[:-1])'),
+        ('images_count_where_one_cell_has_them', '.intersection(*readings)', '.intersection(set().union(*readings))'),
+    ),
+    *of(
+        'fsa_seg/evaluation/data_checks.py',
+        'evaluation/test_data_checks.py',
+        ('young_files_are_trusted', 'SETTLED = 2 * 10**9', 'SETTLED = -(10**12)'),
+        (
+            'changes_during_a_check_are_unseen',
+            '        contents = check(read=read)\n',
+            '        contents = check(read=read)\n        states = _states(entries)\n',
+        ),
+        ('waiting_processes_read_again', 'read = _kept(path, key, states)', 'read = {}'),
+    ),
+    *of(
+        'fsa_seg/system/leases.py',
+        'system/test_leases.py',
+        ('a_lost_hosts_lease_never_ends', 'lease_duration=DURATION', 'lease_duration=1e9'),
+    ),
+    *of(
+        'fsa_seg/system/stopping.py',
+        'system/test_stopping.py',
+        ('a_signal_breaks_the_work', 'if not _blocks:', 'if True:'),
+        ('loaders_take_the_tools_signal', 'if os.getpid() != _process:', 'if False:'),
+        ('lost_loaders_break_the_work', 'signal.signal(signal.SIGCHLD, lambda *_: None)', 'pass'),
+    ),
+    *of(
+        'fsa_seg/evaluation/ranks.py',
+        'evaluation/test_ranks.py::test_one_process_alone '
+        'evaluation/test_ranks.py::test_flags_reach_all_and_who_is_done_is_not_missed',
+        ('ranks_hear_of_themselves_alone', '    return values\n', '    return [value]\n'),
+        (
+            'errors_stay_on_the_main_process',
+            'if outcome[1] is not None:',
+            'if torch.distributed.get_rank() == 0 and outcome[1]:',
+        ),
+        ('errors_elsewhere_are_unheard', 'if other is not None:', 'if False:'),
+    ),
+    *of(
+        'fsa_seg/models/kept.py',
+        'models/test_kept.py::test_files_that_change_while_a_model_loads_are_loaded_anew',
+        (
+            'changed_models_are_kept',
+            'states.get(name) is None or states[name] != _states.get(name)',
+            'name not in states',
+        ),
+        ('models_of_half_written_files_are_kept', 'before if before == _state(key) else None', '_state(key)'),
+    ),
+    *of(
+        'fsa_seg/models/shared_pass.py',
+        'models/test_shared_pass.py::test_out_of_memory_halves_the_batch '
+        'models/test_shared_pass.py::test_memory_that_is_too_small_for_one_window_or_for_an_image',
+        ('windows_are_left_out', 'group = group[len(batch) :]', 'group = group[max(most, 8) :]'),
+        (
+            'out_of_memory_is_a_bug',
+            "with enough_memory('one window', members) if most == 1 else",
+            'with contextlib.nullcontext() if most == 1 else',
+        ),
+    ),
+    *of(
+        'fsa_seg/cli/benchmark.py',
+        'cli/test_benchmark.py',
+        (
+            'failures_of_others_end_well',
+            'if worker.failures or found.failures and (found.finished or results is not None):',
+            'if worker.failures:',
+        ),
+        ('shares_are_not_passed_on', 'sharded(plan.tasks, args.shard)', 'sharded(plan.tasks, None)'),
+        ('the_task_is_not_passed_on', 'args.force, args.task', 'args.force, None'),
+        ('a_plan_takes_force', 'if given or gpus or args.force:', 'if given or gpus:'),
+    ),
+    *of(
+        'fsa_seg/cli/launch.py',
+        'evaluation/test_ranks.py::test_the_launchers_last_line '
+        'evaluation/test_ranks.py::test_the_launchers_last_line_is_the_error_of_the_process_that_failed',
+        ('a_stopped_rank_is_lost', '(stopping.CONTINUED, -signal.SIGTERM)', '(stopping.CONTINUED,)'),
+        ('a_ranks_own_message_is_lost', 'if os.path.exists(path):', 'if False:'),
+    ),
+    *of(
+        'fsa_seg/cli/submit.py',
+        'cli/test_submit.py::test_the_script_has_the_options '
+        'cli/test_submit.py::test_what_has_failed_is_submitted_by_retry '
+        'cli/test_submit.py::test_a_task_has_the_status_of_its_process '
+        'cli/test_submit.py::test_what_is_to_be_continued_is_requeued_alone '
+        'cli/test_submit.py::test_sigterm_ends_the_image_and_waits_for_slurm',
+        ('a_task_ends_at_its_first_failure', "        '--keep-going',\n", ''),
+        ('tasks_lose_flags', 'return given + [', 'return given or ['),
+        ('failed_tasks_are_not_submitted', 'args.work_dir, retry=args.retry)', 'args.work_dir)'),
+        ('a_stopped_task_is_asked_twice', 'and not self._stopped:', ':'),
+        ('what_is_done_is_requeued', 'if status != CONTINUED or not self.requeue:', 'if not self.requeue:'),
     ),
 ]
 
