@@ -18,7 +18,6 @@ class ToBeContinued(BaseException):
 
 _blocks = 0  # `finishing` blocks that are open
 _asked_at: float | None = None  # time.monotonic() of the first SIGTERM
-_process: int | None = None  # that handles SIGTERM
 
 
 @contextlib.contextmanager
@@ -30,8 +29,8 @@ def handling() -> Iterator[None]:
 
     Python handles signals in the main thread alone; in another thread the block changes nothing.
     """
-    global _blocks, _asked_at, _process
-    _blocks, _asked_at, _process = 0, None, os.getpid()
+    global _blocks, _asked_at
+    _blocks, _asked_at = 0, None
     before = None
     with contextlib.suppress(ValueError):
         before = signal.signal(signal.SIGTERM, _handle)
@@ -73,10 +72,7 @@ def check() -> None:
 def _handle(number, frame):
     """Handle SIGTERM; a second request ends the process at once, since its code may hang."""
     global _asked_at
-    if os.getpid() != _process:  # a process that loads images has inherited the handler
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-    elif not asked():
+    if not asked():
         _asked_at = time.monotonic()
         if not _blocks:
             raise ToBeContinued
@@ -84,3 +80,12 @@ def _handle(number, frame):
         signal.signal(signal.SIGCHLD, lambda *_: None)
     elif time.monotonic() - _asked_at > ONE_REQUEST:
         os._exit(CONTINUED)
+
+
+def _in_child():
+    """Let SIGTERM end a process that was forked, such as one that loads images, at once."""
+    if signal.getsignal(signal.SIGTERM) is _handle:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_in_child)
