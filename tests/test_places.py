@@ -152,6 +152,10 @@ def test_one_of_several_processes_does_not_wait(tmp_path):
             pass
 
 
+# a signal right before a long sleep would wait for the end of the sleep
+NAPS = '[time.sleep(0.05) for _ in range(1200)]'
+
+
 def interrupted(body, signals):
     """Run a tool with this body of main in a process, and send SIGINT after each of its first lines.
 
@@ -174,13 +178,13 @@ def interrupted(body, signals):
 @pytest.mark.parametrize('handler', ['raise', 'raise ImportError("numpy was interrupted")'])
 def test_an_interrupt_is_one_line_wherever_it_comes(handler):
     """Also where a library turns the interrupt into another error."""
-    body = f' try:\n  print("ready", flush=True)\n  time.sleep(60)\n except KeyboardInterrupt:\n  {handler}'
+    body = f' try:\n  print("ready", flush=True)\n  {NAPS}\n except KeyboardInterrupt:\n  {handler}'
     status, printed = interrupted(body, 1)
     assert status == 130 and printed.startswith('interrupted: ') and printed.count('\n') == 1
 
 
 def test_a_second_interrupt_ends_what_waits():
-    body = ' while True:\n  try:\n   print("ready", flush=True)\n   time.sleep(60)\n  except BaseException:\n   pass'
+    body = f' while True:\n  try:\n   print("ready", flush=True)\n   {NAPS}\n  except BaseException:\n   pass'
     assert interrupted(body, 2)[0] == 130
 
 

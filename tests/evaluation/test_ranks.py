@@ -35,7 +35,7 @@ def main():
     ranks.leave_processes()
 
 """
-WAIT = WORK + 'def work(rank):\n    time.sleep(60)\nrun_tool(main)'
+WAIT = WORK + 'def work(rank):\n    [time.sleep(0.05) for _ in range(1200)]\nrun_tool(main)'
 COLLECTIVES = (
     WORK
     + """

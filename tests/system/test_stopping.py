@@ -18,6 +18,10 @@ def ready(): print('ready', flush=True)
 """
 
 
+# a signal right before a long sleep would wait for the end of the sleep
+NAPS = '[time.sleep(0.05) for _ in range(1200)]'
+
+
 def stopped(body, signals=1, pause=0.0):
     """Run a tool with this body of main in a process, and send SIGTERM after its first line, `signals` times.
 
@@ -42,7 +46,7 @@ LINE = 'stopped by the scheduler: results already written stay, and the same com
 @pytest.mark.parametrize('handler', ['raise', 'raise ImportError("numpy was stopped")', 'raise RuntimeError("x")'])
 def test_outside_of_work_the_tool_ends_at_once(handler):
     """Also where a library turns the signal into another error."""
-    assert stopped(f'try:\n ready()\n time.sleep(60)\nexcept BaseException:\n {handler}') == (75, LINE)
+    assert stopped(f'try:\n ready()\n {NAPS}\nexcept BaseException:\n {handler}') == (75, LINE)
 
 
 def test_work_in_hand_ends_first():
@@ -78,7 +82,7 @@ with stopping.finishing():
 
 
 def test_a_second_request_ends_what_hangs():
-    body = 'stopping.ONE_REQUEST = 0.1\nwith stopping.finishing():\n ready()\n time.sleep(60)'
+    body = f'stopping.ONE_REQUEST = 0.1\nwith stopping.finishing():\n ready()\n {NAPS}'
     assert stopped(body, signals=2, pause=0.5) == (75, '')
 
 
