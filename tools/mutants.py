@@ -329,7 +329,7 @@ MUTANTS = [
     ),
     *of(
         'fsa_seg/evaluation/passes.py',
-        'test_tools.py::test_benchmark_skips_what_is_there_but_by_force',
+        'evaluation/test_passes.py::test_a_result_of_other_names_is_used_where_it_can_be',
         ('runs_ignore_force', 'kept = {}\n    if not force:', 'kept = {}\n    if True:'),
     ),
     *of(
