@@ -33,7 +33,7 @@ from fsa_seg.datasets.images import image_size
 from fsa_seg.errors import Busy, StopError, UserError, built, one_line, warn_once
 from fsa_seg.evaluation.data_checks import check_once
 from fsa_seg.evaluation.label_files import claim_folder, label_path, labels_digest, labels_folder, missing_labels
-from fsa_seg.evaluation.loop import StepError, Watch, halves, original
+from fsa_seg.evaluation.loop import StepError, TaskLost, Watch, halves, original
 from fsa_seg.evaluation.metric import Journal
 from fsa_seg.evaluation.ranks import check_shared, on_all, on_main
 from fsa_seg.evaluation.results import (
@@ -257,7 +257,7 @@ def run_apart(
         a cell -> the error that it failed by.
 
     Raises:
-        StopError, Busy: the run cannot go on here; no cell has failed.
+        StopError, Busy, TaskLost: the run cannot go on here; no cell has failed.
     """
     results, failures, groups = {}, {}, [cells]
     while groups:
@@ -271,7 +271,7 @@ def run_apart(
                 groups = [*halves(group), *groups]
             else:
                 failures[group[0].hash] = original(error)
-        except (Busy, StopError):
+        except (Busy, StopError, TaskLost):
             raise
         except UserError as error:
             check_shared(error)

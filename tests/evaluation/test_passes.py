@@ -9,7 +9,7 @@ from mmengine import ConfigDict
 from fsa_seg.config.compose import compose
 from fsa_seg.errors import Busy, StopError, UserError
 from fsa_seg.evaluation import passes
-from fsa_seg.evaluation.loop import StepError
+from fsa_seg.evaluation.loop import StepError, TaskLost
 from fsa_seg.evaluation.metric import Journal
 from fsa_seg.evaluation.passes import prepare, run_cell, run_cells
 
@@ -131,7 +131,7 @@ def test_an_error_of_the_data_fails_all_cells_but_not_without_the_data(four):
     four.root.rmdir()
     with pytest.raises(StopError, match='has vanished'):
         passes.run_apart(four.cells)
-    for kind in (Busy, StopError):
+    for kind in (Busy, StopError, TaskLost):
         four.hook = lambda cells, failures, kind=kind: (_ for _ in ()).throw(kind('not here'))
         with pytest.raises(kind, match='not here'):
             passes.run_apart(four.cells)
