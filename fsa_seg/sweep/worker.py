@@ -60,6 +60,7 @@ PER_CLAIM = 0.5  # seconds by which the looks at claimed units are further apart
 GRACE = 30.0  # seconds that a worker of one unit waits beyond a lease's duration: the owner then lives
 VERIFICATIONS = 3  # rounds of runs after which all results should stand
 BUSY = 30.0  # seconds until the next try of a unit with a cell that another run works on
+LINE = 'cells: {n_fmt}/{total_fmt} |{bar:20}| [{elapsed}{postfix}]'  # passes differ too much for a time by cells
 REPORT = 10.0  # seconds between two reports of a worker
 
 
@@ -206,7 +207,7 @@ class Worker(Watch):
         self._report_path = os.path.join(self.folder, 'workers', f'{socket.gethostname()}_{os.getpid()}.json')
         cells = sum(len(task.cells) for task in self.plan.tasks)
         try:
-            with kept_models(), Bar(total=cells, desc='cells', unit='cell', disable=not is_main_process()) as self._bar:
+            with kept_models(), Bar(total=cells, disable=not is_main_process(), bar_format=LINE) as self._bar:
                 while (name := on_main(self._next)) is not None:
                     if name == WAIT:
                         time.sleep(POLL)
