@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from fsa_seg.config.components import load_components, load_protocol, protocol_settings
 from fsa_seg.config.compose import compose, model_config
@@ -41,7 +39,7 @@ from fsa_seg.ops.feedback import FSA, threshold
 from fsa_seg.ops.last_block import LastBlock
 from fsa_seg.ops.sfr import SFR
 from fsa_seg.ops.windows import Layout, cut_window, windows
-from fsa_seg.profiling.measured import measured, tensor_peak
+from fsa_seg.profiling.measured import measured, product_flops, tensor_peak
 from fsa_seg.profiling.whole_image_costs import WholeImageSections
 from fsa_seg.sweep.estimate import pass_work, trunk_flops, vfm_flops
 from fsa_seg.system.machine import cpu_name
@@ -138,7 +136,7 @@ class CostTables(WholeImageSections):
         functions, count = self._stage_functions()
         costs = self._costs(functions)
         rate = self._matmul_rate()
-        flops = {name: self._flops(functions[name]) for name in ('trunk', 'VFM')}
+        flops = {name: product_flops(functions[name]) for name in ('trunk', 'VFM')}
         total = sum(cost.seconds for cost in costs.values())
         rows = [
             {
@@ -531,7 +529,7 @@ class CostTables(WholeImageSections):
             return list(window_results([member], [crop] * size))
 
         window = self._window(model)
-        flops = self._flops(
+        flops = product_flops(
             lambda: (model.trunk(model.visual, window), model.features(window))
         )  # the first run warms up
         results, (seconds, peak) = measured(functools.partial(run, 1), self.device)
@@ -569,7 +567,7 @@ class CostTables(WholeImageSections):
 
         costs = self._costs({size: functools.partial(run, size) for size in dict.fromkeys((1, fitting))}, memory=[])
         crop = self._window(model)
-        flops = self._flops(lambda: (model.trunk(model.visual, crop), model.features(crop)))
+        flops = product_flops(lambda: (model.trunk(model.visual, crop), model.features(crop)))
         count = windows_per_image * images
         return [
             {
@@ -672,20 +670,6 @@ class CostTables(WholeImageSections):
         side = 8192 if self.device.type == 'cuda' else 2048
         matrix = torch.randn(side, side, device=self.device, dtype=PRECISIONS[self.precision])
         return 2 * side**3 / min(self._times({'': lambda: matrix @ matrix}, max(5, self.repeats))[''])
-
-    def _flops(self, run):
-        """Return the FLOPs of the products in a function.
-
-        Torch's fused attention is switched off, because torch's versions differ in the fused forms that they count.
-        """
-        fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                run()
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
-        return counter.get_total_flops()
 
     @torch.no_grad()
     def _costs(self, functions, most=math.inf, memory=None):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from fsa_seg.ops.device import gpu_peak, trim_memory
 
@@ -53,6 +55,21 @@ def tensor_peak(function: Callable[[], Any], device: torch.device | str) -> int:
         with open(path, encoding='utf-8') as f:
             events = [event for event in json.load(f)['traceEvents'] if event['name'] == '[memory]']
     return max(itertools.accumulate((e['args']['Bytes'] for e in sorted(events, key=lambda e: e['ts'])), initial=0))
+
+
+def product_flops(run: Callable[[], Any]) -> int:
+    """Return the floating-point operations of the products in a function.
+
+    Torch's fused attention is switched off, because torch's versions differ in the fused forms that they count.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops()
 
 
 def _reset_peak():

@@ -11,7 +11,7 @@ from fsa_seg.ops.affinity import LastAttention, affinity_product, pack_attention
 from fsa_seg.ops.label_propagation import patch_graph
 from fsa_seg.profiling import costs, whole_image_costs
 from fsa_seg.profiling.costs import SECTIONS, Cost, CostTables, plot_growth, report
-from fsa_seg.profiling.measured import tensor_peak
+from fsa_seg.profiling.measured import product_flops, tensor_peak
 
 from conftest import MINI
 
@@ -41,7 +41,7 @@ def test_flops_are_those_of_the_formula(toy):
     model, _ = toy._member('maskclip', None)
     tokens, width, blocks = 1 + 6 * 4, 160, len(model.visual.transformer.resblocks) - 1
     expected = blocks * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * 24 * width * 3 * 16**2
-    assert toy._flops(lambda: model.trunk(model.visual, torch.zeros(1, 3, 96, 64))) == expected
+    assert product_flops(lambda: model.trunk(model.visual, torch.zeros(1, 3, 96, 64))) == expected
 
 
 def test_ways_to_prune_agree(toy, monkeypatch):

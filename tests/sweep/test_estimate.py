@@ -5,8 +5,6 @@ import os
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import fsa_seg.register  # noqa: F401
 from fsa_seg.config.components import component_config, load_component
@@ -14,6 +12,7 @@ from fsa_seg.config.compose import compose
 from fsa_seg.errors import UserError
 from fsa_seg.models.clip import load_clip, trunk
 from fsa_seg.models.vfm import build_vfm
+from fsa_seg.profiling.measured import product_flops
 from fsa_seg.sweep import estimate
 from fsa_seg.sweep.estimate import PassCost, Rate, Work, parse_rate, parts_for, pass_work, simulate
 
@@ -27,18 +26,6 @@ def cell(method='proxyclip', feedback='fsa', backbone='toy', vfm='toy', **option
     return compose('voc21', method, feedback, backbone, vfm, **{'protocol': 'proxyclip', 'data_root': MINI, **options})
 
 
-def counted(run):
-    """FLOPs of the products in a function on the meta device, by torch."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops()
-
-
 def parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -48,7 +35,7 @@ def test_the_trunk_has_the_flops_that_torch_counts(name):
     config = component_config(load_component('backbone', name), 0)
     with torch.device('meta'):
         clip = load_clip(**config)[0]
-        flops = counted(lambda: trunk(clip.visual, torch.empty(1, 3, 112, 224)))
+        flops = product_flops(lambda: trunk(clip.visual, torch.empty(1, 3, 112, 224)))
     assert estimate.trunk_flops(config, (112, 224)) == pytest.approx(flops, rel=0.01)
     tower, visual, all_of_it = estimate._clip(config['model']), *map(parameters, (clip.visual, clip))
     assert (tower.parameters, tower.text_parameters) == pytest.approx((visual, all_of_it - visual), rel=0.01)
@@ -63,7 +50,7 @@ def test_a_vfm_has_the_flops_that_torch_counts(name, kind):
     with torch.device('meta'):
         vfm = build_vfm(config)
         vfm.__dict__['normalised'] = lambda images: images  # mean and std are real tensors
-        flops = counted(lambda: vfm(torch.empty(1, 3, 112, 224), kind))
+        flops = product_flops(lambda: vfm(torch.empty(1, 3, 112, 224), kind))
     assert estimate.vfm_flops(config, (112, 224), kind) == pytest.approx(flops, rel=0.05)
 
 
