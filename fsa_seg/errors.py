@@ -26,7 +26,7 @@ class StopError(UserError):
 
 
 class Busy(UserError):
-    """Another run works on the cell."""
+    """Another run works on the cell, or as many requests wait as may."""
 
 
 def reason(error: Exception) -> str:

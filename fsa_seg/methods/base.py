@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fsa_seg.errors import UserError
-from fsa_seg.ops.attention import AttentionMap
+from fsa_seg.ops.attention import AttentionMap, dense_map
 from fsa_seg.ops.feedback import FSA
 from fsa_seg.ops.last_block import LastBlock
 from fsa_seg.ops.readout import embeddings
@@ -257,6 +257,7 @@ class WindowCosines:
             )
         self._needs_tokens = method.merging.needs_tokens
         self.last: Tensor | None = None
+        self._fed: tuple[Any, list[Tensor], Tensor | None] | None = None  # the last feedback, its rounds, their tokens
         self.attention = _remembering(method.attention(block)) if method.has_attention() else None
         vfm_grids = {role: pair(features.shape[2:]) for role, features in block.features.items()}
         self.grid = _checked_grid(method, method.grid(block.grid, vfm_grids))
@@ -291,6 +292,16 @@ class WindowCosines:
         return cosines
 
     @functools.cached_property
+    def matrix(self) -> Tensor:
+        """The matrix (T, T) of the method's map on the first window, the mean of its heads; T = N without CLS."""
+        assert self.attention is not None  # a feedback adapts a map
+        return self.matrix_of(self.attention)
+
+    def matrix_of(self, attention: AttentionMap) -> Tensor:
+        """Return the matrix (T, T) of a map on the first window, see `fsa_seg.ops.attention.dense_map`."""
+        return dense_map(attention.apply, self.block.values(attention), self.block.value_heads(attention))
+
+    @functools.cached_property
     def uniform(self) -> Tensor:
         """The cosines z(U) under the uniform map, (B, N, Q), or (B, 1, Q) where they are alike for all patches."""
         method, attention = self.method, self.attention
@@ -302,14 +313,20 @@ class WindowCosines:
         return self.cosines(uniform)
 
     def rounds(self, feedback: Any = None) -> Iterator[Tensor]:
-        """Yield the cosines (B, N, Q) without feedback, and with it those after each of its rounds."""
+        """Yield the cosines (B, N, Q) without feedback, and with it those after each of its rounds.
+
+        The rounds of one feedback object, which nobody changes, are computed once.
+        """
         yield self.first
         self.last = self._first_tokens  # which an earlier feedback on the same windows replaced
         if feedback is not None:
             assert self.attention is not None  # `check_feedback` said so
-            if isinstance(feedback, FSA):
-                self._check_row_sums(self.attention)
-            yield from feedback.loop(self, self.attention, self.first)
+            if self._fed is None or self._fed[0] is not feedback:
+                if isinstance(feedback, FSA):
+                    self._check_row_sums(self.attention)
+                self._fed = feedback, list(feedback.loop(self, self.attention, self.first)), self.last
+            _, fed, self.last = self._fed
+            yield from fed
 
     def _check_row_sums(self, attention: AttentionMap) -> None:
         """Raise a UserError if a map's rows do not sum to its `row_sum`.

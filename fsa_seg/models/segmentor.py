@@ -47,7 +47,6 @@ from fsa_seg.models.shared_pass import (
 )
 from fsa_seg.models.text import Text, TextEncoder
 from fsa_seg.models.vfm import VisionModel, build_vfm, check_kind, run_vfm, vfm_grid, window_multiple
-from fsa_seg.models.window import Inspection, inspect_patch
 from fsa_seg.ops.device import batch_that_fits, exact_float32
 from fsa_seg.ops.feedback import FSA
 from fsa_seg.ops.labels import class_scores, label_tiles
@@ -528,19 +527,6 @@ class TrainingFreeSegmentor(BaseSegmentor):
         text = self.text if text is None else text
         [(pixels,)] = merged_images([Member(self, text)], [image], [size or pair(image.shape[1:])])
         return join_tiles(pixels.cosines.tiles(image.numel() * len(text.rows)), pixels.cosines.size)
-
-    @torch.no_grad()
-    def inspect(self, image: torch.Tensor, index: tuple[int, int], text: Text) -> Inspection:
-        """Return the `Inspection` of the patch at row and column `index` of a window (1, 3, height, width)."""
-        return inspect_patch(
-            self.visual,
-            image,
-            text.rows,
-            index,
-            method=self.method,
-            feedback=self.feedback,
-            vfm_features=self.features(image),
-        )
 
     def features(self, images: torch.Tensor, roles: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Return the features (B, C, I, J) of normalised images, by role.

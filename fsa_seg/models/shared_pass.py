@@ -56,6 +56,7 @@ class SharedPass(BaseSegmentor):
 
     Args:
         members (list of dict): configs of `fsa_seg.models.segmentor.TrainingFreeSegmentor`, alike in SHARED_KEYS.
+        models (dict): as of `TrainingFreeSegmentor`.
 
     Raises:
         ValueError: members that differ in one of SHARED_KEYS.
@@ -63,12 +64,12 @@ class SharedPass(BaseSegmentor):
 
     members: 'Sequence[TrainingFreeSegmentor]'
 
-    def __init__(self, members: Sequence[dict[str, Any]]):
+    def __init__(self, members: Sequence[dict[str, Any]], models: dict[str, Any] | None = None):
         for key in SHARED_KEYS:
             whole_images = key == 'stride' and members[0].get('window') == 0  # a whole image has no stride
             if not whole_images and len({json.dumps(member.get(key), sort_keys=True) for member in members}) > 1:
                 raise ValueError(f'the members of a shared pass differ in {key}')
-        models = shared_models()
+        models = shared_models() if models is None else models
         segmentors = [MODELS.build(dict(member, words=None, models=models)) for member in members]
         super().__init__(data_preprocessor=segmentors[0].data_preprocessor)
         for segmentor, member in zip(segmentors, members):  # after all VFMs, since it may take minutes
@@ -169,6 +170,7 @@ def merged_images(
     images: Images,
     sizes: Sequence[tuple[int, int]],
     originals: Sequence[Original] | None = None,
+    kept: 'KeptImage | None' = None,
 ) -> Iterator[list[Pixels]]:
     """Yield for each image, in order, the `Pixels` of each member, as soon as the image's last window is done.
 
@@ -180,31 +182,28 @@ def merged_images(
         images (list of (3, height, width)): normalised.
         sizes (list of (int, int)): height and width of each result.
         originals: of each image its file and the original itself; see `fsa_seg.models.whole_image.Original`.
+        kept: what earlier passes left of the image, of a pass over one image.
 
     Raises:
         UserError: a single window, or a stage on a whole image, takes more memory than the GPU has free.
     """
     first = members[0].segmentor
-    contents = [pair(image.shape[1:]) for image in images]
-    images = [first.fitted(image) for image in images]
-    if first.fit == 'stretch':
-        contents = [pair(image.shape[1:]) for image in images]
+    images, whole_images = fitted_images(first, images, sizes, originals, kept)
     crops = [
         Crop(index, image, *place)
         for index, image in enumerate(images)
         for place in windows(image.shape[1], image.shape[2], first.window, first.stride)
     ]
-    whole_images = WholeImages(images, sizes, originals, contents)
     queries = max(len(member.text.rows) for member in members)
     largest = max(crops, key=lambda crop: crop.size)
     with enough_memory('what the methods make of a whole image', members):
         for segmentor, _ in members:  # what is made of a whole image is no part of a window's memory
             whole_images.of(segmentor, largest.image_index).made_by(segmentor.method)
     with enough_memory('one window', members):
-        most = first.batch_size(lambda: list(window_results(members, [largest], whole_images)), queries)
+        most = first.batch_size(lambda: list(window_results(members, [largest], whole_images, kept)), queries)
     left = collections.Counter(crop.image_index for crop in crops)
     done: dict[int, dict[int, list[tuple[Window, Tensor]]]] = {}  # image -> member -> its windows and their flags
-    for batch, results in _batches(members, crops, whole_images, most):
+    for batch, results in _batches(members, crops, whole_images, most, kept):
         for member, window, flags, index in results:
             done.setdefault(index, {}).setdefault(member, []).append((window, flags))
         left.subtract(crop.image_index for crop in batch)
@@ -212,7 +211,34 @@ def merged_images(
             with enough_memory('the merge of the windows', members):
                 merged = _merge(members, done.pop(index), whole_images, index)
             yield merged
-            whole_images.forget(index)
+            whole_images.forget(index, original_alone=kept is not None)
+
+
+def fitted_images(
+    segmentor: 'TrainingFreeSegmentor',
+    images: Images,
+    sizes: Sequence[tuple[int, int]],
+    originals: Sequence[Original] | None = None,
+    kept: 'KeptImage | None' = None,
+) -> tuple[list[Tensor], WholeImages]:
+    """Return images as windows are cut from them, and what hooks on whole images see; arguments as of `merged_images`.
+
+    Args:
+        segmentor: whose `fit` counts.
+    """
+    contents = [pair(image.shape[1:]) for image in images]
+    fitted = [segmentor.fitted(image) for image in images]
+    if segmentor.fit == 'stretch':
+        contents = [pair(image.shape[1:]) for image in fitted]
+    return fitted, WholeImages(fitted, sizes, originals, contents, kept.of_size(sizes[0]) if kept else None)
+
+
+def window_under(
+    member: Member, crop: Crop, whole_images: WholeImages, kept: 'KeptImage | None' = None
+) -> WindowCosines:
+    """Return the cosines of one window under a member's method; arguments as of `window_results`."""
+    seen = whole_images.of(member.segmentor, crop.image_index)
+    return _batch([member.segmentor], [crop], kept).cosines(*member, [seen])
 
 
 def _merge(
@@ -253,7 +279,10 @@ def _read_out(visual: ImageTower, rows: Tensor, tokens: Tensor) -> Tensor:
 
 
 def window_results(
-    members: Sequence[Member], crops: Sequence[Crop], whole_images: WholeImages | None = None
+    members: Sequence[Member],
+    crops: Sequence[Crop],
+    whole_images: WholeImages | None = None,
+    kept: 'KeptImage | None' = None,
 ) -> Iterator[tuple[int, Window, Tensor, int]]:
     """Yield (index of a member, `Window`, flags, index of the image) of windows of one size.
 
@@ -264,27 +293,33 @@ def window_results(
         members: whose segmentors share the trunk.
         crops: the windows.
         whole_images: the images of the pass.
+        kept: as of `merged_images`.
     """
     whole_images = whole_images or WholeImages({crop.image_index: crop.image for crop in crops})
-    batch = _Batch([member.segmentor for member in members], crops)
+    batch = _batch([member.segmentor for member in members], crops, kept)
     groups: dict[tuple, list[int]] = {}
     for i, (segmentor, text) in enumerate(members):  # members that share the last block, but for their feedback
-        key = segmentor.member_key, segmentor.multiple, segmentor.window, text.queries  # equal words are equal rows
-        groups.setdefault(key, []).append(i)
+        groups.setdefault(_block_key(segmentor, text), []).append(i)
     for group in groups.values():
         segmentor, text = members[group[0]]
-        block = batch.last_block(segmentor, [whole_images.of(segmentor, crop.image_index) for crop in crops])
-        cosines = WindowCosines(segmentor.method, block, text.rows)
-        kept = _kept(segmentor.method.merging, block, len(crops))
+        seen = [whole_images.of(segmentor, crop.image_index) for crop in crops]
+        cosines = batch.cosines(segmentor, text, seen)
+        left_for_merge = _kept(segmentor.method.merging, cosines.block, len(crops))
         for i in group:
             finite = []
             for z in cosines.rounds(members[i].segmentor.feedback):
                 finite.append(_finite(z))
             flags = torch.stack([*batch.finite(segmentor), torch.stack(finite).all(0)], 1)
             tokens = [None] * len(crops) if cosines.last is None else cosines.last
-            for crop, window_cosines, window_flags, window_kept, left in zip(crops, z, flags, kept, tokens):
+            for crop, window_cosines, window_flags, window_kept, left in zip(crops, z, flags, left_for_merge, tokens):
                 window = Window(crop.rows, crop.columns, window_cosines, cosines.grid, window_kept, left)
                 yield i, window, window_flags, crop.image_index
+        del cosines, z, tokens
+
+
+def _block_key(segmentor: 'TrainingFreeSegmentor', text: Text) -> tuple:
+    """Return what members have in common that share the last block under their method's own map."""
+    return segmentor.member_key, segmentor.multiple, segmentor.window, text.queries  # equal words are equal rows
 
 
 def _kept(method: Method, block: LastBlock, count: int) -> list:
@@ -299,6 +334,36 @@ def _kept(method: Method, block: LastBlock, count: int) -> list:
     return list(kept)
 
 
+class KeptImage:
+    """What passes over one image leave for the next ones: trunk, VFM features, what was made of the whole image.
+
+    A later pass under another feedback runs the last block alone; under the method that came last, the feedback alone.
+    A pass gives the same with it as without. The image stays the same; windows, stride and fit do, too.
+
+    Attributes:
+        batches (dict): place of the windows -> their `_Batch`.
+    """
+
+    def __init__(self) -> None:
+        self.batches: dict[tuple, _Batch] = {}
+        self._made: dict[tuple[int, int], dict[int, dict[tuple, Any]]] = {}
+
+    def of_size(self, size: tuple[int, int]) -> dict[int, dict[tuple, Any]]:
+        """Return what was made of the whole image for results of a size, see `WholeImages`; to be changed in place."""
+        return self._made.setdefault(pair(size), {})
+
+
+def _batch(segmentors: 'Sequence[TrainingFreeSegmentor]', crops: Sequence[Crop], kept: KeptImage | None) -> '_Batch':
+    """Return the batch of windows for segmentors, an earlier pass's where it has all that they need."""
+    if kept is None:
+        return _Batch(segmentors, crops)
+    place = tuple((crop.rows, crop.columns) for crop in crops)
+    if place not in kept.batches:
+        kept.batches[place] = _Batch(segmentors, crops)
+    kept.batches[place].read_for(segmentors)
+    return kept.batches[place]
+
+
 class _Batch:
     """Windows of one size: their pixels, trunk and features, each computed once for the segmentors that ask.
 
@@ -311,7 +376,32 @@ class _Batch:
         self._trunk: dict[tuple[int, int], tuple[Tensor, tuple[int, int], dict[int, Projections]]] = {}  # by size
         self._features: dict[tuple, Tensor] = {}  # by VFM, what it sees, kind and size
         self._finite: dict[tuple, Tensor] = {}  # by size, and as the features
-        self._inner = sorted({index for segmentor in segmentors for index in segmentor.inner_blocks})
+        self._inner: list[int] = []  # earlier blocks whose tokens the trunk gives
+        self._cosines: tuple[Any, WindowCosines] | None = None
+        self.read_for(segmentors)
+
+    def read_for(self, segmentors: 'Sequence[TrainingFreeSegmentor]') -> None:
+        """Have the trunk give the tokens of the earlier blocks that segmentors read; else it runs once more."""
+        inner = {index for segmentor in segmentors for index in segmentor.inner_blocks}
+        if not inner <= set(self._inner):
+            self._inner, self._cosines = sorted({*self._inner, *inner}), None
+            self._trunk.clear()
+
+    def cosines(self, segmentor: 'TrainingFreeSegmentor', text: Text, seen: list[SeenImage]) -> WindowCosines:
+        """Return the cosines under a segmentor's method; those under the method and the words that came last stay.
+
+        Args:
+            segmentor: the segmentor.
+            text: what it segments into.
+            seen: of each window its image.
+        """
+        key = _block_key(segmentor, text)
+        if segmentor.sees_more_than_windows():
+            key += tuple(image.size for image in seen)  # regions are those of the original's size
+        if self._cosines is None or self._cosines[0] != key:
+            self._cosines = None  # the earlier maps are not held beside the next ones
+            self._cosines = key, WindowCosines(segmentor.method, self.last_block(segmentor, seen), text.rows)
+        return self._cosines[1]
 
     def last_block(self, segmentor: 'TrainingFreeSegmentor', seen: list[SeenImage]) -> LastBlock:
         images = self._images(segmentor)
@@ -397,7 +487,11 @@ def check_finite_stages(flags: Tensor, image: str, settings: str) -> None:
 
 
 def _batches(
-    members: Sequence[Member], crops: Sequence[Crop], whole_images: WholeImages, most: int
+    members: Sequence[Member],
+    crops: Sequence[Crop],
+    whole_images: WholeImages,
+    most: int,
+    kept: 'KeptImage | None' = None,
 ) -> Iterator[tuple[list[Crop], list]]:
     """Yield consecutive windows of one size, at most so many at once, and their `window_results`."""
     for _, alike in itertools.groupby(crops, lambda crop: crop.size):
@@ -405,7 +499,7 @@ def _batches(
         while group:
             whole_images.most, batch, results = most, group[:most], None
             with enough_memory('one window', members) if most == 1 else contextlib.suppress(OutOfMemoryError):
-                results = list(window_results(members, batch, whole_images))
+                results = list(window_results(members, batch, whole_images, kept))
             if results is None:  # nothing of the batch is kept: its windows are computed again
                 most = members[0].segmentor.halve_batch(most)
                 continue

@@ -1,5 +1,6 @@
 """Text queries: the words of a data set's classes, and their CLIP embeddings."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -23,6 +24,7 @@ from fsa_seg.system.leases import leased
 from fsa_seg.system.paths import new_file
 from fsa_seg.system.progress import Bar
 
+MOST_ROWS = 2**14  # words whose rows stay in memory: 32 MiB at a width of 512; the disk has the others
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
 _cleaned = functools.lru_cache(2**14)(get_clean_fn('lower'))  # a table's cells have the same words again and again
 NOT_TEXT = ('visual.', 'logit_scale', 'logit_bias')  # what a model has beside its text tower
@@ -181,7 +183,12 @@ class TextEncoder:
         clip: an `open_clip` model whose text tower is float32.
         tokenizer: its tokenizer.
         cache_dir (str): folder of the rows; by default the environment's FSA_SEG_CACHE or ~/.cache/fsa_seg.
+
+    Attributes:
+        writes (bool): whether new rows are kept on disk. Rows tell words: anybody may embed a word and compare.
     """
+
+    writes = True
 
     def __init__(self, clip: Any, tokenizer: Callable, cache_dir: str | None = None):
         self._clip, self._tokenizer, self._lock = clip, tokenizer, threading.Lock()
@@ -208,11 +215,14 @@ class TextEncoder:
         queries = tuple(word for group in words for word in group)
         with self._lock:
             if self._missing(queries):
-                with leased(os.path.join(self._cache_dir, f'{self.tower}.lease'), 'embeds words'):
+                lease = os.path.join(self._cache_dir, f'{self.tower}.lease')
+                with leased(lease, 'embeds words') if self.writes else contextlib.nullcontext():
                     missing = self._missing(queries)  # less, if another process had the lease before
                     if missing:
                         self._embed(missing, device)
             rows = torch.stack([self._rows[word] for word in queries])
+            for word in list(self._rows)[:-MOST_ROWS]:
+                del self._rows[word]
         return Text(rows, tuple(len(group) for group in words), queries)
 
     def to_host(self) -> None:
@@ -239,7 +249,8 @@ class TextEncoder:
                     'get them again, or name others'
                 )
             self._rows[word] = row
-            self._write(word, row)
+            if self.writes:
+                self._write(word, row)
         trim_memory()
 
     def _path(self, word: str) -> str:

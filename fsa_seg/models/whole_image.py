@@ -31,6 +31,7 @@ class WholeImages:
         sizes: index -> (height, width) of the original; by default the image's own.
         originals: index -> the original image; by default unknown.
         contents: index -> (height, width) without padding; by default the image's own.
+        made: what earlier passes computed of each image: index -> key -> value; changed in place.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class WholeImages:
         sizes: Sequence[tuple[int, int]] | None = None,
         originals: Sequence[Original] | None = None,
         contents: Sequence[tuple[int, int]] | None = None,
+        made: dict[int, dict[tuple, Any]] | None = None,
     ):
         self._images, self._sizes, self._originals, self._contents = images, sizes, originals, contents
-        self._made: dict[int, dict[tuple, Any]] = {}  # image -> what was computed of it
+        self._made = {} if made is None else made
         self.most = 1  # windows that go through a VFM at once
 
     def of(self, segmentor: 'TrainingFreeSegmentor', index: int) -> 'SeenImage':
@@ -58,9 +60,12 @@ class WholeImages:
             self.most,
         )
 
-    def forget(self, index: int) -> None:
-        """Drop what was computed of an image."""
-        self._made.pop(index, None)
+    def forget(self, index: int, original_alone: bool = False) -> None:
+        """Drop what was computed of an image, or its original pixels alone."""
+        if original_alone:
+            self._made.get(index, {}).pop(('original',), None)
+        else:
+            self._made.pop(index, None)
 
 
 class SeenImage:

@@ -4,17 +4,17 @@ Shape legend: B windows, T = 1 + N tokens (CLS first), N = h·w patches, D width
 images (B, 3, height, width).
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fsa_seg.errors import UserError, check_keys, constructor_keys, one_of
 from fsa_seg.methods import make_method
 from fsa_seg.methods.base import Method, WindowCosines, check_feedback, sees_windows
 from fsa_seg.models.clip import trunk_and_inner
-from fsa_seg.ops.attention import map_rows
-from fsa_seg.ops.feedback import FSA, adapt, ensemble, prune, within
+from fsa_seg.ops.attention import AttentionMap
+from fsa_seg.ops.feedback import FSA, adapt, prune, within
 from fsa_seg.ops.last_block import LastBlock, Projections
 from fsa_seg.ops.sfr import SFR, SFRAndFSA
 from fsa_seg.ops.types import ImageTower
@@ -166,34 +166,63 @@ def inspect_patch(
     """
     fsa, method = resolve_feedback(feedback), make_method(method)
     check_feedback(method, fsa)
-    if not isinstance(fsa, FSA):
-        raise UserError(f'{type(fsa).__name__} has no S and W to look at; use --feedback fsa or sfr+fsa')
     tokens, grid, inner = trunk_and_inner(visual, images, method.inner_blocks(len(visual.transformer.resblocks)))
     windows = window_cosines(visual, tokens, grid, text, method, vfm_features, inner, images)
+    inspection, _ = inspect_window(windows, fsa, index)
+    return inspection
+
+
+def inspect_window(windows: WindowCosines, fsa: Any, index: tuple[int, int]) -> tuple[Inspection, Tensor]:
+    """Return the `Inspection` of one patch, and the patch's cosines (2, Q) without feedback and with it.
+
+    Args:
+        windows: of one window, under a method with an attention map.
+        fsa: the feedback.
+        index: as of `inspect_patch`.
+
+    Raises:
+        UserError: a feedback without S and W.
+    """
+    if not isinstance(fsa, FSA):
+        raise UserError(f'{type(fsa).__name__} has no S and W to look at; use --feedback fsa or sfr+fsa')
     assert windows.attention is not None  # FSA adapts a map
     attention, _ = fsa.start(windows, windows.attention, windows.first)
-    values = windows.block.values(attention)
-    heads = windows.block.value_heads(attention)
-    patch, first = index[0] * windows.grid[1] + index[1], int(attention.covers_cls)
-    before, _ = list(windows.rounds(fsa))[-2:]
+    matrix = windows.matrix if attention is windows.attention else windows.matrix_of(attention)
+    patch = index[0] * windows.grid[1] + index[1]
+    *_, before, after = windows.rounds(fsa)
     similarity = within(fsa.similarities(before, windows.uniform), attention, slice(None))
-    pruned = prune(similarity, fsa.p)
     adapted = adapt(similarity, fsa.lam, fsa.p)
-
-    def row_of(apply: Callable[[Tensor], Tensor]) -> Tensor:
-        return map_rows(apply, patch + first, values, heads).mean(0)[first:]
-
-    def apply_adapted(*tensors: Tensor) -> list[Tensor]:
-        return [adapted.to(tensor.dtype) @ tensor for tensor in tensors]
-
     rows = (
-        row_of(attention.apply),
+        matrix[patch + attention.covers_cls, int(attention.covers_cls) :],
         similarity[0, patch],
-        pruned[0, patch],
+        prune(similarity[:, patch : patch + 1], fsa.p)[0, 0],
         adapted[0, patch],
-        row_of(lambda unit: ensemble(attention, apply_adapted, unit, fsa.terms)),
+        _ensemble_row(attention, matrix, adapted[0], patch, fsa.terms),
     )
-    return Inspection(*(row.unflatten(0, windows.grid) for row in rows))
+    cosines = torch.stack([windows.first[0, patch], after[0, patch]])
+    return Inspection(*(row.unflatten(0, windows.grid) for row in rows)), cosines
+
+
+def _ensemble_row(
+    attention: AttentionMap, matrix: Tensor, adapted: Tensor, patch: int, terms: tuple[str, ...]
+) -> Tensor:
+    """Return a patch's row (N) of Â, see `fsa_seg.ops.feedback.ensemble`.
+
+    Args:
+        attention: A. matrix (T, T): of A, the mean of its heads, in which Â is linear.
+        adapted (N, N): W.
+        patch: index among the N patches.
+        terms: of FSA.
+    """
+    first, mass = int(attention.covers_cls), attention.row_sum
+    assert mass is not None  # FSA.loop checks it
+    row = adapted[patch]
+    parts = dict(
+        WA=lambda: row @ matrix[first:, first:] / mass,
+        AW=lambda: matrix[patch + first, first:] @ adapted / mass,
+        W=lambda: row,
+    )
+    return torch.stack([parts[term]() for term in terms]).sum(0) * (mass / len(terms))
 
 
 def resolve_feedback(feedback: None | bool | dict | Feedback) -> Any:

@@ -95,25 +95,24 @@ class Attended(Protocol):
     def v(self) -> Tensor: ...
 
 
-def map_rows(apply: Callable[[Tensor], Tensor], index: int, values: Tensor, heads: int) -> Tensor:
-    """Return row `index` of the matrix that an operator on values stands for: (H, T).
+def dense_map(apply: Callable[[Tensor], Tensor], values: Tensor, heads: int) -> Tensor:
+    """Return the matrix (T, T) float32 that an operator on values stands for, the mean of its heads.
 
     The operator is applied to unit vectors, as many at once as a head has columns.
 
     Args:
         apply: function of values (1, T, D), linear, which treats each head's D/H columns apart.
-        index: of the row, from 0 to T − 1.
         values (1, T, D): any, of the shape and type that the operator takes.
         heads: H.
     """
     count, size = values.shape[1], values.shape[2] // heads
-    rows = []
+    parts = []
     for start in range(0, count, size):
         columns = min(size, count - start)
         unit = values.new_zeros(1, count, heads, size)
         unit[0, start : start + columns, :, :columns] = torch.eye(columns)[:, None].to(unit)
-        rows.append(apply(unit.flatten(2))[0, index].unflatten(0, (heads, size))[:, :columns])
-    return torch.cat(rows, 1).float()
+        parts.append(apply(unit.flatten(2))[0].unflatten(1, (heads, size)).float().mean(1)[:, :columns])
+    return torch.cat(parts, 1)
 
 
 def named_map(name: str, block: Attended, bias: Tensor | None = None) -> AttentionMap:

@@ -5,7 +5,7 @@ import torch
 
 from fsa_seg.errors import UserError
 from fsa_seg.ops import feedback, reference
-from fsa_seg.ops.attention import AttentionMap, map_rows, proxy_map, self_map
+from fsa_seg.ops.attention import AttentionMap, dense_map, proxy_map, self_map
 from fsa_seg.ops.feedback import FSA, adapt, coherence, ensemble, isolate, prune, threshold
 
 
@@ -141,7 +141,7 @@ def test_terms_of_the_ensemble(terms):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 5, 8).unbind(0)
     attention = self_map('qq+kk', dict(q=q, k=k), heads=1)
-    a = torch.stack([map_rows(attention.apply, i, v, heads=1)[0] for i in range(5)])[None] / 2
+    a = dense_map(attention.apply, v, heads=1)[None] / 2
     w = torch.block_diag(torch.ones(1, 1), torch.rand(4, 4).softmax(-1))[None]
     products = dict(WA=w @ a, AW=a @ w, W=w)
     expected = 2 * sum(products[term] for term in terms) / len(terms) @ v
