@@ -1,5 +1,6 @@
 """GEM: a stream of self-self attention beside the last blocks of a tower that is left as it is."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch.nn.functional as F
@@ -74,14 +75,21 @@ def _self_self(part: Projections) -> AttentionMap:
         x = _unit(x.float(), heads)
         rows.append(_unit(softmax_map(scale * x, x, x, heads, None, width**0.5), heads))
 
-    def scaled(factor: float = 1.0, bias: Tensor | None = None) -> AttentionMap:
-        def apply(values: Tensor) -> Tensor:
-            mixed = sum(softmax_map(scale * x, x, values.float(), heads, bias, factor * width**0.5) for x in rows)
-            return (cast(Tensor, mixed) / len(rows)).to(values.dtype)
+    return _scaled(scale, rows, heads, width**0.5)
 
-        return AttentionMap(apply, 1.0, True, with_logits=lambda further, added: scaled(factor * further, added))
 
-    return scaled()
+def _scaled(
+    scale: Tensor, rows: Sequence[Tensor], heads: int, factor: float, bias: Tensor | None = None
+) -> AttentionMap:
+    """Return the mean of the maps softmax(factor·scale·x·xᵀ + bias), x (B, T, D) one of `rows`."""
+
+    def apply(values: Tensor) -> Tensor:
+        mixed = sum(softmax_map(scale * x, x, values.float(), heads, bias, factor) for x in rows)
+        return (cast(Tensor, mixed) / len(rows)).to(values.dtype)
+
+    return AttentionMap(
+        apply, 1.0, True, with_logits=lambda further, added: _scaled(scale, rows, heads, factor * further, added)
+    )
 
 
 def _unit(x: Tensor, heads: int) -> Tensor:

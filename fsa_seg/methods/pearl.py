@@ -50,15 +50,17 @@ class PEARL(Method):
         own = self.alpha**0.5 * centred_k
         queries, keys = (torch.cat([x, own], -1).flatten(2) for x in (q, turned))
 
-        def scaled(factor: float = 1.0, bias: Tensor | None = None) -> AttentionMap:
-            return AttentionMap(
-                lambda values: softmax_map(queries, keys, values.float(), block.heads, bias, factor).to(values.dtype),
-                1.0,
-                True,
-                with_logits=lambda further, added: scaled(factor * further, added),
-            )
+        return _scaled(queries, keys, block.heads)
 
-        return scaled()
+
+def _scaled(queries: Tensor, keys: Tensor, heads: int, factor: float = 1.0, bias: Tensor | None = None) -> AttentionMap:
+    """Return the softmax map of queries and keys (B, T, D), whose logits are scaled before a bias is added."""
+    return AttentionMap(
+        lambda values: softmax_map(queries, keys, values.float(), heads, bias, factor).to(values.dtype),
+        1.0,
+        True,
+        with_logits=lambda further, added: _scaled(queries, keys, heads, factor * further, added),
+    )
 
 
 def polar_factor(matrix: Tensor, steps: int) -> Tensor:

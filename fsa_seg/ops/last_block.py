@@ -159,15 +159,18 @@ class LastBlock(Projections):
         A map that all heads share commutes with the out-projection, which then comes first. Where patches come from
         a coarser grid of fewer patches than D, the map mixes the columns of the resize instead: (N, h·w) in place of
         (N, D).
+
+        The functions hold the tokens and not the block, which holds them: a cycle would keep all tensors until Python
+        looks for cycles.
         """
-        out = self._block.attn.out_proj
+        out, entering, own_grid, covers_cls = self._block.attn.out_proj, self.tokens, self.grid, attention.covers_cls
         project: Callable[[Tensor], Tensor] = out
         values = self.v if attention.covers_cls else self.v[:, 1:]
         if attention.shared:
             values, project = F.linear(values, out.weight), lambda mixed: mixed + out.bias
         if grid == self.grid:
-            return _Inputs(values, project, lambda: self.tokens if attention.covers_cls else self.tokens[:, 1:])
-        tokens = functools.cache(lambda: resize_tokens(self.tokens[:, 1:], self.grid, grid))
+            return _Inputs(values, project, lambda: entering if covers_cls else entering[:, 1:])
+        tokens = functools.cache(lambda: resize_tokens(entering[:, 1:], own_grid, grid))
         if attention.shared and values.shape[1] < values.shape[2]:
             eye = torch.eye(values.shape[1], device=values.device, dtype=values.dtype)[None]
             columns = resize_tokens(eye, self.grid, grid).expand(len(values), -1, -1)
