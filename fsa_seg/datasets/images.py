@@ -68,6 +68,17 @@ def read_image(path: str, image_max: int | None = None, order: str = 'rgb') -> n
     return image if order == 'bgr' else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def decode_image(data: bytes, what: str, image_max: int | None = None) -> np.ndarray:
+    """Return the image in a file's bytes as (height, width, 3) uint8 RGB, see `read_image`.
+
+    Args:
+        data: the file's content.
+        what: the error's subject, such as 'the image a.png'.
+        image_max: see `read_image`.
+    """
+    return cv2.cvtColor(_decode(data, what, image_max), cv2.COLOR_BGR2RGB)
+
+
 def as_rgb(image: str | Image.Image | np.ndarray, image_max: int | None = None) -> np.ndarray:
     """Return a path's image, a PIL image or an array as (height, width, 3) uint8 RGB, see `read_image`.
 
@@ -105,7 +116,7 @@ def open_image(source: str | bytes, what: str) -> Image.Image:
         what: the error's subject, such as 'the image a.png'.
     """
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except UnidentifiedImageError:
         raise UserError(
             f'{what} cannot be decoded: its format is unknown, or its values are no whole numbers of 8 or 16 bits'
@@ -117,6 +128,10 @@ def open_image(source: str | bytes, what: str) -> Image.Image:
         ) from None
     except Exception as error:  # the decoders raise many kinds
         raise UserError(f'{what} cannot be decoded: {one_line(error)}') from None
+    if image.format == 'EPS':  # Pillow would write it to a file, and run it by Ghostscript
+        image.close()
+        raise UserError(f'{what} is PostScript, which is a program; save it as PNG or JPEG')
+    return image
 
 
 def _read_head(source, what):

@@ -176,6 +176,7 @@ def test_pil_images_and_arrays(segmenter):
         ),
         ('cut.png', lambda path: open(path, 'wb').write(open(PHOTO, 'rb').read()[:900]), 'cut.png cannot be decoded'),
         ('text.png', lambda path: open(path, 'w').write('no picture'), 'text.png cannot be decoded'),
+        ('program.png', lambda path: Image.fromarray(RGB).save(path, 'EPS'), 'program.png is PostScript, .* a program'),
         ('none.png', lambda path: None, 'none.png cannot be read: No such file'),
         ('folder.png', os.mkdir, 'folder.png cannot be read: it is a folder'),
         ('fifo.png', os.mkfifo, 'fifo.png cannot be read: it is a FIFO'),
