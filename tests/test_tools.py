@@ -301,6 +301,27 @@ def test_what_cannot_be_looked_at(run_tool, capsys):
     assert status == 1 and 'SFR has no S and W to look at; use --feedback fsa or sfr+fsa' in printed
 
 
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--fsa-options', 'lamda=2'], "unknown key 'lamda' in --fsa-options (did you mean 'lam'?)"),
+        (['--fsa-options', 'type=SFR'], "unknown key 'type' in --fsa-options"),
+        (['--fsa-options', 'lam=90'], 'FSA: lam is 90; it has to be from 0 to 80'),
+        (['--fsa-options', 'terms=[]'], 'FSA: terms is []; it has to be a choice of WA, AW, W'),
+        (['--fsa-options', 'lam=2', '--no-fsa'], 'leave out --no-fsa, or --feedback other than fsa'),
+        (['--fsa-options', 'lam=2', '--feedback', 'sfr'], 'leave out --no-fsa, or --feedback other than fsa'),
+        (['--fsa-options', 'lam'], "'lam' is not KEY=VALUE, such as lam=2.5"),
+        (['--attention', '1,2', '--scores', 'x.npz'], '--attention keeps no scores'),
+        (['--random-weights', '-1'], 'random_weights is -1; it has to be a whole number, 0 or more'),
+    ],
+)
+def test_options_that_a_picture_cannot_have(run_tool, monkeypatch, arguments, message):
+    """They are found before a model is loaded."""
+    monkeypatch.setattr('fsa_seg.models.segmentor.load_clip', lambda **_: pytest.fail('a model was loaded'))
+    status, printed = run_tool('segment', IMAGE, 'cat', '--mini', *arguments)
+    assert status and message in printed and 'Traceback' not in printed, printed
+
+
 def test_architectures_under_the_old_name_of_their_suite(run_tool, tmp_path):
     status, printed = run_tool('benchmark', '--suite', 'smoke', '--mini')
     assert status == 0, printed

@@ -42,13 +42,15 @@ def place(text: str) -> str:
 
 
 class SetEntries(argparse.Action):
-    """Reads the KEY=VALUE pairs of --cfg-options into a dict, by mmengine's rules."""
+    """Reads the KEY=VALUE pairs of --cfg-options into a dict, by mmengine's rules; `example` is such a pair."""
+
+    example = 'model.stride=56'
 
     def __call__(self, parser, namespace, values, option_string=None):
         """Add the pairs to the dict that earlier options of this name have made."""
         for text in values:
             if '=' not in text or not text.split('=')[0].strip('.'):
-                parser.error(f'{option_string}: {text!r} is not KEY=VALUE, such as model.stride=56')
+                parser.error(f'{option_string}: {text!r} is not KEY=VALUE, such as {self.example}')
         from mmengine.config import DictAction
 
         try:
@@ -56,6 +58,12 @@ class SetEntries(argparse.Action):
         except Exception as error:  # DictAction raises various errors, such as for an open bracket
             text = f'{" ".join(values)} cannot be read ({one_line(error)})'
             parser.error(f'{option_string}: {text}; write lists as [a,b]')
+
+
+class SetFSA(SetEntries):
+    """Reads the KEY=VALUE pairs of --fsa-options."""
+
+    example = 'lam=2.5'
 
 
 def add_model_options(parser: argparse.ArgumentParser, one_method: bool = True) -> None:
@@ -105,11 +113,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="class words in place of the protocol's: those of the protocol NAME; the plain class names (names); or a "
         "file, a line per class, synonyms by ';'",
     )
+    add_random_weights(parser, 'the result is marked, and enters no table')
+
+
+def add_random_weights(parser: argparse.ArgumentParser, worth: str) -> None:
+    """Add the option of random weights; `worth` says in its help what a result is worth."""
     parser.add_argument(
-        '--random-weights',
-        type=int,
-        metavar='SEED',
-        help='random weights in place of trained weights; the result is marked, and enters no table',
+        '--random-weights', type=int, metavar='SEED', help=f'random weights in place of trained weights; {worth}'
     )
 
 

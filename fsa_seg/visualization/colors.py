@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
+from fsa_seg.datasets.palette import even_palette
+
 Color = tuple[int, int, int]  # RGB, 0..255
 
 FAR = 30  # CIELAB distance from which two colours are told apart at a glance; 2.3 is just noticeable
@@ -41,6 +43,15 @@ def distinct_colors(palette: Sequence[Sequence[int]], shown: Iterable[int]) -> d
             colors[label] = free[best]
             gaps = np.minimum(gaps, _distances(places, places[best]))
     return colors
+
+
+def class_colors(count: int) -> list[Color]:
+    """Return the colours of `count` classes that have none of their own: of `even_palette`, told apart.
+
+    Of up to 20 classes, a picture shows each in this colour, whichever classes it shows.
+    """
+    colors = distinct_colors(even_palette(count), range(count))
+    return [colors[label] for label in range(count)]
 
 
 @functools.cache

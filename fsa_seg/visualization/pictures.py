@@ -76,7 +76,7 @@ def attention_picture(
     for name, values in rows.items():
         kept = values[np.isfinite(values)]
         title = f'{ROW_TITLES.get(name, name)}: {kept.min():.2g} to {kept.max():.2g}'
-        tiles[title] = functools.partial(_heat, image, window, values)
+        tiles[title] = functools.partial(heat, image, window, values)
     tiles.update(_overlays(image, label_maps, palette))
     tiles = {title: functools.partial(_spotted, tile, pixel) for title, tile in tiles.items()}
     return _compose(tiles, image.shape[:2], _legend(shown, classes, palette), 4)
@@ -103,8 +103,14 @@ def _spotted(tile, pixel):
     return np.array(spot)
 
 
-def _heat(image, window, values):
-    """Return the image in grey, its window in the colours of `values`; places of −∞ stay grey and dark."""
+def heat(image: np.ndarray, window: tuple[int, int, int, int], values: np.ndarray) -> np.ndarray:
+    """Return the image in grey, its window in the colours of `values`; places of −∞ stay grey and dark.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        window: (left, top, right, bottom) in the image's pixels.
+        values: (h, w) over the window. The least finite value is dark, the greatest bright.
+    """
     x_min, y_min, x_max, y_max = window
     out = np.empty_like(image)
     for rows in _blocks(len(image)):
@@ -132,14 +138,14 @@ def _shown(label_maps, palette):
 def _legend(shown, classes, palette):
     """Return (name, colour) of each shown label: a class's first word, or all of its words if two first words agree."""
     names = [classes[i] if i < len(classes) else 'void' for i in shown]
-    words = [_first_word(name) for name in names]
+    words = [first_word(name) for name in names]
     return [
         (word if words.count(word) == 1 else ' '.join(name.split()), palette[i] if i < len(classes) else WHITE)
         for i, name, word in zip(shown, names, words)
     ]
 
 
-def _first_word(name: str) -> str:
+def first_word(name: str) -> str:
     """Return the first of a class's words: 'chest of drawers; chest' -> 'chest of drawers'."""
     words = (' '.join(word.split()) for word in re.split('[;,]', name))
     return next(filter(None, words), name)

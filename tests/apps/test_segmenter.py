@@ -151,6 +151,23 @@ def test_the_note_of_toy_models(segmenter):
         assert has_toy_models(load_components(method, None, backbone, vfm)) == toy
 
 
+def test_random_weights(segmenter):
+    """They are those of the seed, and marked; trained weights give other labels."""
+    first, again, other = (
+        Segmenter(backbone='toy', vfm='toy', method='sclip', device='cpu', random_weights=seed) for seed in (0, 0, 1)
+    )
+    assert 'weights are random' in first.note
+    found, same, differs = (made.segment(PATHS[0], WORDS[0], scores=True).scores for made in (first, again, other))
+    assert np.array_equal(found, same) and not np.array_equal(found, differs)
+    assert not np.array_equal(found, segmenter.segment(PATHS[0], WORDS[0], scores=True).scores)
+
+
+def test_settings_of_fsa_are_checked_before_models_are_loaded(monkeypatch):
+    monkeypatch.setattr('fsa_seg.models.segmentor.load_clip', lambda **_: pytest.fail('a model was loaded'))
+    with pytest.raises(UserError, match=r"unknown key 'lamda' in feedback \(did you mean 'lam'"):
+        Segmenter(backbone='toy', method='clip', feedback=dict(lamda=2), device='cpu')
+
+
 def test_a_device_by_name_or_as_torchs():
     assert check_device('cpu') == check_device(torch.device('cpu')) == torch.device('cpu')
     made = Segmenter(backbone='toy', method='clip', feedback=False, device=torch.device('cpu'))

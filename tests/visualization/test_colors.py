@@ -9,7 +9,7 @@ from mmseg.registry import DATASETS
 
 from fsa_seg.config.compose import compose
 from fsa_seg.datasets.palette import even_palette
-from fsa_seg.visualization.colors import FAR, WHITE, distinct_colors
+from fsa_seg.visualization.colors import FAR, WHITE, class_colors, distinct_colors
 
 from conftest import MINI
 
@@ -48,6 +48,14 @@ def test_three_greens_of_pascal_context():
     assert least_distance([meta['palette'][i] for i in shown]) < 15
     colors = distinct_colors(meta['palette'], shown)
     assert list(colors[shown[0]]) == list(meta['palette'][shown[0]]) and least_distance(colors.values()) >= FAR
+
+
+@pytest.mark.parametrize('count', [1, 2, 13, 20])
+def test_a_class_has_one_colour_in_all_pictures(count):
+    palette = class_colors(count)
+    for shown in (range(count), range(0, count, 2), [count - 1]):
+        assert distinct_colors(palette, shown) == {label: palette[label] for label in shown}
+    assert len(class_colors(500)) == 500
 
 
 def test_colours_that_are_far_apart_stay():
