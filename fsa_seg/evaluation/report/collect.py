@@ -17,6 +17,7 @@ from fsa_seg.evaluation.metric import sum_confusions
 from fsa_seg.evaluation.report.soundness import EXACT, PAIRS, check_sound
 from fsa_seg.evaluation.report.statistics import Counts, image_counts
 from fsa_seg.evaluation.results import COMPONENTS, read_result, result_files, result_row
+from fsa_seg.system.paths import file_state
 
 Light = dict[str, Any]  # a result without `images`, `confusion` and `config`; with `path`, `flat` and `label_folder`
 HEAVY = ('images', 'confusion', 'config')
@@ -130,12 +131,11 @@ def _listed(result):
 
 def heavy(path: str) -> Heavy:
     """Return the heavy part of a result file that `light` has read; the last files stay in memory until they change."""
-    state = os.stat(path)
-    return _heavy(path, state.st_size, state.st_mtime_ns)
+    return _heavy(path, file_state(path))
 
 
 @functools.lru_cache(4)
-def _heavy(path, size, modified):
+def _heavy(path, state):
     result = read_result(path)
     confusion = sum_confusions([[result['confusion'][key] for key in PAIRS]], len(result['classes']))
     return Heavy(image_counts(result), confusion, result['config'])

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fsa_seg.errors import UserError
+
 DRAWS = 10_000
 SEED = 0
 LEVEL = 0.95  # of the intervals
@@ -63,6 +65,14 @@ def image_counts(result: Mapping[str, Any]) -> Counts:
     for table, key in zip(tables, ('intersection', 'union', 'label')):
         table[rows, columns] = [count for image in images for count in image[key]]
     return Counts([image['name'] for image in images], *tables)
+
+
+def image_of(counts: Counts, name: str) -> Counts:
+    """Return the counts of one image; a name that is not there is a UserError."""
+    if name not in counts.images:
+        raise UserError(f'the result has no image {name!r}')
+    row = counts.images.index(name)
+    return Counts([name], *(table[row : row + 1] for table in counts[1:]))
 
 
 def miou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
