@@ -108,16 +108,17 @@ def test_what_an_import_loads(statement, absent):
 
 
 def test_a_number_needs_no_report():
-    """A result is the same whatever evaluation/report is: a digest of the sources leaves that folder out."""
-    report = os.path.join('evaluation', 'report')
+    """A result is the same whatever evaluation/report and apps/demo are: a digest of the sources leaves them out."""
+    readers = tuple(os.path.join(*parts, '') for parts in (('evaluation', 'report'), ('apps', 'demo')))
     for path in files():
         own = os.path.relpath(path, os.path.join(ROOT, 'fsa_seg'))
-        if own.startswith(report + os.sep) or own == '__init__.py' or layer(path) == 'cli':
+        if own.startswith(readers) or own == '__init__.py' or layer(path) == 'cli':
             continue
         with open(path, encoding='utf-8') as f:
             nodes = [node for node in ast.walk(ast.parse(f.read())) if isinstance(node, ast.ImportFrom)]
         names = imported(path) + [f'{node.module}.{alias.name}' for node in nodes for alias in node.names]
-        assert not [name for name in names if f'{name}.'.startswith('fsa_seg.evaluation.report.')], path
+        heads = tuple(f'fsa_seg.{folder.replace(os.sep, ".")}' for folder in readers)
+        assert not [name for name in names if f'{name}.'.startswith(heads)], path
 
 
 def test_public_names_are_imported_when_they_are_used():
@@ -136,6 +137,7 @@ def test_the_page_of_the_architecture_is_the_codes():
     listed = {cells[0].strip().strip('`'): set(re.findall('`([a-z_0-9]+)`', cells[2])) for cells in rows}
     listed['datasets'].remove('prepare')  # a folder
     listed['evaluation'].remove('report')  # a folder
+    listed['apps'].remove('demo')  # a folder
     present = {}
     for path in files():
         name = os.path.splitext(os.path.basename(path))[0]

@@ -17,6 +17,7 @@ TOOLS = dict(
     report='make a report of results: tables, intervals, where each gain comes from',
     compare='compare two results: figures, interval, and all that differs',
     segment='segment one picture into the classes that you name',
+    demo='open a web page: methods side by side on a picture, and why',
     prepare="make data sets of their publishers' files, and check them",
     weights='list, download and check the weights of backbones and VFMs',
     measure='measure the costs on this machine',
@@ -24,7 +25,8 @@ TOOLS = dict(
     list='list methods, backbones, VFMs, protocols, data sets, suites',
 )
 HIDDEN = ('launch',)  # tools that scripts call
-GIVES_MEMORY_BACK = ('segment',)  # one picture; `leave` then saves the time in which libraries are unloaded
+# `segment` has one picture, and `demo` waits; `leave` then saves the time in which libraries are unloaded
+GIVES_MEMORY_BACK = ('segment', 'demo')
 
 
 def usage() -> str:

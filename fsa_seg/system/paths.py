@@ -88,9 +88,9 @@ def sources_digest() -> str:
     """Return the SHA-256 of the package's source files as this process first saw them, as a hexadecimal string.
 
     Left out are `cli`, whose options are in the config, `shipped`, which an installed package alone has, and
-    `evaluation/report`, which reads results and makes none.
+    `evaluation/report` and `apps/demo`, which read results and make none.
     """
-    folders = ('cli', 'shipped', os.path.join('evaluation', 'report'))
+    folders = ('cli', 'shipped', os.path.join('evaluation', 'report'), os.path.join('apps', 'demo'))
     left_out = tuple(os.path.join(PACKAGE, folder) + os.sep for folder in folders)
     files = sorted(glob.glob(os.path.join(glob.escape(PACKAGE), '**', '*.py'), recursive=True))
     return files_digest(file for file in files if not file.startswith(left_out))

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.structures import PixelData
@@ -355,3 +357,10 @@ def test_members_that_differ_in_feedback_share_the_last_block(monkeypatch):
     assert sorted(blocks) == ['clip', 'sclip']
     whole = [dict(member('sclip'), window=0), dict(member('clip'), window=0, stride=7)]
     assert len(MODELS.build(dict(type='SharedPass', members=whole)).members) == 2
+
+
+def test_a_kept_trunk_gives_all_earlier_blocks_that_were_read():
+    batch = shared_pass._Batch([SimpleNamespace(inner_blocks=(0,))], [])
+    batch.read_for([SimpleNamespace(inner_blocks=(3,))])
+    batch.read_for([SimpleNamespace(inner_blocks=())])
+    assert batch._inner == [0, 3]
