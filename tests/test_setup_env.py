@@ -161,6 +161,26 @@ def test_the_environment_is_made_again_only_when_it_is_out_of_date(repository):
     assert counts() == (3, 2)
 
 
+def test_the_tests_alone_get_the_packages_of_the_page(repository):
+    """They are added to an environment of quickstart.sh, which stays current for all scripts."""
+    steps = [('quickstart.sh', {}), ('run_tests.sh', {}), ('quickstart.sh', {}), ('check.sh', {}), ('run_tests.sh', {})]
+    extras = ['.[test]', '.[test,test-demo]']
+    assert installs(repository, steps) == extras
+    (repository / 'newest.txt').write_text('pillow==13.0.0')
+    constrained = dict(CONSTRAINTS='newest.txt')  # which the page's packages contradict
+    assert installs(repository, [('run_tests.sh', constrained), ('quickstart.sh', constrained)]) == [*extras, '.[test]']
+    assert installs(repository, steps) == [*extras, '.[test]', *extras]  # the page's packages may have lost a version
+    assert (repository / 'venvs').read_text().count('made') == 1
+
+
+def installs(repository, steps):
+    """Run scripts; return what pip was asked to install so far, of each call the last word."""
+    for name, environment in steps:
+        done = run(repository, name, **environment)
+        assert done.returncode == 0, done.stderr
+    return [line.split()[-1] for line in (repository / 'pip_calls').read_text().splitlines()]
+
+
 def test_quickstart_compares_with_the_expected_numbers(repository):
     """A second run in the same environment compares too; the script ends with the comparison's status."""
     assert run(repository).returncode == 0
@@ -193,7 +213,7 @@ def test_versions_of_a_constraints_file(repository):
 
 
 def test_constraints_name_every_floor():
-    """The oldest set is that of the requirements, and both sets name every requirement."""
+    """The oldest set is that of the requirements, and both sets name every requirement but those of the web page."""
     sets = {
         name: dict(re.findall(r'^([\w-]+)==(\S+)', open(os.path.join(ROOT, 'constraints', name)).read(), re.M))
         for name in ('oldest.txt', 'newest.txt')
@@ -202,6 +222,7 @@ def test_constraints_name_every_floor():
         floors = dict(re.findall(r'^([\w-]+)>=([\d.]+)', f.read(), re.M))
     with open(os.path.join(ROOT, 'pyproject.toml'), encoding='utf-8') as f:
         extras = f.read().split('[project.optional-dependencies]')[1].split('\n[')[0]
+    extras = re.sub(r'^(test-)?demo = .*$', '', extras, flags=re.M)
     floors.update(re.findall(r'"([\w-]+)>=([\d.]+)', extras))
     assert set(floors) == set(sets['oldest.txt']) == set(sets['newest.txt'])
     for name, floor in floors.items():
