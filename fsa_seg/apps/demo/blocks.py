@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,6 +56,9 @@ LIMITS = (
     f'One request at a time uses the model; {MAX_WAITING} more may wait. Pictures and words stay in memory, of the '
     f'{MAX_PAGES} pages used last, and are gone when the page closes.'
 )
+
+
+_entries: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # open picture -> its entry; both go together
 
 
 class Example(NamedTuple):
@@ -383,8 +387,10 @@ def failed_stage(line: str, keep: bool = False) -> dict:
 
 
 def entry(picture: Any) -> dict:
-    """Return what the views know of an open picture."""
-    return views.picture_entry(picture.preview, picture.size, picture.name)
+    """Return what the views know of an open picture; it is made once, since a large one takes 0.2 s."""
+    if picture not in _entries:
+        _entries[picture] = views.picture_entry(picture.preview, picture.size, picture.name)
+    return _entries[picture]
 
 
 def example_entry(picture: Any) -> dict:

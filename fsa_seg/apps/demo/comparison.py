@@ -110,8 +110,7 @@ class Comparison:
         load_component('backbone', backbone)
         if protocol != 'own':
             load_component('protocol', protocol)
-        components = load_components('proxyclip', 'fsa', backbone, vfm)
-        self.note = TOY_MODELS if has_toy_models(components) else None
+        self.note = TOY_MODELS if has_toy_models(self._components(Row('proxyclip', 'fsa'))) else None
         if random_weights is not None:
             check_values(dict(random_weights=random_weights), dict(random_weights=SEED), 'options')
             self.note = RANDOM_WEIGHTS
@@ -145,7 +144,7 @@ class Comparison:
 
     def fsa_settings(self, method: str) -> dict[str, Any]:
         """Return FSA's settings on a method here, those of FSA_SETTINGS; no model is loaded."""
-        config, _ = self._config(Row(method, 'fsa'))
+        config, _ = self._config(self._components(Row(method, 'fsa')))
         return _settings(MODELS.build(config['feedback']))
 
     def segmentor(self, row: Row) -> tuple[TrainingFreeSegmentor, int]:
@@ -156,19 +155,23 @@ class Comparison:
         """
         with self._loading:
             if row not in self._segmentors:
-                config, short = self._config(row)
+                components = self._components(row)
+                if self.random_weights is None:
+                    check_weights(components)
+                config, short = self._config(components)
                 at_once = WINDOWS if str(self.device).startswith('cuda') else 1
                 model = MODELS.build(dict(config, models=self._models, window_batch=at_once)).to(self.device)
                 model.encoder.writes = False
                 self._segmentors[row] = model, short
             return self._segmentors[row]
 
-    def _config(self, row):
-        """Return the config of a row's segmentor, and the shorter side of its resized images."""
-        components = load_components(row.method, row.feedback, self.backbone, self.vfm)
+    def _components(self, row):
+        """Return the components of a row."""
+        return load_components(row.method, row.feedback, self.backbone, self.vfm)
+
+    def _config(self, components):
+        """Return the config of a segmentor, and the shorter side of its resized images."""
         settings = protocol_settings(load_protocol(self.protocol, components), None)
-        if self.random_weights is None:
-            check_weights(components)
         config = model_config(components, settings, self.precision, self.device, self.random_weights)
         return config, settings['short']
 
@@ -343,8 +346,9 @@ def _windows_key(model, short):
 
 
 def _needs_original(model):
-    """Return whether a segmentor may look at the original pixels."""
-    return model.sees_more_than_windows() or model.refinement is not None or model.method.refines is not None
+    """Return whether a segmentor may look at the original pixels, from one of the hooks that see the image."""
+    hooks = any(part.overrides(hook) for part in model.method.parts for hook in ('merge', 'correct', 'refine'))
+    return hooks or model.sees_more_than_windows() or model.refinement is not None
 
 
 def _changed(feedback, settings):

@@ -290,12 +290,12 @@ class Routes:
     def _open(self, page, source, name, words=None):
         """Return the answer about a picture that the page keeps from now on."""
 
-        from fsa_seg.apps.demo.views import picture_entry
+        from fsa_seg.apps.demo.blocks import entry
 
         with self.pages.turn():
             picture = self.engine.open(source, name)
             self.pages.hold(page, picture)
-        value = dict(picture=picture_entry(picture.preview, picture.size, picture.name))
+        value = dict(picture=entry(picture))
         return JSONResponse(value if words is None else dict(value, words=words))
 
     async def labels(self, page: Page, request: Request) -> Any:

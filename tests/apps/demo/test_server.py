@@ -22,6 +22,7 @@ from fsa_seg.apps.demo.comparison import Comparison  # noqa: E402
 from fsa_seg.apps.segmenter import Segmenter  # noqa: E402
 from fsa_seg.cli import demo  # noqa: E402
 from fsa_seg.errors import UserError  # noqa: E402
+from fsa_seg.models import weights  # noqa: E402
 
 HOST = 'http://127.0.0.1:7860'
 
@@ -218,6 +219,17 @@ def test_what_is_missing_is_a_line(asked, client):
     assert asked.events.opened(asked.event(words=['a']))[0] == ['a']
     asked.events.pages.close('asked')
     assert 'load the page again' in asked.segment()[0]['error']
+
+
+def test_weights_that_are_missing_are_a_line_and_the_server_starts(monkeypatch):
+    """Of a backbone that the user has named; the page shows what to run, and the sliders have their values."""
+    monkeypatch.setattr(weights, 'try_to_load_from_cache', lambda *_, **__: None)
+    named = Comparison('openclip_vit-h14')
+    client = TestClient(server.make_app(named), HOST)
+    assert client.get('/').status_code == 200
+    asked = Requests(client, named)
+    client.post(f'/demo/{asked.page}/example/0')
+    assert asked.segment()[0]['error'].endswith('run fsa-seg weights get openclip_vit-h14')
 
 
 def test_an_error_nobody_foresaw_is_a_line(asked, client, monkeypatch, capsys):
